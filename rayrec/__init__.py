@@ -1,0 +1,1 @@
+"""rayrec: a Ray-based experimentation service for recommender and ads models."""

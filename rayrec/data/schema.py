@@ -1,0 +1,232 @@
+"""The declared schema of a log: one JSON file drives validation, batching, the model's inputs and the serving request.
+
+A *declared* schema says what the columns are. A *fitted* one also holds what one streaming pass over the raw data found:
+vocabularies and dense statistics. Logs on disk always carry a fitted schema (``schema.json``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+class SchemaError(ConfigError):
+    """A schema that contradicts itself, or a log that does not fit its schema."""
+
+
+@dataclass(frozen=True)
+class DenseStatistics:
+    """Mean and standard deviation of the observed values *after* log1p where the feature asks for it."""
+
+    mean: float
+    std: float
+    missing_share: float
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class DenseFeature:
+    """A number. Logs store it in raw units (float32, null = missing); the model's input layer applies the transform.
+
+    transform: "standardize" (x - mean) / std; "log1p" standardizes sign(x) * log1p(|x|); "none" passes x on.
+    """
+
+    name: str
+    kind: Literal["dense"] = "dense"
+    transform: Literal["standardize", "log1p", "none"] = "standardize"
+    allow_missing: bool = True
+    statistics: DenseStatistics | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class CategoricalFeature:
+    """A string or integer code. Logs store int32 ids; id 0 = missing or (vocabulary) unknown.
+
+    encoding "vocabulary": ids 1..len(vocabulary) by falling frequency (ties by value), values seen fewer than ``min_count``
+    times and all beyond the ``max_size`` most frequent are unknown. encoding "hash": ids 1..buckets, a stable hash.
+    """
+
+    name: str
+    kind: Literal["categorical"] = "categorical"
+    encoding: Literal["vocabulary", "hash"] = "vocabulary"
+    buckets: int | None = None
+    min_count: int = 1
+    max_size: int = 1_000_000
+    allow_missing: bool = True
+    missing_values: tuple[str, ...] = ("",)
+    vocabulary: tuple[str, ...] | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    @property
+    def size(self) -> int:
+        """Number of ids, the 0 of missing included. Raises SchemaError when a vocabulary is not fitted yet."""
+        if self.encoding == "hash":
+            assert self.buckets is not None  # LogSchema checks it
+            return self.buckets + 1
+        if self.vocabulary is None:
+            raise SchemaError(f"feature {self.name!r} has no vocabulary yet: fit the schema first")
+        return len(self.vocabulary) + 1
+
+
+@dataclass(frozen=True)
+class SequenceFeature:
+    """A list of categorical values, oldest first; the last ``max_length`` are kept. Logs store list<int32>.
+
+    shares: name of a categorical feature whose encoding and embedding rows it uses (then its own encoding fields are unused).
+    separator: how a text file writes the list in one field.
+    """
+
+    name: str
+    kind: Literal["sequence"] = "sequence"
+    max_length: int = 50
+    shares: str | None = None
+    encoding: Literal["vocabulary", "hash"] = "vocabulary"
+    buckets: int | None = None
+    min_count: int = 1
+    max_size: int = 1_000_000
+    separator: str = "|"
+    vocabulary: tuple[str, ...] | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
+class TextFeature:
+    """Free text, stored as it is (string); for the text encoders."""
+
+    name: str
+    kind: Literal["text"] = "text"
+    max_characters: int = 10_000
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+Feature = Annotated[DenseFeature | CategoricalFeature | SequenceFeature | TextFeature, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class TaskLabel:
+    """One binary task. ``label`` is its column (default: the task's name), float32 in {0, 1}, null = not observed.
+
+    observed_when: name of another task; where that task's label is not 1, this label is masked (conversion after click).
+    """
+
+    name: str
+    label: str | None = None
+    observed_when: str | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    @property
+    def column(self) -> str:
+        return self.label if self.label is not None else self.name
+
+
+@dataclass(frozen=True)
+class LogSchema:
+    """All that is known of a log's columns. ``extras`` are numeric columns carried along (float64 or int64, by name)."""
+
+    name: str
+    features: tuple[Feature, ...]
+    tasks: tuple[TaskLabel, ...]
+    weight: str | None = None
+    timestamp: str | None = None
+    request_id: str | None = None
+    stage: str | None = None
+    extras: tuple[str, ...] = ()
+    version: Literal[1] = 1
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        columns = names + [task.column for task in self.tasks]
+        columns += [c for c in (self.weight, self.timestamp, self.request_id, self.stage) if c is not None]
+        columns += list(self.extras)
+        repeated = sorted({name for name in columns if columns.count(name) > 1})
+        if repeated:
+            raise SchemaError(f"schema {self.name!r}: columns used twice: {', '.join(repeated)}")
+        if not self.tasks:
+            raise SchemaError(f"schema {self.name!r}: at least one task is needed")
+        task_names = [task.name for task in self.tasks]
+        if len(set(task_names)) < len(task_names):
+            raise SchemaError(f"schema {self.name!r}: two tasks have the same name")
+        for task in self.tasks:
+            if task.observed_when is not None and task.observed_when not in task_names:
+                raise SchemaError(f"task {task.name!r}: observed_when names no task: {task.observed_when!r}")
+        by_name: Mapping[str, Feature] = dict(zip(names, self.features, strict=True))
+        for feature in self.features:
+            if isinstance(feature, CategoricalFeature | SequenceFeature):
+                shared = isinstance(feature, SequenceFeature) and feature.shares is not None
+                if feature.encoding == "hash" and not shared and (feature.buckets is None or feature.buckets < 1):
+                    raise SchemaError(f"feature {feature.name!r}: encoding hash needs buckets >= 1")
+            if isinstance(feature, SequenceFeature):
+                if feature.max_length < 1:
+                    raise SchemaError(f"feature {feature.name!r}: max_length must be at least 1")
+                if feature.shares is not None and not isinstance(by_name.get(feature.shares), CategoricalFeature):
+                    raise SchemaError(
+                        f"feature {feature.name!r}: shares names no categorical feature: {feature.shares!r}"
+                    )
+
+    @property
+    def dense(self) -> tuple[DenseFeature, ...]:
+        return tuple(f for f in self.features if isinstance(f, DenseFeature))
+
+    @property
+    def categorical(self) -> tuple[CategoricalFeature, ...]:
+        return tuple(f for f in self.features if isinstance(f, CategoricalFeature))
+
+    @property
+    def sequences(self) -> tuple[SequenceFeature, ...]:
+        return tuple(f for f in self.features if isinstance(f, SequenceFeature))
+
+    @property
+    def texts(self) -> tuple[TextFeature, ...]:
+        return tuple(f for f in self.features if isinstance(f, TextFeature))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether every vocabulary and every needed statistic is there."""
+        return (
+            all(f.statistics is not None or f.transform == "none" for f in self.dense)
+            and all(f.encoding == "hash" or f.vocabulary is not None for f in self.categorical)
+            and all(f.shares is not None or f.encoding == "hash" or f.vocabulary is not None for f in self.sequences)
+        )
+
+    def encoder_of(self, sequence: SequenceFeature) -> CategoricalFeature:
+        """The categorical feature (real, or made of the sequence's own fields) that encodes a sequence's values."""
+        if sequence.shares is not None:
+            return next(f for f in self.categorical if f.name == sequence.shares)
+        return CategoricalFeature(
+            name=sequence.name,
+            encoding=sequence.encoding,
+            buckets=sequence.buckets,
+            min_count=sequence.min_count,
+            max_size=sequence.max_size,
+            vocabulary=sequence.vocabulary,
+        )
+
+    def with_features(self, features: tuple[Feature, ...]) -> "LogSchema":
+        return replace(self, features=features)
+
+
+def read_schema(path: Path) -> LogSchema:
+    """Read a schema file. Raises SchemaError that names the file and the field."""
+    if not path.is_file():
+        raise SchemaError(f"{path}: no such schema file")
+    try:
+        return from_json(LogSchema, path.read_bytes(), str(path))
+    except ConfigError as error:
+        raise SchemaError(str(error)) from None
+
+
+def write_schema(schema: LogSchema, path: Path) -> None:
+    """Write a schema file, whole or not at all."""
+    write_text_atomically(path, to_json(schema))

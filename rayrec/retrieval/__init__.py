@@ -1,0 +1,1 @@
+"""Semantic IDs, item tries, constrained decoding and dense indexes. Knows torch and faiss only."""

@@ -1,0 +1,61 @@
+"""Frozen dataclasses to JSON and back, strictly: an unknown field or a wrong type is an error that names the field."""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A config file or value that does not fit its dataclass."""
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> str:
+    """JSON text of a (nested) dataclass; floats keep their exact value, tuples become lists."""
+    return _adapter(type(value)).dump_json(value, indent=indent).decode()
+
+
+def to_plain(value: Any) -> Any:
+    """The JSON form as Python dicts, lists and scalars."""
+    return json.loads(to_json(value, indent=None))
+
+
+def from_json(kind: type[T], text: str | bytes, where: str = "the given text") -> T:
+    """Parse ``text`` as ``kind``. Raises ConfigError that names ``where`` and every field that is wrong."""
+    try:
+        return _adapter(kind).validate_json(text)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error)}") from None
+
+
+def from_plain(kind: type[T], value: Any, where: str = "the given value") -> T:
+    """Like ``from_json`` for already parsed JSON."""
+    return from_json(kind, json.dumps(value), where)
+
+
+def explain(error: ValidationError) -> str:
+    """One line: each wrong field, what was wrong, and what stood there."""
+    parts = []
+    for item in error.errors(include_url=False)[:10]:
+        place = ".".join(str(part) for part in item["loc"]) or "the whole document"
+        given = repr(item.get("input"))
+        shown = given if len(given) <= 60 else given[:57] + "..."
+        parts.append(f"{place}: {item['msg']} (given: {shown})")
+    return "; ".join(parts)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write to a temporary name beside ``path``, then rename, so that no reader ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
