@@ -1,1 +1,3 @@
 """rayrec: a Ray-based experimentation service for recommender and ads models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,152 @@
+"""A trained model on disk: a folder of JSON and safetensors that can be wrong, but can never run code.
+
+    <bundle>/config.json         kind, model config, metrics, the run's whole config, versions, sha256 of every other file
+    <bundle>/schema.json         the fitted schema of the log it was trained on
+    <bundle>/model.safetensors   weights and buffers
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import rayrec
+from rayrec.data.schema import LogSchema, SchemaError, read_schema, write_schema
+from rayrec.models.ranker import Ranker
+from rayrec.tasks.ranking import RankerConfig, ranker_inputs
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+
+WEIGHTS = "model.safetensors"
+SCHEMA = "schema.json"
+CONFIG = "config.json"
+
+
+class BundleError(ValueError):
+    """A bundle that is incomplete, altered, of another version, or does not fit its own config."""
+
+
+@dataclass(frozen=True)
+class BundleMetadata:
+    """What ``config.json`` holds. ``metrics``: split -> task -> metric -> value (None where undefined)."""
+
+    kind: Literal["ranker"]
+    model_config: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]]
+    run_config: Mapping[str, Any]
+    sha256: Mapping[str, str]
+    created: str
+    rayrec: str
+    torch: str
+    format: Literal[1] = 1
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle; ``model`` is in evaluation mode."""
+
+    path: Path
+    kind: str
+    schema: LogSchema
+    model: nn.Module
+    metadata: BundleMetadata
+
+
+def save_bundle(
+    folder: Path | str,
+    *,
+    model: Ranker,
+    model_config: RankerConfig,
+    schema: LogSchema,
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    run_config: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise BundleError(f"{folder}: exists already")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, partial / WEIGHTS)
+        write_schema(schema, partial / SCHEMA)
+        metadata = BundleMetadata(
+            kind="ranker",
+            model_config=to_plain(model_config),
+            metrics=metrics,
+            run_config=run_config,
+            sha256={name: _sha256(partial / name) for name in (WEIGHTS, SCHEMA)},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            rayrec=rayrec.__version__,
+            torch=torch.__version__,
+        )
+        write_text_atomically(partial / CONFIG, to_json(metadata))
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
+    """Read and check a bundle: files, hashes, format version, schema against model, shapes.
+
+    Raises BundleError that says what is wrong; nothing in a bundle is ever unpickled or executed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder")
+    for name in (CONFIG, SCHEMA, WEIGHTS):
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder}: {name} is missing")
+    try:
+        metadata = from_json(BundleMetadata, (folder / CONFIG).read_bytes(), str(folder / CONFIG))
+        for name in (WEIGHTS, SCHEMA):
+            if _sha256(folder / name) != metadata.sha256.get(name):
+                raise BundleError(f"{folder / name}: does not match the sha256 in {CONFIG}; it was changed or cut")
+        schema = read_schema(folder / SCHEMA)
+        config = from_plain(RankerConfig, dict(metadata.model_config), f"{folder / CONFIG}: model_config")
+        if config.inputs != ranker_inputs(schema):
+            raise BundleError(f"{folder}: the model's inputs do not fit {SCHEMA}")
+        weights = load_file(folder / WEIGHTS)
+    except SchemaError as error:
+        raise BundleError(str(error)) from None
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
+    except SafetensorError as error:
+        raise BundleError(f"{folder / WEIGHTS}: {error}") from None
+    model = Ranker(config.inputs, config.architecture)
+    _check_shapes(model, weights, folder / WEIGHTS)
+    model.load_state_dict(weights)
+    return Bundle(folder, metadata.kind, schema, model.to(device).eval(), metadata)
+
+
+def _check_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor], file: Path) -> None:
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise BundleError(f"{file}: tensor {name!r} is missing")
+        if name not in expected:
+            raise BundleError(f"{file}: tensor {name!r} is not part of this model")
+        if weights[name].shape != expected[name].shape:
+            found, wanted = tuple(weights[name].shape), tuple(expected[name].shape)
+            raise BundleError(f"{file}: tensor {name!r} has shape {found}, the model expects {wanted}")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
