@@ -101,7 +101,9 @@ class Tracker:
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
-            raise RegistryError(f"run {run_id!r} is not in the tracking store {_safe(self.uri)}: {error.message}") from None
+            raise RegistryError(
+                f"run {run_id!r} is not in the tracking store {_safe(self.uri)}: {error.message}"
+            ) from None
 
     def config_text(self, run_id: str) -> str:
         """The ``config.json`` that a run logged: enough to repeat it."""

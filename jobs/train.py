@@ -1,0 +1,81 @@
+"""Train a model on a log: python -m jobs.train ranker --log LOG --name NAME.
+
+Running the same command again goes on where a killed run stopped. ``repeat`` trains again from the config that an MLflow run
+logged.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
+
+from rayrec.training.ray_train import FinishedRun, fit
+from rayrec.training.ranker_run import RankerExperiment, ScalingOptions
+from rayrec.training.tracking import Tracker
+from rayrec.typed_json import from_json
+
+
+@dataclass(frozen=True)
+class TrainRanker:
+    """Train a multi-task ranker.
+
+    name: the run's name and folder; running it again resumes it.
+    register: name in the model registry for the trained bundle; its alias "serving" then points to it.
+    """
+
+    name: str
+    experiment: Annotated[RankerExperiment, tyro.conf.arg(name="")]
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    register: str | None = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Train again with the whole config of an earlier MLflow run."""
+
+    run_id: tyro.conf.Positional[str]
+    name: str
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    register: str | None = None
+
+
+Command = Annotated[TrainRanker, tyro.conf.subcommand("ranker")] | Annotated[Repeat, tyro.conf.subcommand("repeat")]
+
+
+def train(command: TrainRanker | Repeat) -> FinishedRun:
+    """Run one command; prints where the results are."""
+    if isinstance(command, Repeat):
+        experiment = from_json(RankerExperiment, Tracker().config_text(command.run_id), f"run {command.run_id}")
+    else:
+        experiment = command.experiment
+    experiment = replace(
+        experiment,
+        log=experiment.log.resolve(),
+        unlabeled=None if experiment.unlabeled is None else experiment.unlabeled.resolve(),
+    )
+    finished = fit(command.name, experiment, command.scaling)
+    if command.register is not None:
+        registered = Tracker().register(finished.mlflow_run, command.register)
+        print(f"registered: models:/{registered.name}/{registered.version} (alias serving)")
+    print_result(finished)
+    return finished
+
+
+def print_result(finished: FinishedRun) -> None:
+    """The last table a user sees: metrics by split and task, and where everything is."""
+    columns = ("normalized_entropy", "auc", "log_loss", "ece", "calibration_ratio")
+    for split, tasks in finished.progress.evaluations.items():
+        print(f"{split + ' split':<24}" + "".join(f"{name:>20}" for name in columns))
+        for task, metrics in tasks.items():
+            cells = [metrics[name] for name in columns]
+            print(f"  {task:<22}" + "".join(f"{'n/a' if v is None else format(v, '.5f'):>20}" for v in cells))
+    print(f"bundle: {finished.bundle}")
+    print(f"MLflow run: {finished.mlflow_run}")
+
+
+def main() -> None:
+    train(tyro.cli(Command, description=__doc__))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""The one worker loop that trains every task: in a Ray Train worker, in a Tune trial, or in a plain process.
+
+Each step: batch -> task.loss -> backward -> clip -> optimizer -> schedule. At every evaluation and every
+``checkpoint_every_steps`` the whole state is captured, so that a killed run goes on with the very next batch.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from rayrec.batch import Batch
+from rayrec.data.streams import LogStream, StreamPosition, ZippedStreams
+from rayrec.metrics import BinaryMetrics
+from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
+from rayrec.tasks.task import Evaluation, Task
+from rayrec.training.checkpoint import (
+    CurvePoint,
+    Progress,
+    TrainingState,
+    copy_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
+from rayrec.training.reporters import Reporter
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how carefully.
+
+    epochs: passes over the labeled log.
+    warmup_steps, schedule: linear warm-up of the learning rate, then constant, or cosine / linear decay to zero at the end.
+    gradient_clip: largest global gradient norm; None = no clipping.
+    evaluate_every_steps: None = at the end of each epoch.
+    checkpoint_every_steps: checkpoints between evaluations; None = only at evaluations.
+    patience: stop after that many evaluations without a gain of ``min_gain``; None = never stop early.
+    precision: "bfloat16" runs matrix products in bf16 (autocast); "auto" does so on GPUs.
+    threads: intra-op CPU threads of this worker; None leaves torch's setting.
+    """
+
+    epochs: int = 3
+    seed: int = 0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    gradient_clip: float | None = 10.0
+    evaluate_every_steps: int | None = None
+    checkpoint_every_steps: int | None = None
+    patience: int | None = 2
+    min_gain: float = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int | None = None
+    progress_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "evaluate_every_steps", "checkpoint_every_steps", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Which of how many workers this is, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """How this worker opens its streams: training from a position, or passes over an evaluation split."""
+
+    open_training: Callable[[StreamPosition, int], ZippedStreams]
+    open_evaluation: Callable[[str, int], LogStream]
+    splits: tuple[str, ...]
+
+
+Say = Callable[[str], None]
+MetricLog = Callable[[Mapping[str, float | None], int], None]
+
+
+def run_training(
+    task: Task,
+    data: TrainingData,
+    config: LoopConfig,
+    optimizer_config: OptimizerConfig,
+    reporter: Reporter,
+    *,
+    worker: Worker | None = None,
+    log_metrics: MetricLog = lambda metrics, step: None,
+    say: Say = lambda text: None,
+) -> Progress:
+    """Train to the end (or to early stopping) from the reporter's newest checkpoint, or from scratch.
+
+    Afterwards the best weights have been evaluated on every split but train; the last checkpoint holds them as its best.
+    """
+    worker = worker or Worker()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    model = task.build().to(worker.device)
+    torch.manual_seed(config.seed * 1_000_003 + worker.rank + 1)  # workers draw different dropout masks
+    optimizer = build_optimizer(model, optimizer_config)
+    state = TrainingState(model, optimizer, LambdaLR(optimizer, lambda step: 1.0), Progress())
+    newest = reporter.latest()
+    position = StreamPosition(0, 0)
+    loop = _Loop(task, data, config, reporter, worker, state, log_metrics, say)
+    if newest is not None:
+        # The schedule's length needs the stream; its state is only a step count, so restoring first is safe.
+        read_checkpoint(newest, state, worker.rank)
+        position = StreamPosition(state.progress.epoch, state.progress.step_in_epoch)
+        if state.progress.finished:
+            return state.progress
+        say(f"going on from step {state.progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
+    with (
+        closing(data.open_training(position, config.epochs)) as stream,
+        closing(loop.open_validation(stream.steps_per_epoch)) as validation,
+    ):
+        steps = config.epochs * stream.steps_per_epoch
+        state.schedule.lr_lambdas = [learning_rate_factor(config, steps)] * len(optimizer.param_groups)
+        loop.train(stream, validation)
+    return loop.finish()
+
+
+def learning_rate_factor(config: LoopConfig, steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: warm-up from 1/warmup_steps to 1, then the schedule."""
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+        return 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+    return factor
+
+
+def reduce_evaluation(evaluation: Evaluation, worker: Worker) -> None:
+    """Sum the metric states of all workers, in place."""
+    if worker.size > 1:
+        total = evaluation.state().to(worker.device)
+        dist.all_reduce(total)
+        evaluation.load_state(total.cpu())
+
+
+class _Step(nn.Module):
+    """Model and loss as one module, so that DDP sees one forward whatever parts of the model a method calls."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+
+    def forward(self, batch: Batch, unlabeled: Batch | None) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
+        loss = self.task.loss(self.model, batch, unlabeled)
+        return loss.total, loss.parts, loss.logits
+
+
+class _Loop:
+    def __init__(
+        self, task: Task, data: TrainingData, config: LoopConfig, reporter: Reporter, worker: Worker,
+        state: TrainingState, log_metrics: MetricLog, say: Say,
+    ) -> None:  # fmt: skip
+        self.task, self.data, self.config, self.reporter, self.worker = task, data, config, reporter, worker
+        self.state, self.log_metrics, self.say = state, log_metrics, say
+        self.step_module: nn.Module = _Step(task, state.model)
+        if worker.size > 1:
+            self.step_module = DistributedDataParallel(self.step_module)
+        self.bf16 = config.precision == "bfloat16" or (config.precision == "auto" and worker.device.type == "cuda")
+
+    @property
+    def leads(self) -> bool:
+        return self.worker.rank == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.worker.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def open_validation(self, steps_per_epoch: int) -> LogStream:
+        """One stream for all evaluations to come, each a pass: a stream takes seconds to start."""
+        every, epochs = self.config.evaluate_every_steps, self.config.epochs
+        passes = epochs if every is None else epochs * steps_per_epoch // every + 1
+        return self.data.open_evaluation("valid", passes)
+
+    def train(self, stream: ZippedStreams, validation: LogStream) -> None:
+        config, state = self.config, self.state
+        window = _Window(self.task)
+        while state.progress.epoch < config.epochs:
+            for batch, unlabeled in stream.epoch_batches():
+                parts = self._update(batch, unlabeled, window)
+                position = stream.position
+                state.progress = replace(
+                    state.progress,
+                    epoch=position.epoch,
+                    step_in_epoch=position.step,
+                    step=state.progress.step + 1,
+                    rows=state.progress.rows + len(batch) * self.worker.size,
+                )
+                self._show(parts, window, stream.steps_per_epoch)
+                at_end = position.step == 0
+                every, between = config.evaluate_every_steps, config.checkpoint_every_steps
+                if at_end if every is None else (state.progress.step % every == 0):
+                    self._close_window(window, stream.steps_per_epoch)
+                    if self._evaluate(validation, stream.steps_per_epoch):
+                        return
+                elif between is not None and state.progress.step % between == 0:
+                    self._close_window(window, stream.steps_per_epoch)
+                    self._checkpoint({})
+        if config.evaluate_every_steps is not None and state.progress.step % config.evaluate_every_steps != 0:
+            self._evaluate(validation, stream.steps_per_epoch)  # the last steps count too
+
+    def finish(self) -> Progress:
+        """Evaluate the best weights on every split but train and write the last checkpoint."""
+        state = self.state
+        if state.best is not None:
+            state.model.load_state_dict(state.best)
+            state.best = None
+        evaluations, calibration = dict(state.progress.evaluations), dict(state.progress.calibration)
+        for split in self.data.splits:
+            if split == "train":
+                continue
+            with closing(self.data.open_evaluation(split, 1)) as stream:
+                evaluation = self._pass(stream.epoch_batches())
+            evaluations[split] = self.task.summarize(evaluation)
+            if isinstance(evaluation, BinaryMetrics):
+                calibration[split] = _calibration(evaluation, tuple(evaluations[split]))
+        state.progress = replace(state.progress, finished=True, evaluations=evaluations, calibration=calibration)
+        self._checkpoint({})
+        return state.progress
+
+    def _update(self, batch: Batch, unlabeled: Batch | None, window: "_Window") -> Mapping[str, Tensor]:
+        state, started = self.state, time.perf_counter()
+        state.model.train()
+        batch = batch.to(self.worker.device, non_blocking=True)
+        unlabeled = None if unlabeled is None else unlabeled.to(self.worker.device, non_blocking=True)
+        with self.autocast():
+            total, parts, logits = self.step_module(batch, unlabeled)
+        state.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.config.gradient_clip is not None:
+            clip_gradients(state.model.parameters(), self.config.gradient_clip)
+        state.optimizer.step()
+        state.schedule.step()
+        window.add(parts, logits, batch)
+        state.progress = replace(state.progress, seconds=state.progress.seconds + time.perf_counter() - started)
+        return parts
+
+    def _evaluate(self, validation: LogStream, steps_per_epoch: int) -> bool:
+        """One validation pass, early stopping, a checkpoint. True when training should stop."""
+        state, progress = self.state, self.state.progress
+        summary = self.task.summarize(self._pass(validation.epoch_batches()))
+        objective = self.task.objective(summary)
+        epoch = progress.step / steps_per_epoch
+        points = [
+            CurvePoint(progress.step, epoch, "valid", name, metric, value)
+            for name, values in summary.items()
+            for metric, value in values.items()
+            if metric not in ("rows", "positives")
+        ]
+        points.append(CurvePoint(progress.step, epoch, "valid", "", self.task.objective_name.split("/")[1], objective))
+        sign = 1.0 if self.task.objective_mode == "max" else -1.0
+        best = progress.best_objective
+        gained = best is None or sign * (objective - best) > self.config.min_gain
+        if gained:
+            state.best = copy_weights(state.model)
+            progress = replace(progress, best_objective=objective, best_step=progress.step, evaluations_without_gain=0)
+        else:
+            progress = replace(progress, evaluations_without_gain=progress.evaluations_without_gain + 1)
+        state.progress = replace(progress, curve=progress.curve + tuple(points))
+        if self.leads:
+            metrics = {f"valid/{p.task}/{p.metric}" if p.task else f"valid/{p.metric}": p.value for p in points}
+            self.log_metrics(metrics, progress.step)
+            mark = "best so far" if gained else f"best {state.progress.best_objective:.5f} at {progress.best_step:,}"
+            self.say(f"step {progress.step:,}: {self.task.objective_name} {objective:.5f} ({mark})")
+        self._checkpoint({self.task.objective_name: objective})
+        patience = self.config.patience
+        return patience is not None and state.progress.evaluations_without_gain >= patience
+
+    @torch.no_grad()
+    def _pass(self, batches: Iterator[Batch]) -> Evaluation:
+        self.state.model.eval()
+        evaluation = self.task.new_evaluation()
+        for batch in batches:
+            batch = batch.to(self.worker.device, non_blocking=True)
+            with self.autocast():
+                logits = self.state.model(batch)
+            evaluation.update(logits.float(), batch.labels, batch.weights)
+        reduce_evaluation(evaluation, self.worker)
+        return evaluation
+
+    def _close_window(self, window: "_Window", steps_per_epoch: int) -> None:
+        """Turn the training metrics since the last evaluation or checkpoint into curve points."""
+        reduce_evaluation(window.evaluation, self.worker)
+        step = self.state.progress.step
+        points = [
+            CurvePoint(step, step / steps_per_epoch, "train", name, metric, values[metric])
+            for name, values in self.task.summarize(window.evaluation).items()
+            for metric in ("normalized_entropy", "auc", "log_loss")
+            if metric in values
+        ]
+        points += [CurvePoint(step, step / steps_per_epoch, "train", "", n, v) for n, v in window.mean_parts().items()]
+        self.state.progress = replace(self.state.progress, curve=self.state.progress.curve + tuple(points))
+        if self.leads:
+            metrics = {f"train/{p.task}/{p.metric}" if p.task else f"train/{p.metric}": p.value for p in points}
+            self.log_metrics(metrics, step)
+        window.reset()
+
+    def _checkpoint(self, metrics: Mapping[str, float]) -> None:
+        progress = self.state.progress
+        numbers = {**metrics, "step": float(progress.step), "seconds": progress.seconds}
+        self.reporter.report(numbers, lambda folder: write_checkpoint(folder, self.state, self.worker.rank))
+
+    def _show(self, parts: Mapping[str, Tensor], window: "_Window", steps_per_epoch: int) -> None:
+        if not self.leads or time.perf_counter() - window.shown < self.config.progress_seconds:
+            return
+        progress = self.state.progress
+        passed, rows = time.perf_counter() - window.shown, progress.rows - window.shown_rows
+        window.shown, window.shown_rows = time.perf_counter(), progress.rows
+        left = self.config.epochs * steps_per_epoch - progress.step
+        speed = rows / passed
+        eta = left * (progress.rows / max(progress.step, 1)) / max(speed, 1e-9)
+        self.say(
+            f"epoch {progress.step / steps_per_epoch:.2f} of {self.config.epochs}, step {progress.step:,}: "
+            f"loss {float(parts['loss']):.5f}, {speed:,.0f} rows/s, at most {eta:,.0f} s left"
+        )
+
+
+class _Window:
+    """Training metrics since the last evaluation or checkpoint; never spans one, so that a resumed run logs the same."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.shown, self.shown_rows = time.perf_counter(), 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.evaluation = self.task.new_evaluation()
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, parts: Mapping[str, Tensor], logits: Tensor, batch: Batch) -> None:
+        self.evaluation.update(logits, batch.labels, batch.weights)
+        for name, value in parts.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def mean_parts(self) -> dict[str, float]:
+        return {name: float(total) / max(self.steps, 1) for name, total in self.sums.items()}
+
+
+def _calibration(
+    evaluation: BinaryMetrics, names: tuple[str, ...]
+) -> dict[str, tuple[tuple[float, float, float], ...]]:
+    """Calibration curve by task: (mean predicted, mean observed, rows) of each equal-mass bin."""
+    return {
+        name: tuple((b.mean_predicted, b.mean_observed, float(b.rows)) for b in result.calibration_curve)
+        for name, result in zip(names, evaluation.compute(), strict=True)
+    }

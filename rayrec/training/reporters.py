@@ -1,0 +1,80 @@
+"""Where a worker loop sends its checkpoints and metrics: a folder, Ray Train, or Ray Tune."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import ray.train
+import ray.tune
+
+CheckpointWriter = Callable[[Path], None]
+KEPT_CHECKPOINTS = 2
+
+
+class Reporter(Protocol):
+    """Every worker calls ``report`` at the same steps; ``write`` fills the folder of a checkpoint."""
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, or None when training is fresh."""
+        ...
+
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None: ...
+
+
+class FolderReporter:
+    """Checkpoints in ``<folder>/checkpoint-<n>``, the last two kept; each appears by a rename."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def latest(self) -> Path | None:
+        return max(self._checkpoints(), default=None)
+
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None:
+        if write is None:
+            return
+        newest = self.latest()
+        number = 0 if newest is None else int(newest.name.rpartition("-")[2]) + 1
+        partial = self.folder / ".checkpoint.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        partial.rename(self.folder / f"checkpoint-{number:06d}")
+        for old in sorted(self._checkpoints())[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in self.folder.glob("checkpoint-*") if path.is_dir()]
+
+
+class RayTrainReporter:
+    """Inside a Ray Train worker: checkpoints go to the run's storage; a restarted worker group finds the newest."""
+
+    def latest(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.to_directory())
+
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None:
+        if write is None:
+            return  # Ray Train shows metrics with checkpoints only; MLflow has them all
+        with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
+            write(Path(folder))
+            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class RayTuneReporter:
+    """Inside a Tune trial that runs the loop itself: each evaluation reaches the scheduler, with a checkpoint."""
+
+    def latest(self) -> Path | None:
+        checkpoint = ray.tune.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.to_directory())
+
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None:
+        if write is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
+            write(Path(folder))
+            ray.tune.report(dict(metrics), checkpoint=ray.tune.Checkpoint.from_directory(folder))
