@@ -4,13 +4,13 @@ Running the same command again goes on where a killed run stopped. ``repeat`` tr
 logged.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
+from rayrec.training.ranker_run import RankerExperiment, ScalingOptions, absolute_paths
 from rayrec.training.ray_train import FinishedRun, fit
-from rayrec.training.ranker_run import RankerExperiment, ScalingOptions
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import from_json
 
@@ -48,11 +48,7 @@ def train(command: TrainRanker | Repeat) -> FinishedRun:
         experiment = from_json(RankerExperiment, Tracker().config_text(command.run_id), f"run {command.run_id}")
     else:
         experiment = command.experiment
-    experiment = replace(
-        experiment,
-        log=experiment.log.resolve(),
-        unlabeled=None if experiment.unlabeled is None else experiment.unlabeled.resolve(),
-    )
+    experiment = absolute_paths(experiment)
     finished = fit(command.name, experiment, command.scaling)
     if command.register is not None:
         registered = Tracker().register(finished.mlflow_run, command.register)

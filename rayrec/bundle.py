@@ -1,8 +1,8 @@
 """A trained model on disk: a folder of JSON and safetensors that can be wrong, but can never run code.
 
-    <bundle>/config.json         kind, model config, metrics, the run's whole config, versions, sha256 of every other file
-    <bundle>/schema.json         the fitted schema of the log it was trained on
-    <bundle>/model.safetensors   weights and buffers
+<bundle>/config.json         kind, model config, metrics, the run's whole config, versions, sha256 of every other file
+<bundle>/schema.json         the fitted schema of the log it was trained on
+<bundle>/model.safetensors   weights and buffers
 """
 
 import hashlib

@@ -32,7 +32,10 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands. ``epoch`` and ``step_in_epoch`` are the next batch to read; ``step`` counts updates made."""
+    """Where training stands.
+
+    ``epoch`` and ``step_in_epoch`` are the next batch to read; ``step`` counts updates, ``passes`` evaluations.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -41,6 +44,7 @@ class Progress:
     seconds: float = 0.0
     best_objective: float | None = None
     best_step: int = 0
+    passes: int = 0
     evaluations_without_gain: int = 0
     finished: bool = False
     curve: tuple[CurvePoint, ...] = ()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,6 +32,8 @@ from rayrec.training.checkpoint import (
     write_checkpoint,
 )
 from rayrec.training.reporters import Reporter
+
+OBJECTIVE = "objective"  # the reported metric: the task's objective at the best evaluation so far
 
 
 @dataclass(frozen=True)
@@ -104,31 +107,37 @@ def run_training(
 
     Afterwards the best weights have been evaluated on every split but train; the last checkpoint holds them as its best.
     """
-    worker = worker or Worker()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    model = task.build().to(worker.device)
-    torch.manual_seed(config.seed * 1_000_003 + worker.rank + 1)  # workers draw different dropout masks
-    optimizer = build_optimizer(model, optimizer_config)
-    state = TrainingState(model, optimizer, LambdaLR(optimizer, lambda step: 1.0), Progress())
+    loop = _Loop(task, data, config, optimizer_config, reporter, worker or Worker(), log_metrics, say)
     newest = reporter.latest()
-    position = StreamPosition(0, 0)
-    loop = _Loop(task, data, config, reporter, worker, state, log_metrics, say)
     if newest is not None:
-        # The schedule's length needs the stream; its state is only a step count, so restoring first is safe.
-        read_checkpoint(newest, state, worker.rank)
-        position = StreamPosition(state.progress.epoch, state.progress.step_in_epoch)
-        if state.progress.finished:
-            return state.progress
-        say(f"going on from step {state.progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
+        loop.restore(newest)
+    progress = loop.state.progress
+    if progress.finished:
+        return progress
+    position = StreamPosition(progress.epoch, progress.step_in_epoch)
+    if progress.step:
+        say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
     with (
         closing(data.open_training(position, config.epochs)) as stream,
         closing(loop.open_validation(stream.steps_per_epoch)) as validation,
     ):
-        steps = config.epochs * stream.steps_per_epoch
-        state.schedule.lr_lambdas = [learning_rate_factor(config, steps)] * len(optimizer.param_groups)
         loop.train(stream, validation)
+    return loop.finish()
+
+
+def finish_training(
+    task: Task,
+    data: TrainingData,
+    config: LoopConfig,
+    optimizer_config: OptimizerConfig,
+    checkpoint: Path,
+    reporter: Reporter,
+) -> Progress:
+    """End a run that a scheduler stopped early, here and now: evaluate its best weights and write its last checkpoint."""
+    loop = _Loop(
+        task, data, config, optimizer_config, reporter, Worker(), lambda metrics, step: None, lambda text: None
+    )
+    loop.restore(checkpoint)
     return loop.finish()
 
 
@@ -169,15 +178,25 @@ class _Step(nn.Module):
 
 class _Loop:
     def __init__(
-        self, task: Task, data: TrainingData, config: LoopConfig, reporter: Reporter, worker: Worker,
-        state: TrainingState, log_metrics: MetricLog, say: Say,
+        self, task: Task, data: TrainingData, config: LoopConfig, optimizer_config: OptimizerConfig, reporter: Reporter,
+        worker: Worker, log_metrics: MetricLog, say: Say,
     ) -> None:  # fmt: skip
         self.task, self.data, self.config, self.reporter, self.worker = task, data, config, reporter, worker
-        self.state, self.log_metrics, self.say = state, log_metrics, say
-        self.step_module: nn.Module = _Step(task, state.model)
+        self.log_metrics, self.say = log_metrics, say
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        model = task.build().to(worker.device)
+        torch.manual_seed(config.seed * 1_000_003 + worker.rank + 1)  # workers draw different dropout masks
+        optimizer = build_optimizer(model, optimizer_config)
+        self.state = TrainingState(model, optimizer, LambdaLR(optimizer, lambda step: 1.0), Progress())
+        self.step_module: nn.Module = _Step(task, model)
         if worker.size > 1:
             self.step_module = DistributedDataParallel(self.step_module)
         self.bf16 = config.precision == "bfloat16" or (config.precision == "auto" and worker.device.type == "cuda")
+
+    def restore(self, checkpoint: Path) -> None:
+        read_checkpoint(checkpoint, self.state, self.worker.rank)
 
     @property
     def leads(self) -> bool:
@@ -194,6 +213,10 @@ class _Loop:
 
     def train(self, stream: ZippedStreams, validation: LogStream) -> None:
         config, state = self.config, self.state
+        factor = learning_rate_factor(config, config.epochs * stream.steps_per_epoch)
+        state.schedule.lr_lambdas = [factor] * len(state.optimizer.param_groups)
+        for group, base in zip(state.optimizer.param_groups, state.schedule.base_lrs, strict=True):
+            group["lr"] = base * factor(state.schedule.last_epoch)
         window = _Window(self.task)
         while state.progress.epoch < config.epochs:
             for batch, unlabeled in stream.epoch_batches():
@@ -215,7 +238,7 @@ class _Loop:
                         return
                 elif between is not None and state.progress.step % between == 0:
                     self._close_window(window, stream.steps_per_epoch)
-                    self._checkpoint({})
+                    self._checkpoint()
         if config.evaluate_every_steps is not None and state.progress.step % config.evaluate_every_steps != 0:
             self._evaluate(validation, stream.steps_per_epoch)  # the last steps count too
 
@@ -235,7 +258,7 @@ class _Loop:
             if isinstance(evaluation, BinaryMetrics):
                 calibration[split] = _calibration(evaluation, tuple(evaluations[split]))
         state.progress = replace(state.progress, finished=True, evaluations=evaluations, calibration=calibration)
-        self._checkpoint({})
+        self._checkpoint()
         return state.progress
 
     def _update(self, batch: Batch, unlabeled: Batch | None, window: "_Window") -> Mapping[str, Tensor]:
@@ -276,13 +299,13 @@ class _Loop:
             progress = replace(progress, best_objective=objective, best_step=progress.step, evaluations_without_gain=0)
         else:
             progress = replace(progress, evaluations_without_gain=progress.evaluations_without_gain + 1)
-        state.progress = replace(progress, curve=progress.curve + tuple(points))
+        state.progress = replace(progress, passes=progress.passes + 1, curve=progress.curve + tuple(points))
         if self.leads:
             metrics = {f"valid/{p.task}/{p.metric}" if p.task else f"valid/{p.metric}": p.value for p in points}
             self.log_metrics(metrics, progress.step)
             mark = "best so far" if gained else f"best {state.progress.best_objective:.5f} at {progress.best_step:,}"
             self.say(f"step {progress.step:,}: {self.task.objective_name} {objective:.5f} ({mark})")
-        self._checkpoint({self.task.objective_name: objective})
+        self._checkpoint()
         patience = self.config.patience
         return patience is not None and state.progress.evaluations_without_gain >= patience
 
@@ -315,9 +338,11 @@ class _Loop:
             self.log_metrics(metrics, step)
         window.reset()
 
-    def _checkpoint(self, metrics: Mapping[str, float]) -> None:
+    def _checkpoint(self) -> None:
         progress = self.state.progress
-        numbers = {**metrics, "step": float(progress.step), "seconds": progress.seconds}
+        numbers = {"step": progress.step, "seconds": progress.seconds, "evaluations": progress.passes}
+        if progress.best_objective is not None:
+            numbers[OBJECTIVE] = progress.best_objective
         self.reporter.report(numbers, lambda folder: write_checkpoint(folder, self.state, self.worker.rank))
 
     def _show(self, parts: Mapping[str, Tensor], window: "_Window", steps_per_epoch: int) -> None:

@@ -1,6 +1,6 @@
 """A ranker experiment from config to bundle: the one description that training, sweeps and repeats share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ from rayrec.data.streams import LogStream, StreamConfig, StreamPosition, ZippedS
 from rayrec.optim import OptimizerConfig
 from rayrec.tasks.ranking import RankingConfig, RankingTask
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, run_training
+from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
 from rayrec.training.reporters import Reporter
 from rayrec.typed_json import ConfigError, to_plain
 
@@ -52,6 +52,14 @@ class ScalingOptions:
     device: Literal["auto", "cpu", "gpu"] = "auto"
     cpus_per_worker: float | None = None
     max_failures: int = 3
+
+
+def absolute_paths(experiment: RankerExperiment) -> RankerExperiment:
+    """Workers may run in other folders: paths in a config are absolute once a job has started."""
+    unlabeled = experiment.unlabeled
+    return replace(
+        experiment, log=experiment.log.resolve(), unlabeled=None if unlabeled is None else unlabeled.resolve()
+    )
 
 
 def open_logs(experiment: RankerExperiment) -> tuple[Log, Log | None]:
@@ -113,6 +121,18 @@ def train_here(
         worker=worker,
         log_metrics=log_metrics,
         say=say,
+    )
+
+
+def finish_here(experiment: RankerExperiment, checkpoint: Path, reporter: Reporter) -> None:
+    """Complete a run that a sweep stopped early: evaluate its best weights on every split but train."""
+    finish_training(
+        RankingTask(Log.open(experiment.log).schema, experiment.ranking),
+        training_data(replace(experiment, stream=replace(experiment.stream, reader="in_process")), Worker()),
+        experiment.loop,
+        experiment.optimizer,
+        checkpoint,
+        reporter,
     )
 
 

@@ -105,24 +105,41 @@ def complete_run(folder: Path, record: RunRecord, checkpoint: Path) -> FinishedR
     return FinishedRun(folder, record.mlflow_run, progress)
 
 
-def _train(folder: Path, record: RunRecord, scaling: ScalingOptions) -> Path:
+@dataclass(frozen=True)
+class RayTrainSettings:
+    """Ray Train's view of where and on what a run happens."""
+
+    scaling_config: ScalingConfig
+    run_config: RunConfig
+
+
+def ray_train_settings(folder: Path, scaling: ScalingOptions) -> RayTrainSettings:
+    """GPUs and nccl when the cluster has one a worker, else CPUs; leaves CPUs for the tasks that read the log."""
     use_gpu = scaling.device == "gpu" or (scaling.device == "auto" and gpus() >= scaling.workers)
     cpus = scaling.cpus_per_worker
     if cpus is None:
         available = ray.cluster_resources().get("CPU", 1.0)
         cpus = 1.0 if available >= 2 * scaling.workers + 1 else min(0.5, available / (2 * scaling.workers))
-    trainer = TorchTrainer(
-        _worker_loop,
-        train_loop_config={"record": to_plain(record)},
-        scaling_config=ScalingConfig(
+    return RayTrainSettings(
+        ScalingConfig(
             num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)}
         ),
-        run_config=RunConfig(
+        RunConfig(
             name="train",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
+    )
+
+
+def _train(folder: Path, record: RunRecord, scaling: ScalingOptions) -> Path:
+    settings = ray_train_settings(folder, scaling)
+    trainer = TorchTrainer(
+        worker_loop,
+        train_loop_config={"record": to_plain(record)},
+        scaling_config=settings.scaling_config,
+        run_config=settings.run_config,
     )
     result = trainer.fit()
     if result.error is not None:
@@ -132,7 +149,8 @@ def _train(folder: Path, record: RunRecord, scaling: ScalingOptions) -> Path:
     return Path(result.checkpoint.to_directory())
 
 
-def _worker_loop(config: dict[str, Any]) -> None:
+def worker_loop(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs; ``config`` holds the run's record as plain JSON."""
     record = from_plain(RunRecord, config["record"], "the run's record")
     context = ray.train.get_context()
     device = ray.train.torch.get_device()

@@ -20,7 +20,7 @@ class Reporter(Protocol):
         """The newest whole checkpoint, or None when training is fresh."""
         ...
 
-    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None: ...
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None: ...
 
 
 class FolderReporter:
@@ -33,9 +33,7 @@ class FolderReporter:
     def latest(self) -> Path | None:
         return max(self._checkpoints(), default=None)
 
-    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None:
-        if write is None:
-            return
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         newest = self.latest()
         number = 0 if newest is None else int(newest.name.rpartition("-")[2]) + 1
         partial = self.folder / ".checkpoint.partial"
@@ -57,9 +55,7 @@ class RayTrainReporter:
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else Path(checkpoint.to_directory())
 
-    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None:
-        if write is None:
-            return  # Ray Train shows metrics with checkpoints only; MLflow has them all
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
             write(Path(folder))
             ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -72,9 +68,7 @@ class RayTuneReporter:
         checkpoint = ray.tune.get_checkpoint()
         return None if checkpoint is None else Path(checkpoint.to_directory())
 
-    def report(self, metrics: Mapping[str, float], write: CheckpointWriter | None) -> None:
-        if write is None:
-            return
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
             write(Path(folder))
             ray.tune.report(dict(metrics), checkpoint=ray.tune.Checkpoint.from_directory(folder))

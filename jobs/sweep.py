@@ -1,0 +1,67 @@
+"""Sweep a space of experiments on a log: python -m jobs.sweep ranker --name NAME --base.log LOG --trials 12.
+
+Running the same command again goes on where a killed sweep stopped.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+
+import tune_spaces.ranker
+from jobs.train import print_result
+from rayrec.training.ranker_run import absolute_paths
+from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
+from rayrec.training.tracking import Tracker
+
+SpaceName = Literal["ranker"]
+SPACES: dict[SpaceName, SweepSpace] = {"ranker": tune_spaces.ranker.SPACE}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Sweep one space of ``tune_spaces``.
+
+    name: the sweep's name and folder. register: name in the model registry for the winner; its alias "serving" then points to it.
+    """
+
+    space: tyro.conf.Positional[SpaceName]
+    name: str
+    config: Annotated[SweepConfig, tyro.conf.arg(name="")]
+    register: str | None = None
+
+
+def run(command: Sweep) -> FinishedSweep:
+    """Run the sweep, register its winner when asked, print the trials."""
+    config = replace(command.config, base=absolute_paths(command.config.base))
+    finished = sweep(command.name, command.space, SPACES[command.space], config)
+    if command.register is not None:
+        registered = Tracker().register(finished.winner.mlflow_run, command.register)
+        print(f"registered: models:/{registered.name}/{registered.version} (alias serving)")
+    print_trials(finished)
+    print_result(finished.winner)
+    return finished
+
+
+def print_trials(finished: FinishedSweep) -> None:
+    """Every trial, best first."""
+    sign = 1.0 if finished.mode == "min" else -1.0
+    worst = float("inf")
+    ranked = sorted(finished.trials, key=lambda t: worst if t.objective is None else sign * t.objective)
+    print(f"{finished.objective_name:>30}  evaluations  seconds  parameters")
+    for trial in ranked:
+        value = "failed" if trial.objective is None else f"{trial.objective:.5f}"
+        swept = ", ".join(
+            f"{path.rpartition('.')[2]}={v:.4g}" if isinstance(v, float) else f"{path.rpartition('.')[2]}={v}"
+            for path, v in trial.parameters.items()
+        )
+        mark = " *" if trial.name == finished.winner_trial else ""
+        print(f"{value:>30}  {trial.evaluations:>11}  {trial.seconds:>7.1f}  {swept}{mark}")
+
+
+def main() -> None:
+    run(tyro.cli(Sweep, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()
