@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,7 @@ class ConfigError(ValueError):
     """A config file or value that does not fit its dataclass."""
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:
@@ -33,9 +32,10 @@ def to_plain(value: Any) -> Any:
 def from_json(kind: type[T], text: str | bytes, where: str = "the given text") -> T:
     """Parse ``text`` as ``kind``. Raises ConfigError that names ``where`` and every field that is wrong."""
     try:
-        return _adapter(kind).validate_json(text)  # type: ignore[no-any-return]
+        parsed: T = _adapter(kind).validate_json(text)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error)}") from None
+    return parsed
 
 
 def from_plain(kind: type[T], value: Any, where: str = "the given value") -> T:

@@ -8,7 +8,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import numpy as np
+import pyarrow as pa
 import pytest
+
+from rayrec.data.log import LogWriter
+from rayrec.data.schema import (
+    CategoricalFeature,
+    DenseFeature,
+    DenseStatistics,
+    LogSchema,
+    SequenceFeature,
+    TaskLabel,
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +40,61 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no public data at {root} (set RAYREC_DATA)")
     return root
+
+
+def write_small_log(folder: Path, *, rows: int = 12_000, seed: int = 0, labeled: bool = True) -> Path:
+    """A log with two tasks whose true logits are known to be learnable: two dense, two categorical, one sequence feature."""
+    generator = np.random.default_rng(seed)
+    effects = np.random.default_rng(7).normal(size=(2, 21))
+    schema = LogSchema(
+        name="small",
+        features=(
+            DenseFeature("age", statistics=DenseStatistics(0.0, 1.0, 0.1)),
+            DenseFeature("price", transform="log1p", statistics=DenseStatistics(1.0, 0.6, 0.0)),
+            CategoricalFeature("user", encoding="hash", buckets=50),
+            CategoricalFeature("item", vocabulary=tuple(f"item-{i}" for i in range(20))),
+            SequenceFeature("history", max_length=5, shares="item"),
+        ),
+        tasks=(TaskLabel("click"), TaskLabel("buy", observed_when="click")),
+    )
+    with LogWriter(folder, schema, rows_per_file=4_000) as writer:
+        for split, share in (("train", 1.0), ("valid", 0.25), ("test", 0.25)):
+            n = int(rows * share)
+            age, price = generator.normal(size=n), generator.exponential(2.0, size=n)
+            user, item = generator.integers(1, 51, n), generator.integers(1, 21, n)
+            history = generator.integers(1, 21, size=(n, 5))
+            logit = age + effects[0][item] + effects[0][history].mean(1) - 0.5
+            click = (generator.random(n) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+            buy = (generator.random(n) < 1 / (1 + np.exp(-effects[1][item] - 0.3 * price))).astype(np.float32)
+            buy[click == 0] = np.nan
+            empty = np.full(n, np.nan, dtype=np.float32)
+            writer.write(
+                split,
+                pa.table(
+                    {
+                        "age": pa.array(age, pa.float32(), mask=generator.random(n) < 0.1),
+                        "price": pa.array(price, pa.float32()),
+                        "user": pa.array(user, pa.int32()),
+                        "item": pa.array(item, pa.int32()),
+                        "history": pa.array(list(history), pa.list_(pa.int32())),
+                        "click": pa.array(click if labeled else empty, from_pandas=True),
+                        "buy": pa.array(buy if labeled else empty, from_pandas=True),
+                    }
+                ),
+            )
+        writer.finish({"importer": "test"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12,000 training rows, 3,000 each for validation and test."""
+    return write_small_log(tmp_path_factory.mktemp("logs") / "small")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An own runs folder with an own MLflow store."""
+    monkeypatch.setenv("RAYREC_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "runs"

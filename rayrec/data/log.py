@@ -98,7 +98,7 @@ class Log:
                 f"{self.path}: no rows in split {split!r} (splits there: {', '.join(self.splits) or 'none'})"
             )
         for file in files:
-            _check_columns(file, self.schema)
+            check_columns(file, read_footer(file).schema.to_arrow_schema(), self.schema)
         return files
 
     def rows(self, split: str) -> int:
@@ -113,8 +113,8 @@ def read_footer(file: Path) -> pq.FileMetaData:
         raise LogError(f"{file}: not a readable Parquet file (truncated or damaged): {error}") from None
 
 
-def _check_columns(file: Path, schema: LogSchema) -> None:
-    found = read_footer(file).schema.to_arrow_schema()
+def check_columns(file: Path | str, found: pa.Schema, schema: LogSchema) -> None:
+    """Raises LogError naming the file and the column that is absent or of another type than the schema says."""
     for wanted in arrow_schema(schema):
         index = found.get_field_index(wanted.name)
         if index < 0:

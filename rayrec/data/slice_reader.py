@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayrec.data.log import LogError
+from rayrec.data.log import LogError, check_columns
 from rayrec.data.packing import PackedRows, needed_columns, pack
 from rayrec.data.schema import CategoricalFeature, Feature, LogSchema, SequenceFeature
 from rayrec.data.stream_plan import Slice
@@ -22,6 +22,13 @@ class SliceReader:
     extras: tuple[str, ...] = ()
     threads: bool = False  # decode columns in parallel
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a packed row."""
+        schema = self.schema
+        values = len(schema.dense) + len(schema.categorical) + len(schema.tasks) + (schema.weight is not None)
+        return 4 * (values + sum(f.max_length for f in schema.sequences)) + 8 * len(self.extras)
+
     def read(self, slices: Iterable[Slice]) -> Iterator[PackedRows]:
         """One block a slice, in order. Raises LogError naming the file when it cannot be read or is not what was planned."""
         columns = needed_columns(self.schema, self.extras)
@@ -34,13 +41,18 @@ class SliceReader:
                         if file is not None:
                             file.close()
                         path, file = group.path, pq.ParquetFile(group.path)
+                        check_columns(path, file.schema_arrow, self.schema)
                     _check_unchanged(file, piece)
                     table = file.read_row_group(group.index, columns=columns, use_threads=self.threads)
                 except (pa.ArrowException, OSError) as error:
                     raise LogError(
                         f"{group.path}: row group {group.index} cannot be read (file truncated, damaged or removed): {error}"
                     ) from None
-                yield pack(table.slice(piece.start, piece.rows), self.schema, extras=self.extras)
+                try:
+                    packed = pack(table.slice(piece.start, piece.rows), self.schema, extras=self.extras)
+                except LogError as error:
+                    raise LogError(f"{group.path}: {error}") from None
+                yield packed
         finally:
             if file is not None:
                 file.close()

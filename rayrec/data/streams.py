@@ -97,9 +97,9 @@ class LogStream:
         batches, rest = divmod(self.rows, config.batch_size)
         self.steps_per_epoch = batches if config.drop_last else batches + (rest > 0)
         if self.steps_per_epoch == 0:
+            needed = f"a batch of {config.batch_size} rows" if config.drop_last else "a row"
             raise LogError(
-                f"{log.path}: split {split!r} has {total} rows, too few for a batch of {config.batch_size} rows on each of "
-                f"{world_size} workers; choose a smaller batch size"
+                f"{log.path}: split {split!r} has {total} rows, too few for {needed} on each of {world_size} workers"
             )
         self._position = self._normalized(start)
         if (
@@ -131,7 +131,11 @@ class LogStream:
             raise ValueError(f"all {self.epochs} epochs of this stream have been read")
         if self._batches is None:
             self._batches = self._all_batches(self._position)
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except BaseException:
+            self.close()  # a failed stream still stands behind its last batch: asked again, it starts anew from there
+            raise
 
     def close(self) -> None:
         """Stop reading: ends the reader's thread or Ray Data execution. The position stays."""
@@ -190,6 +194,10 @@ class LogStream:
             )
 
     def _read(self, slices: Iterator[Slice]) -> Generator[PackedRows]:
+        if self.config.reader == "ray":
+            from rayrec.data.ray_reader import read_by_ray  # the in-process reader must work without Ray
+
+            return read_by_ray(self._reader, slices, world_size=self.world_size)
         return read_in_background(replace(self._reader, threads=True), slices, self.config.read_ahead)
 
 
@@ -212,6 +220,29 @@ class ZippedStreams:
                 raise ValueError(f"labeled at {labeled.position}, unlabeled at {unlabeled.position}: not the same step")
         self.labeled = labeled
         self.unlabeled = unlabeled
+
+    @staticmethod
+    def open(
+        log: Log,
+        unlabeled: Log | None,
+        ratio: float,
+        config: StreamConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start: StreamPosition = _START,
+        epochs: int = 1,
+        extras: Sequence[str] = (),
+        unlabeled_extras: Sequence[str] = (),
+    ) -> "ZippedStreams":
+        """The train split of ``log`` beside that of ``unlabeled`` (None goes with ratio 0), both from ``start``."""
+        labeled = LogStream(
+            log, "train", config, rank=rank, world_size=world_size, extras=extras, start=start, epochs=epochs
+        )
+        beside = (
+            None if unlabeled is None else unlabeled_beside(labeled, unlabeled, ratio=ratio, extras=unlabeled_extras)
+        )
+        return ZippedStreams(labeled, beside, ratio)
 
     @property
     def position(self) -> StreamPosition:
