@@ -70,7 +70,7 @@ def print_result(finished: FinishedRun) -> None:
 
 
 def main() -> None:
-    train(tyro.cli(Command, description=__doc__))  # type: ignore[arg-type]
+    train(tyro.cli(Command, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def ranker_inputs(schema: LogSchema) -> RankerInputs:
         dense_mean=tuple(s.mean if s else 0.0 for s in statistics),
         dense_std=tuple(s.std if s else 1.0 for s in statistics),
         dense_log1p=tuple(feature.transform == "log1p" for feature in schema.dense),
+        dense_missing=tuple(s is not None and s.missing_share > 0 for s in statistics),
         categorical_sizes=tuple(feature.size for feature in schema.categorical),
         sequence_sizes=tuple(schema.encoder_of(sequence).size for sequence in schema.sequences),
         sequence_shares=tuple(fields.index(s.shares) if s.shares is not None else None for s in schema.sequences),

@@ -1,5 +1,6 @@
 """Ray for a job: the cluster it was submitted to, or an own one on this machine."""
 
+import logging
 import os
 
 import ray
@@ -25,7 +26,7 @@ def connect(*, num_cpus: int | None = None) -> None:
         include_dashboard=False,
         object_store_memory=300_000_000,
         log_to_driver=True,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
 
 

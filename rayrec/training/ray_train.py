@@ -7,6 +7,7 @@
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,14 @@ def worker_loop(config: dict[str, Any]) -> None:
         # Ray sets one thread for a fractional CPU; on CPUs training is the work, so share the machine out evenly.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     tracker = Tracker(record.tracking_uri) if worker.rank == 0 else None
+
+    def log_metrics(metrics: Mapping[str, float | None], step: int) -> None:
+        if tracker is not None:
+            tracker.log_metrics(record.mlflow_run, metrics, step)
+
     train_here(
         record.experiment,
         RayTrainReporter(),
         worker=worker,
-        log_metrics=lambda metrics, step: tracker and tracker.log_metrics(record.mlflow_run, metrics, step),
+        log_metrics=log_metrics,
     )

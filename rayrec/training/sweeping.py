@@ -122,7 +122,7 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig) ->
     connect()
     results = _tuner(folder, record, space, task.objective_mode).fit()
     tracker = Tracker(record.tracking_uri)
-    trials = tuple(_trial(result, tracker) for result in results)
+    trials = tuple(_trial(results[i], tracker) for i in range(len(results)))
     ranked = sorted(
         (trial for trial in trials if trial.objective is not None and trial.checkpoint is not None),
         key=lambda trial: trial.objective or 0.0,
@@ -214,7 +214,7 @@ def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any]
     sweep_record, experiment, run_id = _open_trial(parameters, record)
     context = ray.tune.get_context()
     settings = ray_train_settings(Path(context.get_trial_dir()), sweep_record.config.scaling)
-    settings.run_config.callbacks = [TuneReportCallback()]  # brings each report to Tune's scheduler
+    settings.run_config.callbacks = [TuneReportCallback()]  # type: ignore[list-item]  # brings each report to Tune's scheduler
     run = RunRecord(experiment, run_id, sweep_record.tracking_uri)
     TorchTrainer(
         worker_loop,

@@ -1,0 +1,57 @@
+"""Serving requests made of rows of a log: for demos, smoke checks and load generators.
+
+Vocabulary ids are turned back into their values. A hash cannot be turned back, so a hashed feature gets a made-up value that is
+the same for the same id.
+"""
+
+import json
+import math
+import shlex
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rayrec.data.log import Log
+from rayrec.data.schema import CategoricalFeature, DenseFeature, SequenceFeature
+
+
+def example_request(log: Log, split: str = "test", candidates: int = 5) -> dict[str, Any]:
+    """A ``POST /v1/rank`` body of the first rows of a split. Features that agree on all rows become the context."""
+    rows = next(pq.ParquetFile(log.files(split)[0]).iter_batches(batch_size=candidates)).to_pylist()
+    values = [{f.name: _raw(log, f, row[f.name]) for f in log.schema.features} for row in rows]
+    shared = {n for n in values[0] if all(json.dumps(v[n]) == json.dumps(values[0][n]) for v in values)}
+    return {
+        "context": {name: values[0][name] for name in values[0] if name in shared},
+        "candidates": [
+            {"id": f"row-{index}", **{name: value for name, value in row.items() if name not in shared}}
+            for index, row in enumerate(values)
+        ],
+    }
+
+
+def curl_command(url: str, body: dict[str, Any], *, token: bool) -> str:
+    """A line to paste into a shell; the token comes from the environment, never from the line."""
+    authorization = ' -H "Authorization: Bearer $RAYREC_TOKEN"' if token else ""
+    data = shlex.quote(json.dumps(body, separators=(",", ":")))
+    return f"curl -s {url} -H 'Content-Type: application/json'{authorization} -d {data}"
+
+
+def _raw(log: Log, feature: Any, value: Any) -> Any:
+    if isinstance(feature, DenseFeature):
+        # float32 on disk: six significant digits bring back what was imported
+        return None if value is None or math.isnan(value) else float(f"{value:.6g}")
+    if isinstance(feature, CategoricalFeature):
+        return _decode(feature, value)
+    if isinstance(feature, SequenceFeature):
+        encoder = log.schema.encoder_of(feature)
+        return [word for item in value or [] if (word := _decode(encoder, item)) is not None]
+    return value
+
+
+def _decode(feature: CategoricalFeature, index: int | None) -> str | None:
+    if not index:
+        return None
+    if feature.encoding == "hash":
+        return f"{feature.name}-{index}"
+    assert feature.vocabulary is not None  # an opened log is fitted
+    return feature.vocabulary[index - 1]

@@ -1,0 +1,40 @@
+"""Raw numbers to network inputs: log1p where asked, standardized, missing values marked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_LIMIT = 10.0  # standard deviations: a wild value must not drown the other features
+
+
+class DenseInput(nn.Module):
+    """(B, D) raw values with NaN = missing to (B, D + M): standardized and clipped to +-10, missing = 0 (the mean), then one
+    indicator column for each of the M features that are ever missing.
+
+    mean, std: of the observed values, after sign(x) * log1p(|x|) where ``log1p`` is set; std 0 counts as 1.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    log1p: Tensor
+    indicated: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], log1p: Sequence[bool], missing: Sequence[bool]
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("scale", torch.tensor([1.0 / s if s > 0 else 1.0 for s in std]), persistent=False)
+        self.register_buffer("log1p", torch.tensor(log1p, dtype=torch.bool), persistent=False)
+        indicated = [i for i, m in enumerate(missing) if m]
+        self.register_buffer("indicated", torch.tensor(indicated, dtype=torch.int64), persistent=False)
+        self.any_log1p = any(log1p)
+        self.width = len(mean) + len(indicated)
+
+    def forward(self, dense: Tensor) -> Tensor:
+        values = torch.where(self.log1p, dense.sign() * dense.abs().log1p(), dense) if self.any_log1p else dense
+        normalized = ((values - self.mean) * self.scale).clamp(-_LIMIT, _LIMIT).nan_to_num(0.0)
+        if not len(self.indicated):
+            return normalized
+        return torch.cat([normalized, dense[:, self.indicated].isnan().to(normalized.dtype)], dim=1)

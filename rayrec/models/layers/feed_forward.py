@@ -1,0 +1,16 @@
+"""A stack of linear layers with ReLU and dropout."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def feed_forward(width: int, sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """(B, width) to (B, sizes[-1]): each layer linear, ReLU, dropout; the identity when ``sizes`` is empty."""
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        width = size
+    return nn.Sequential(*layers)

@@ -1,0 +1,207 @@
+"""The multi-task ranker: one fused embedding table, an explicit interaction, a shared trunk, a tower per task.
+
+    x = embed(batch)             (B, N)   looked-up rows and normalized numbers
+    h = represent_embedded(x)    (B, D)   the shared representation; every shared parameter lies before it
+    z = heads(h)                 (B, T)   logits; every parameter behind h belongs to one task
+
+``h`` holds the trunk's output and, behind it, what only some tasks read: with a mixture of experts the gate logits, and the
+wide part's logit of each task. So methods that balance tasks at ``h`` see all that tasks share.
+
+Sources: DCN V2 (Wang et al. 2021), DLRM (Naumov et al. 2019), MMoE (Ma et al. 2018), wide and deep (Cheng et al. 2016).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rayrec.batch import Batch
+from rayrec.models.layers.dense_input import DenseInput
+from rayrec.models.layers.feed_forward import feed_forward
+from rayrec.models.layers.field_embedding import FieldEmbedding
+from rayrec.models.layers.interaction import CrossNetwork, DotInteraction
+from rayrec.models.layers.task_stack import StackedFeedForward
+
+
+@dataclass(frozen=True)
+class RankerInputs:
+    """What goes in, in the order of a batch's columns; made from a fitted schema by ``rayrec.tasks.ranking.ranker_inputs``.
+
+    dense_mean, dense_std: after log1p where dense_log1p. dense_missing: features that get a missing-indicator column.
+    categorical_sizes, sequence_sizes: number of ids, 0 included. sequence_shares: index of the categorical field whose
+    embedding rows a sequence uses, or None.
+    """
+
+    dense_mean: tuple[float, ...]
+    dense_std: tuple[float, ...]
+    dense_log1p: tuple[bool, ...]
+    dense_missing: tuple[bool, ...]
+    categorical_sizes: tuple[int, ...]
+    sequence_sizes: tuple[int, ...]
+    sequence_shares: tuple[int | None, ...]
+    num_tasks: int
+
+
+@dataclass(frozen=True)
+class RankerArchitecture:
+    """How it is made.
+
+    interaction: "cross" (DCN V2), "dot" (DLRM) or "none".
+    cross_layers, cross_rank: depth; rank of low-rank cross matrices, None = full.
+    structure: "stacked" feeds the interaction's output to the trunk; "parallel" puts both side by side.
+    trunk: sizes of the shared layers. experts: 0 = shared bottom; more = MMoE with that many experts of sizes ``expert``.
+    tower: sizes of each task's own layers before its logit.
+    wide: add a linear model on all features to each task's logit.
+    dropout: after trunk, expert and tower layers. embedding_dropout: on the looked-up rows and numbers.
+    """
+
+    embedding_dim: int = 16
+    interaction: Literal["cross", "dot", "none"] = "cross"
+    cross_layers: int = 2
+    cross_rank: int | None = None
+    structure: Literal["stacked", "parallel"] = "stacked"
+    trunk: tuple[int, ...] = (256, 128)
+    experts: int = 0
+    expert: tuple[int, ...] = (64,)
+    tower: tuple[int, ...] = (64,)
+    wide: bool = True
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.embedding_dim, *self.trunk, *self.expert, *self.tower, self.cross_rank or 1)
+        if min(sizes) < 1:
+            raise ValueError("embedding_dim, cross_rank and all layer sizes must be at least 1")
+        if min(self.cross_layers, self.experts) < 0:
+            raise ValueError("cross_layers and experts must be at least 0")
+        for name in ("dropout", "embedding_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.experts and not self.expert:
+            raise ValueError("experts need at least one layer size in expert")
+
+
+class Ranker(nn.Module):
+    """See the module. ``embedding_columns``, ``dense_columns``, ``wide_columns``: where the parts of x lie."""
+
+    def __init__(self, inputs: RankerInputs, architecture: RankerArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.num_tasks = inputs.num_tasks
+        self.embedding = FieldEmbedding(
+            inputs.categorical_sizes,
+            architecture.embedding_dim,
+            sequence_sizes=inputs.sequence_sizes,
+            sequence_shares=inputs.sequence_shares,
+        )
+        self.dense_input = DenseInput(inputs.dense_mean, inputs.dense_std, inputs.dense_log1p, inputs.dense_missing)
+        width = self.embedding.width + self.dense_input.width
+        self.embedding_columns = slice(0, self.embedding.width)
+        self.dense_columns = slice(self.embedding.width, width)
+        self.wide_columns = slice(width, width + (self.num_tasks if architecture.wide else 0))
+        self.wide: FieldEmbedding | None = None
+        self.wide_dense: nn.Linear | None = None
+        if architecture.wide:
+            self.wide = FieldEmbedding(
+                inputs.categorical_sizes,
+                self.num_tasks,
+                sequence_sizes=inputs.sequence_sizes,
+                sequence_shares=inputs.sequence_shares,
+                std=0.0,
+            )
+            if self.dense_input.width:
+                self.wide_dense = nn.Linear(self.dense_input.width, self.num_tasks, bias=False)
+                nn.init.zeros_(self.wide_dense.weight)
+        self.embedding_dropout = nn.Dropout(architecture.embedding_dropout)
+        self.interaction, interacted = self._build_interaction(width)
+        parallel = architecture.structure == "parallel"
+        self.trunk = feed_forward(width if parallel else interacted, architecture.trunk, architecture.dropout)
+        trunk_width = architecture.trunk[-1] if architecture.trunk else (width if parallel else interacted)
+        shared = trunk_width + (interacted if parallel else 0)
+        self.experts: StackedFeedForward | None = None
+        self.gates: nn.Linear | None = None
+        if architecture.experts:
+            self.experts = StackedFeedForward(
+                architecture.experts, shared, architecture.expert, dropout=architecture.dropout
+            )
+            self.gates = nn.Linear(shared, self.num_tasks * architecture.experts)
+            shared = architecture.expert[-1]
+        self.towers = StackedFeedForward(
+            self.num_tasks, shared, architecture.tower, out=1, dropout=architecture.dropout
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, T)."""
+        return self.heads(self.represent(batch))
+
+    def represent(self, batch: Batch) -> Tensor:
+        """The shared representation h (B, D)."""
+        return self.represent_embedded(self.embed(batch))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """x (B, N): embedding rows, pooled sequences, normalized numbers; with a wide part its T logits of the ids behind."""
+        parts = [self.embedding(batch.categorical, batch.sequences), self.dense_input(batch.dense)]
+        if self.wide is not None:
+            parts.append(self.wide.total(batch.categorical, batch.sequences))
+        return torch.cat(parts, dim=1)
+
+    def represent_embedded(self, x: Tensor) -> Tensor:
+        """h (B, D) of x (B, N) as ``embed`` gives it, perturbed or not."""
+        wide = x[:, self.wide_columns]
+        if self.wide_dense is not None:
+            wide = wide + self.wide_dense(x[:, self.dense_columns])
+        x = self.embedding_dropout(x[:, : self.wide_columns.start])
+        interacted = self._interact(x)
+        if self.architecture.structure == "parallel":
+            h = torch.cat([interacted, self.trunk(x)], dim=1)
+        else:
+            h = self.trunk(interacted)
+        if self.experts is not None and self.gates is not None:
+            mixtures = self.experts(h)  # (E, B, De)
+            h = torch.cat([mixtures.transpose(0, 1).flatten(1), self.gates(h)], dim=1)
+        return torch.cat([h, wide.to(h.dtype)], dim=1) if self.architecture.wide else h
+
+    def heads(self, h: Tensor) -> Tensor:
+        """Logits (B, T) of h (B, D), or of (T, B, D) where slot t feeds only task t."""
+        wide: Tensor | float = 0.0
+        if self.architecture.wide:
+            h, added = h[..., : -self.num_tasks], h[..., -self.num_tasks :]
+            wide = added if added.dim() == 2 else added.diagonal(dim1=0, dim2=2)  # (B, T)
+        if self.gates is not None:
+            h = self._mix(h)  # (T, B, De)
+        return self.towers(h).squeeze(-1).T + wide
+
+    def _mix(self, h: Tensor) -> Tensor:
+        """Each task's mixture of the experts: (B, E * De + T * E) or (T, B, ...) to (T, B, De)."""
+        experts, size = self.architecture.experts, self.architecture.expert[-1]
+        outputs, gates = h[..., : experts * size], h[..., experts * size :]
+        gates = gates.unflatten(-1, (self.num_tasks, experts)).softmax(-1)  # (..., B, T, E)
+        gates = (
+            gates.transpose(0, 1) if gates.dim() == 3 else gates.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        )  # (T, B, E)
+        outputs = outputs.unflatten(-1, (experts, size))  # (..., B, E, De)
+        return torch.einsum("tbe,bed->tbd" if outputs.dim() == 3 else "tbe,tbed->tbd", gates, outputs)
+
+    def _build_interaction(self, width: int) -> tuple[nn.Module, int]:
+        architecture = self.architecture
+        if architecture.interaction == "cross" and architecture.cross_layers:
+            return CrossNetwork(width, architecture.cross_layers, architecture.cross_rank), width
+        if architecture.interaction == "dot":
+            vectors = self.embedding.width // architecture.embedding_dim + bool(self.dense_input.width)
+            if self.dense_input.width:
+                self.dense_vector = nn.Sequential(
+                    nn.Linear(self.dense_input.width, architecture.embedding_dim), nn.ReLU()
+                )
+            return DotInteraction(vectors), width + vectors * (vectors - 1) // 2
+        return nn.Identity(), width
+
+    def _interact(self, x: Tensor) -> Tensor:
+        if not isinstance(self.interaction, DotInteraction):
+            interacted: Tensor = self.interaction(x)
+            return interacted
+        vectors = x[:, self.embedding_columns].unflatten(1, (-1, self.architecture.embedding_dim))  # (B, K, d)
+        if self.dense_input.width:
+            dense = self.dense_vector(x[:, self.dense_columns]).unsqueeze(1).to(vectors.dtype)
+            vectors = torch.cat([vectors, dense], dim=1)
+        return torch.cat([x, self.interaction(vectors).to(x.dtype)], dim=1)

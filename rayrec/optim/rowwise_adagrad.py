@@ -1,0 +1,70 @@
+"""Row-wise Adagrad for embedding tables: one accumulator a row, and only rows with a gradient are touched.
+
+Source: Naumov et al. 2019 (DLRM), as in FBGEMM's EXACT_ROWWISE_ADAGRAD: G_i <- G_i + mean_j g_ij^2,
+w_i <- w_i - lr * g_i / (sqrt(G_i) + eps).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from rayrec.optim.sparse_rows import merge_rows
+
+
+class RowwiseAdagrad(torch.optim.Optimizer):
+    """For 2-D parameters (V, d) with sparse or dense gradients; a row whose gradient is all zero stays as it is.
+
+    weight_decay: L2 added to the gradient of the touched rows only, so its strength on a row grows with how often it is seen.
+    State: (V,) float32 a table. Raises ValueError for parameters that are not 2-D.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 0.02, *, weight_decay: float = 0.0, eps: float = 1e-8
+    ) -> None:
+        if lr < 0 or weight_decay < 0 or eps <= 0:
+            raise ValueError("row-wise Adagrad needs lr >= 0, weight_decay >= 0 and eps > 0")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.dim() != 2:
+                    raise ValueError(f"row-wise Adagrad takes (rows, dim) tables, not shape {tuple(table.shape)}")
+                self.state[table]["sum"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update from the parameters' gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    rows, gradient = _touched(table.grad)
+                    _update(table, self.state[table]["sum"], rows, gradient, group)
+        return loss
+
+
+def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (n,) of the rows with a gradient, each once, and their gradients (n, d)."""
+    if gradient.is_sparse:
+        merged = merge_rows(gradient)
+        return merged._indices()[0], merged._values()
+    rows = gradient.any(1).nonzero().squeeze(1)
+    return rows, gradient[rows]
+
+
+def _update(table: Tensor, sums: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    gradient = gradient.float()
+    if group["weight_decay"]:
+        gradient = gradient.add(table[rows], alpha=group["weight_decay"])
+    accumulated = sums[rows] + gradient.square().mean(1)
+    sums[rows] = accumulated
+    steps = gradient * (-group["lr"] / (accumulated.sqrt() + group["eps"])).unsqueeze(1)
+    table.index_add_(0, rows, steps.to(table.dtype))

@@ -1,0 +1,61 @@
+"""The ranking task's loss: masks, weights, and what the schema makes of the model's inputs."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from rayrec.data.log import Log
+from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.tasks.ranking import RankingConfig, RankingTask, masked_cross_entropy, ranker_inputs
+from rayrec.typed_json import ConfigError
+
+
+def test_unobserved_labels_carry_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(6, 2, requires_grad=True)
+    labels = torch.tensor([[1.0, 0.0], [0.0, float("nan")], [1.0, float("nan")], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    loss = masked_cross_entropy(logits, labels)
+    rows = [0, 3, 4, 5]
+    torch.testing.assert_close(loss[1], binary_cross_entropy_with_logits(logits[rows, 1], labels[rows, 1]))
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad[[1, 2], 1] == 0).all()
+    assert (logits.grad[rows] != 0).all()
+
+
+def test_a_task_observed_nowhere_gives_zero() -> None:
+    loss = masked_cross_entropy(torch.randn(4, 1), torch.full((4, 1), float("nan")))
+    assert loss.item() == 0.0
+
+
+@given(copies=st.lists(st.integers(0, 3), min_size=2, max_size=8).filter(any), seed=st.integers(0, 1000))
+def test_a_row_of_weight_n_counts_as_n_rows(copies: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    logits, labels = torch.randn(len(copies), 1), torch.randint(0, 2, (len(copies), 1)).float()
+    repeats = torch.tensor(copies)
+    weighted = masked_cross_entropy(logits, labels, repeats.float())
+    repeated = masked_cross_entropy(logits.repeat_interleave(repeats, 0), labels.repeat_interleave(repeats, 0))
+    torch.testing.assert_close(weighted, repeated)
+
+
+def test_inputs_follow_the_schema(small_log) -> None:
+    inputs = ranker_inputs(Log.open(small_log).schema)
+    assert inputs.dense_log1p == (False, True)
+    assert inputs.categorical_sizes == (51, 21)
+    assert inputs.sequence_shares == (1,)
+    assert inputs.num_tasks == 2
+
+
+def test_total_is_the_weighted_sum_of_the_named_parts(small_log) -> None:
+    log = Log.open(small_log)
+    task = RankingTask(log.schema, RankingConfig(task_weights={"buy": 0.25}))
+    with LogStream(log, "valid", StreamConfig(batch_size=64, reader="in_process"), epochs=1) as stream:
+        batch = next(stream.epoch_batches())
+    loss = task.loss(task.build().eval(), batch)
+    torch.testing.assert_close(loss.total.detach(), loss.parts["loss/click"] + 0.25 * loss.parts["loss/buy"])
+
+
+def test_a_weight_for_no_task_is_refused_by_name(small_log) -> None:
+    with pytest.raises(ConfigError, match=r"clicks.*tasks: click, buy"):
+        RankingTask(Log.open(small_log).schema, RankingConfig(task_weights={"clicks": 1.0}))

@@ -1,0 +1,118 @@
+"""The worker loop: learns, resumes bit for bit, stops early, keeps its best weights."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rayrec.models.ranker import RankerArchitecture
+
+from rayrec.data.streams import StreamConfig
+from rayrec.optim import OptimizerConfig
+from rayrec.tasks.ranking import RankingConfig
+from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.loop import LoopConfig, learning_rate_factor
+from rayrec.training.ranker_run import RankerExperiment, train_here
+from rayrec.training.reporters import CheckpointWriter, FolderReporter
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter(FolderReporter):
+    """Dies right after its n-th checkpoint, as a killed worker would."""
+
+    def __init__(self, folder: Path, reports: int) -> None:
+        super().__init__(folder)
+        self.left = reports
+
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
+        super().report(metrics, write)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.fixture
+def experiment(small_log: Path) -> RankerExperiment:
+    return RankerExperiment(
+        log=small_log,
+        ranking=RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,), dropout=0.1)),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        loop=LoopConfig(
+            epochs=2, warmup_steps=5, schedule="cosine", checkpoint_every_steps=7, patience=None, threads=1
+        ),
+        stream=StreamConfig(batch_size=512, window_rows=2048, reader="in_process"),
+    )
+
+
+def train(experiment: RankerExperiment, folder: Path):
+    reporter = FolderReporter(folder)
+    train_here(experiment, reporter, say=lambda text: None)
+    latest = reporter.latest()
+    assert latest is not None
+    return latest, read_progress(latest)
+
+
+def test_it_learns_a_learnable_log(experiment: RankerExperiment, tmp_path: Path) -> None:
+    _, progress = train(replace(experiment, loop=replace(experiment.loop, epochs=4)), tmp_path / "run")
+    assert progress.evaluations["test"]["click"]["auc"] > 0.75
+    assert progress.evaluations["test"]["click"]["normalized_entropy"] < 0.9
+    assert progress.evaluations["test"]["buy"]["rows"] < progress.evaluations["test"]["click"]["rows"]
+
+
+@pytest.mark.parametrize("reports", [1, 4, 5])
+def test_a_killed_run_ends_with_the_same_weights_as_an_undisturbed_one(
+    experiment: RankerExperiment, tmp_path: Path, reports: int
+) -> None:
+    undisturbed, progress = train(experiment, tmp_path / "undisturbed")
+    with pytest.raises(Killed):
+        train_here(experiment, KilledAfter(tmp_path / "killed", reports), say=lambda text: None)
+    resumed, resumed_progress = train(experiment, tmp_path / "killed")
+    for name, tensor in best_weights(undisturbed).items():
+        assert torch.equal(tensor, best_weights(resumed)[name]), name
+    assert replace(resumed_progress, seconds=0) == replace(progress, seconds=0)
+
+
+def test_a_finished_run_is_not_trained_again(experiment: RankerExperiment, tmp_path: Path) -> None:
+    latest, progress = train(experiment, tmp_path / "run")
+    again, same = train(experiment, tmp_path / "run")
+    assert (again, same) == (latest, progress)
+
+
+def test_early_stopping_returns_to_the_best_evaluation(experiment: RankerExperiment, tmp_path: Path) -> None:
+    overfitting = replace(
+        experiment,
+        optimizer=OptimizerConfig(learning_rate=0.1, embedding_learning_rate=1.0),
+        loop=LoopConfig(epochs=30, patience=2, evaluate_every_steps=5, threads=1),
+    )
+    _, progress = train(overfitting, tmp_path / "run")
+    values = [p.value for p in progress.curve if p.split == "valid" and p.metric == "mean_normalized_entropy"]
+    assert progress.passes == len(values) < 30 * 23 // 5
+    assert progress.best_objective == min(values)
+    assert values.index(min(values)) == len(values) - 3  # stopped two evaluations after the best
+    final = [task["normalized_entropy"] for task in progress.evaluations["valid"].values()]
+    assert sum(final) / len(final) == pytest.approx(progress.best_objective, abs=1e-6)
+
+
+def test_different_seeds_give_different_models(experiment: RankerExperiment, tmp_path: Path) -> None:
+    one, _ = train(experiment, tmp_path / "one")
+    other = replace(experiment, loop=replace(experiment.loop, seed=1))
+    two, _ = train(other, tmp_path / "two")
+    assert any(not torch.equal(t, best_weights(two)[name]) for name, t in best_weights(one).items())
+
+
+def test_learning_rate_warms_up_then_decays_to_zero() -> None:
+    factor = learning_rate_factor(LoopConfig(warmup_steps=10, schedule="linear"), 110)
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(10) == 1.0
+    assert factor(60) == pytest.approx(0.5)
+    assert factor(110) == 0.0
+
+
+@pytest.mark.parametrize("field", ["epochs", "evaluate_every_steps", "checkpoint_every_steps", "threads"])
+def test_counts_below_one_are_refused_by_name(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        LoopConfig(**{field: 0})
