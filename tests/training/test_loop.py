@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rayrec.models.ranker import RankerArchitecture
 
 from rayrec.data.streams import StreamConfig
+from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.checkpoint import best_weights, read_progress
