@@ -1,0 +1,103 @@
+"""Ranking metrics of one relevant item a query: Recall@K, NDCG@K, MRR, from the rank of the target.
+
+Ranks start at 1; ``ABSENT`` means that the target was not retrieved. With one target, Recall@K = HitRate@K and the ideal DCG is
+1, so NDCG@K = 1 / log2(1 + rank) inside the first K and 0 beyond. Full ranking, no sampled negatives (Krichene and Rendle 2020,
+"On sampled metrics for item recommendation", shows what sampling does).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ABSENT = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class RankingResult:
+    """Means over ``count`` queries; empty groups hold None. ``recall`` and ``ndcg`` by cutoff K."""
+
+    count: int
+    recall: dict[int, float | None]
+    ndcg: dict[int, float | None]
+    mrr: float | None
+
+    def as_numbers(self) -> dict[str, float | None]:
+        """Flat names: count, recall@5, ndcg@5, ..., mrr."""
+        numbers: dict[str, float | None] = {"count": float(self.count)}
+        for cutoff in self.recall:
+            numbers[f"recall@{cutoff}"] = self.recall[cutoff]
+            numbers[f"ndcg@{cutoff}"] = self.ndcg[cutoff]
+        return {**numbers, "mrr": self.mrr}
+
+
+def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """Rank (B,) int64 of each row's target among all scores (B, N): 1 + how many others score at least as high.
+
+    Ties count against the target, so a model that scores all items alike gets no credit. A NaN anywhere ranks as ABSENT.
+    """
+    target_scores = scores.gather(1, targets.unsqueeze(1))  # (B, 1)
+    ranks = (scores >= target_scores).sum(1)
+    broken = scores.isnan().any(1)
+    return ranks.masked_fill(broken, ABSENT)
+
+
+def list_ranks(retrieved: Tensor, targets: Tensor) -> Tensor:
+    """Rank (B,) int64 of each row's target in its retrieved list (B, K), best first; ABSENT where it is not in it."""
+    hits = retrieved == targets.unsqueeze(1)  # (B, K)
+    first = hits.int().argmax(1) + 1
+    return torch.where(hits.any(1), first, ABSENT)
+
+
+class RankingMetrics:
+    """Running sums over queries, by group: ``all``, ``in_set`` (target seen in training) and ``cold`` (never seen).
+
+    ``state`` (3, 2 + 2 * cutoffs) float64 holds count, reciprocal ranks, then recalls and gains; states of workers add up.
+    """
+
+    GROUPS = ("all", "in_set", "cold")
+
+    def __init__(self, cutoffs: Sequence[int] = (5, 10)) -> None:
+        if not cutoffs or min(cutoffs) < 1:
+            raise ValueError(f"cutoffs must be at least 1, not {tuple(cutoffs)}")
+        self.cutoffs = tuple(cutoffs)
+        self._state = torch.zeros(len(self.GROUPS), 2 + 2 * len(self.cutoffs), dtype=torch.float64)
+
+    def update(self, ranks: Tensor, cold: Tensor | None = None) -> None:
+        """Fold in ranks (B,) int64 >= 1; ``cold`` (B,) bool tells which targets were never seen in training.
+
+        Raises ValueError for a rank below 1.
+        """
+        if ranks.numel() and int(ranks.min()) < 1:
+            raise ValueError(f"ranks start at 1, not {int(ranks.min())}")
+        cold = torch.zeros_like(ranks, dtype=torch.bool) if cold is None else cold
+        found = (ranks != ABSENT).double()
+        rank = ranks.double()
+        cutoffs = torch.tensor(self.cutoffs, device=ranks.device)
+        hits = (ranks.unsqueeze(1) <= cutoffs).double()  # (B, C)
+        gains = hits / torch.log2(1 + rank).unsqueeze(1)
+        terms = torch.cat([torch.ones_like(rank).unsqueeze(1), (found / rank).unsqueeze(1), hits, gains], dim=1)
+        groups = torch.stack([torch.ones_like(cold), ~cold, cold]).double()  # (3, B)
+        self._state += (groups @ terms).cpu()
+
+    def state(self) -> Tensor:
+        return self._state
+
+    def load_state(self, state: Tensor) -> None:
+        self._state = state.to(torch.float64)
+
+    def compute(self) -> dict[str, RankingResult]:
+        """Result by group."""
+        return {group: self._result(row) for group, row in zip(self.GROUPS, self._state.tolist(), strict=True)}
+
+    def _result(self, row: list[float]) -> RankingResult:
+        count = row[0]
+        means = [value / count if count else None for value in row[1:]]
+        recalls, gains = means[1 : 1 + len(self.cutoffs)], means[1 + len(self.cutoffs) :]
+        return RankingResult(
+            count=round(count),
+            recall=dict(zip(self.cutoffs, recalls, strict=True)),
+            ndcg=dict(zip(self.cutoffs, gains, strict=True)),
+            mrr=means[0],
+        )
