@@ -57,5 +57,8 @@ def explain(error: ValidationError) -> str:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write to a temporary name beside ``path``, then rename, so that no reader ever sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
