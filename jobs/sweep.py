@@ -11,6 +11,7 @@ import tyro
 import tune_spaces.ranker
 from jobs.train import print_result
 from rayrec.training.ranker_run import absolute_paths
+from rayrec.training.sweep_trial import ranked
 from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
 from rayrec.training.tracking import Tracker
 
@@ -45,11 +46,8 @@ def run(command: Sweep) -> FinishedSweep:
 
 def print_trials(finished: FinishedSweep) -> None:
     """Every trial, best first."""
-    sign = 1.0 if finished.mode == "min" else -1.0
-    worst = float("inf")
-    ranked = sorted(finished.trials, key=lambda t: worst if t.objective is None else sign * t.objective)
     print(f"{finished.objective_name:>30}  evaluations  seconds  parameters")
-    for trial in ranked:
+    for trial in ranked(finished.trials, finished.mode):
         value = "failed" if trial.objective is None else f"{trial.objective:.5f}"
         swept = ", ".join(
             f"{path.rpartition('.')[2]}={v:.4g}" if isinstance(v, float) else f"{path.rpartition('.')[2]}={v}"

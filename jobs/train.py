@@ -66,6 +66,7 @@ def print_result(finished: FinishedRun) -> None:
             cells = [metrics[name] for name in columns]
             print(f"  {task:<22}" + "".join(f"{'n/a' if v is None else format(v, '.5f'):>20}" for v in cells))
     print(f"bundle: {finished.bundle}")
+    print(f"report: {finished.report}")
     print(f"MLflow run: {finished.mlflow_run}")
 
 

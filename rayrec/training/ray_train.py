@@ -6,8 +6,9 @@
 <run>/report/       report.html and its plots
 """
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from rayrec.reporting import Section, write_page
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.cluster import connect, gpus
 from rayrec.training.loop import Worker
@@ -29,6 +31,7 @@ from rayrec.training.ranker_run import (
     train_here,
 )
 from rayrec.training.reporters import RayTrainReporter
+from rayrec.training.run_report import run_sections
 from rayrec.training.tracking import Tracker, runs_folder
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
 
@@ -53,6 +56,10 @@ class FinishedRun:
     @property
     def bundle(self) -> Path:
         return self.folder / "bundle"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report" / "report.html"
 
 
 def open_run(name: str, experiment: RankerExperiment, *, parent: str | None = None) -> tuple[Path, RunRecord]:
@@ -89,8 +96,8 @@ def fit(name: str, experiment: RankerExperiment, scaling: ScalingOptions | None 
     return finished
 
 
-def complete_run(folder: Path, record: RunRecord, checkpoint: Path) -> FinishedRun:
-    """From a finished run's last checkpoint to bundle, metrics and artifacts in MLflow."""
+def complete_run(folder: Path, record: RunRecord, checkpoint: Path, sections: Sequence[Section] = ()) -> FinishedRun:
+    """From a finished run's last checkpoint to bundle, report (``sections`` first) and metrics, all in MLflow as well."""
     tracker = Tracker(record.tracking_uri)
     progress = read_progress(checkpoint)
     bundle = bundle_from_checkpoint(record.experiment, checkpoint, folder / "bundle")
@@ -101,7 +108,11 @@ def complete_run(folder: Path, record: RunRecord, checkpoint: Path) -> FinishedR
         for metric, value in metrics.items()
     }
     tracker.log_metrics(record.mlflow_run, final, progress.step)
+    page = write_page(
+        folder / "report", f"rayrec: {folder.name}", (*sections, *run_sections(progress, record.experiment))
+    )
     tracker.log_folder(record.mlflow_run, bundle, "bundle")
+    tracker.log_folder(record.mlflow_run, page.parent, "report")
     tracker.finish(record.mlflow_run)
     return FinishedRun(folder, record.mlflow_run, progress)
 
@@ -152,6 +163,8 @@ def _train(folder: Path, record: RunRecord, scaling: ScalingOptions) -> Path:
 
 def worker_loop(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs; ``config`` holds the run's record as plain JSON."""
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the loop reports its own progress
     record = from_plain(RunRecord, config["record"], "the run's record")
     context = ray.train.get_context()
     device = ray.train.torch.get_device()

@@ -1,8 +1,10 @@
 """Sweeps of ranker experiments with Ray Tune: ASHA stops weak trials, Optuna proposes, a killed sweep goes on.
 
     <runs>/<name>/sweep.json   the sweep's config and its MLflow run: the same name again resumes it
+    <runs>/<name>/records/     each trial's experiment and MLflow run
     <runs>/<name>/trials/      Ray Tune's storage: one folder a trial, with checkpoints
     <runs>/<name>/bundle/      the winner
+    <runs>/<name>/report/      every trial and the winner's own report
 
 On a small machine each trial runs the worker loop in its own process; with GPUs each trial is a Ray Train run.
 """
@@ -20,6 +22,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
+from rayrec.reporting import Section
 from rayrec.tasks.ranking import RankingTask
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.cluster import connect, gpus
@@ -27,6 +30,8 @@ from rayrec.training.loop import OBJECTIVE
 from rayrec.training.ranker_run import RankerExperiment, ScalingOptions, finish_here, open_logs, train_here
 from rayrec.training.ray_train import FinishedRun, RunRecord, complete_run, ray_train_settings, worker_loop
 from rayrec.training.reporters import FolderReporter, RayTuneReporter
+from rayrec.training.sweep_report import sweep_sections
+from rayrec.training.sweep_trial import Trial, ranked
 from rayrec.training.tracking import Tracker, runs_folder
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
 
@@ -73,21 +78,6 @@ class SweepRecord:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One trial as it ended. ``objective`` None: it failed before its first evaluation."""
-
-    name: str
-    parameters: Mapping[str, float | int | str | bool]
-    objective: float | None
-    evaluations: int
-    seconds: float
-    stopped_early: bool
-    error: str | None
-    folder: Path
-    checkpoint: Path | None
-
-
-@dataclass(frozen=True)
 class FinishedSweep:
     """The winner as a finished run, and every trial."""
 
@@ -122,19 +112,15 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig) ->
     connect()
     results = _tuner(folder, record, space, task.objective_mode).fit()
     tracker = Tracker(record.tracking_uri)
-    trials = tuple(_trial(results[i], tracker) for i in range(len(results)))
-    ranked = sorted(
-        (trial for trial in trials if trial.objective is not None and trial.checkpoint is not None),
-        key=lambda trial: trial.objective or 0.0,
-        reverse=task.objective_mode == "max",
-    )
-    if not ranked:
+    trials = tuple(_trial(results[i], folder, tracker) for i in range(len(results)))
+    best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
+    if best is None or best.checkpoint is None:
         raise RuntimeError(
             f"sweep {name!r}: no trial was evaluated; the first error: {trials[0].error if trials else None}"
         )
-    best = ranked[0]
-    assert best.checkpoint is not None
-    winner = _complete_winner(folder, record, best.folder, best.checkpoint)
+    sections = sweep_sections(trials, best.name, task.objective_name, task.objective_mode)
+    winner = _complete_winner(folder, best, sections)
+    tracker.log_folder(record.mlflow_run, winner.report.parent, "report")
     tracker.log_metrics(record.mlflow_run, {OBJECTIVE: best.objective}, 0)
     tracker.tag(record.mlflow_run, {"winner": winner.mlflow_run})
     tracker.finish(record.mlflow_run)
@@ -165,7 +151,9 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
     in_process = config.trial == "in_process" or (config.trial == "auto" and gpus() == 0)
     cpus = 1 if in_process else 0.01  # a trial that starts a Ray Train run only waits for its workers
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(_trial_in_process if in_process else _trial_under_ray_train, record=to_plain(record)),
+        ray.tune.with_parameters(
+            _trial_in_process if in_process else _trial_under_ray_train, record=to_plain(record), folder=str(folder)
+        ),
         {"cpu": cpus},
     )
     storage = folder / "trials"
@@ -190,15 +178,46 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
             search_alg=OptunaSearch(seed=config.seed),
             scheduler=scheduler,
             reuse_actors=in_process,
+            trial_name_creator=_trial_id,
+            trial_dirname_creator=_trial_id,
         ),
         run_config=RunConfig(
-            name="trials", storage_path=str(folder), checkpoint_config=CheckpointConfig(num_to_keep=1), verbose=1
+            name="trials",
+            storage_path=str(folder),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            verbose=0,
+            callbacks=[_ShowTrials(config.trials)],
         ),
     )
 
 
-def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any]) -> None:
-    sweep_record, experiment, run_id = _open_trial(parameters, record)
+class _ShowTrials(ray.tune.Callback):
+    """One line a finished trial."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials = trials
+        self.done = 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, f"{trial.last_result.get(OBJECTIVE, float('nan')):.5f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, f"failed: {trial.error_file}")
+
+    def _show(self, trial: Any, outcome: str) -> None:
+        self.done += 1
+        evaluations = trial.last_result.get("evaluations", 0)
+        print(
+            f"trial {self.done} of {self.trials} ({trial.trial_id}): {outcome}, {evaluations} evaluations", flush=True
+        )
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
+    sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
     experiment = replace(experiment, stream=replace(experiment.stream, reader="in_process"))
     tracker = Tracker(sweep_record.tracking_uri)
     train_here(
@@ -210,10 +229,10 @@ def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any]) -> 
     tracker.finish(run_id)
 
 
-def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any]) -> None:
-    sweep_record, experiment, run_id = _open_trial(parameters, record)
-    context = ray.tune.get_context()
-    settings = ray_train_settings(Path(context.get_trial_dir()), sweep_record.config.scaling)
+def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
+    sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
+    trial_id = ray.tune.get_context().get_trial_id()
+    settings = ray_train_settings(Path(folder) / "ray_train" / trial_id, sweep_record.config.scaling)
     settings.run_config.callbacks = [TuneReportCallback()]  # type: ignore[list-item]  # brings each report to Tune's scheduler
     run = RunRecord(experiment, run_id, sweep_record.tracking_uri)
     TorchTrainer(
@@ -224,18 +243,21 @@ def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any]
     ).fit()
 
 
-def _open_trial(parameters: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[SweepRecord, RankerExperiment, str]:
-    """The trial's experiment and its MLflow child run, which a resumed trial finds again beside its checkpoints."""
+def _open_trial(
+    parameters: Mapping[str, Any], record: Mapping[str, Any], folder: Path
+) -> tuple[SweepRecord, RankerExperiment, str]:
+    """The trial's experiment and its MLflow child run, which a resumed trial finds again."""
     sweep_record = from_plain(SweepRecord, dict(record), "the sweep's record")
     experiment = apply_parameters(sweep_record.config.base, parameters)
     # Tune judges every report, so each must carry the objective: none between evaluations.
     experiment = replace(experiment, loop=replace(experiment.loop, checkpoint_every_steps=None))
-    context = ray.tune.get_context()
-    note = Path(context.get_trial_dir()) / "run.json"
+    trial_id = ray.tune.get_context().get_trial_id()
+    note = trial_record(folder, trial_id)
     if note.is_file():
         return sweep_record, experiment, from_json(RunRecord, note.read_bytes(), str(note)).mlflow_run
     tracker = Tracker(sweep_record.tracking_uri)
-    run_id = tracker.start(str(context.get_trial_name()), experiment, parent=sweep_record.mlflow_run)
+    run_id = tracker.start(f"{folder.name}-{trial_id}", experiment, parent=sweep_record.mlflow_run)
+    note.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(note, to_json(RunRecord(experiment, run_id, sweep_record.tracking_uri)))
     return sweep_record, experiment, run_id
 
@@ -245,20 +267,28 @@ def _check_space(base: RankerExperiment, space: SweepSpace) -> None:
     apply_parameters(base, {path: domain.sample() for path, domain in space.parameters.items()})
 
 
-def _complete_winner(folder: Path, record: SweepRecord, trial: Path, checkpoint: Path) -> FinishedRun:
+def _complete_winner(folder: Path, trial: Trial, sections: tuple[Section, ...]) -> FinishedRun:
     """ASHA may have stopped the winner before its last evaluation: finish it from its checkpoint, then bundle it."""
-    run = from_json(RunRecord, (trial / "run.json").read_bytes(), str(trial / "run.json"))
+    note = trial_record(folder, trial.name)
+    run = from_json(RunRecord, note.read_bytes(), str(note))
+    checkpoint = trial.checkpoint
+    assert checkpoint is not None  # a winner was evaluated, and each evaluation leaves a checkpoint
     if not read_progress(checkpoint).finished:
         reporter = FolderReporter(folder / "winner")
         finish_here(run.experiment, checkpoint, reporter)
         latest = reporter.latest()
         assert latest is not None  # finish_here has just reported
         checkpoint = latest
-    return complete_run(folder, run, checkpoint)
+    return complete_run(folder, run, checkpoint, sections)
 
 
-def _trial(result: ray.tune.Result, tracker: Tracker) -> Trial:
-    note = Path(result.path) / "run.json"
+def trial_record(folder: Path, trial_id: str) -> Path:
+    """Where a sweep keeps a trial's experiment and MLflow run (Tune's own trial folder is a temporary one)."""
+    return folder / "records" / f"{trial_id}.json"
+
+
+def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker) -> Trial:
+    note = trial_record(folder, Path(result.path).name)
     progress: Progress | None = None
     checkpoint = result.checkpoint
     if (
@@ -266,8 +296,8 @@ def _trial(result: ray.tune.Result, tracker: Tracker) -> Trial:
     ):  # a Ray Train run inside the trial
         checkpoint = ray.tune.Checkpoint.from_directory(result.metrics["checkpoint_path"])
     if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            progress = read_progress(Path(folder))
+        with checkpoint.as_directory() as saved:
+            progress = read_progress(Path(saved))
     if note.is_file():
         run = from_json(RunRecord, note.read_bytes(), str(note))
         tracker.finish(run.mlflow_run, failed=result.error is not None)
@@ -280,5 +310,4 @@ def _trial(result: ray.tune.Result, tracker: Tracker) -> Trial:
         stopped_early=progress is not None and not progress.finished and result.error is None,
         error=None if result.error is None else str(result.error).strip().splitlines()[-1],
         checkpoint=None if checkpoint is None else Path(checkpoint.path),
-        folder=Path(result.path),
     )

@@ -1,0 +1,62 @@
+"""A report page: sections of text, tables and figures in one HTML file that needs nothing beside it; figures also as PNG."""
+
+import base64
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+_DPI = 110
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown. ``highlighted``: index of a row to mark."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    highlighted: int | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with, in this order, a paragraph, a table, figures by file name (without ".png") and preformatted text."""
+
+    heading: str
+    text: str = ""
+    table: Table | None = None
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    code: str = ""
+
+
+def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
+    """Write ``<folder>/report.html`` and ``<folder>/<figure>.png``, whole or not at all; returns the page's path."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for section in sections:
+        for name, figure in section.figures.items():
+            figure.savefig(partial / f"{name}.png", dpi=_DPI)
+    environment = Environment(
+        loader=PackageLoader("rayrec.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html").render(
+        title=title,
+        sections=sections,
+        image=lambda name: base64.b64encode((partial / f"{name}.png").read_bytes()).decode(),
+    )
+    (partial / "report.html").write_text(page, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder / "report.html"
+
+
+def number(value: float | None, digits: int = 5) -> str:
+    """A metric's cell; "n/a" where it is undefined."""
+    if value is None or value != value:
+        return "n/a"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.{digits}f}"
