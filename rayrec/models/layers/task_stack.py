@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class StackedLinear(nn.Module):
-    """T linear layers in one parameter: input (B, I) for all or (T, B, I) one each, output (T, B, O)."""
+    """T linear layers in one parameter: input (B, I) for all or (T, B, I) one each, output (T, B, O).
+
+    One input expanded to (T, B, I) costs one product too, gives the same bits as (B, I), and gets a gradient for each slot.
+    """
 
     def __init__(self, stack: int, width: int, size: int) -> None:
         super().__init__()
@@ -19,12 +24,35 @@ class StackedLinear(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return torch.baddbmm(self.bias, x, self.weight)
         stack, width, size = self.weight.shape
+        shared = x.dim() == 2 or stack == 1 or x.stride(0) == 0
+        if not shared:
+            return torch.baddbmm(self.bias, x, self.weight)
         # one product with all T matrices side by side: half the time of T products with copies of x
-        joined = x @ self.weight.permute(1, 0, 2).reshape(width, stack * size)  # (B, T * O)
-        return joined.view(len(x), stack, size).transpose(0, 1) + self.bias
+        joined = self.weight.permute(1, 0, 2).reshape(width, stack * size)
+        product: Tensor = x @ joined if x.dim() == 2 else _SharedProduct.apply(x, joined)  # (B, T * O)
+        return product.view(-1, stack, size).transpose(0, 1) + self.bias
+
+
+class _SharedProduct(torch.autograd.Function):
+    """x (T, B, I), one input expanded T times, times joined (I, T * O): (B, T * O), computed once and as the same product that an
+    unexpanded x would get; backward gives each slot of x the gradient through its own O columns."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, joined: Tensor) -> Tensor:
+        product = x[0] @ joined
+        ctx.save_for_backward(x[0].to(product.dtype), joined.to(product.dtype))  # lower precision under autocast
+        ctx.shape, ctx.dtypes = x.shape, (x.dtype, joined.dtype)
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        row, joined = ctx.saved_tensors
+        stack, batch, width = ctx.shape
+        by_slot = gradient.view(batch, stack, -1).transpose(0, 1)  # (T, B, O)
+        weights = joined.view(width, stack, -1).permute(1, 2, 0)  # (T, O, I)
+        return torch.bmm(by_slot, weights).to(ctx.dtypes[0]), (row.t() @ gradient).to(ctx.dtypes[1])
 
 
 class StackedFeedForward(nn.Module):

@@ -1,0 +1,307 @@
+"""MultiBalance and its peers on a real ranker: what the trunk and the towers get, alone and with two workers."""
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.parallel import DistributedDataParallel
+
+from rayrec.batch import Batch
+from rayrec.methods.balancing import Balancer, BalancingConfig, row_gram
+from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
+
+COMBINING = ("multibalance", "fixed", "mgda", "pcgrad", "cagrad", "nash_mtl")
+LEVELS = ("representation", "parameters")
+
+
+def ranker(tasks: int, *, wide: bool = True) -> Ranker:
+    torch.manual_seed(0)
+    inputs = RankerInputs((0.0, 1.0), (1.0, 2.0), (False, True), (True, False), (50, 20), (20,), (1,), tasks)
+    return Ranker(inputs, RankerArchitecture(embedding_dim=4, trunk=(32, 16), tower=(8,), wide=wide))
+
+
+def some_batch(rows: int, tasks: int, seed: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 20, (rows, 2), generator=generator)
+    shares = torch.linspace(0.1, 0.6, tasks)
+    return Batch(
+        torch.randn(rows, 2, generator=generator),
+        ids,
+        (torch.rand(rows, tasks, generator=generator) < shares).float(),
+        (torch.randint(0, 20, (rows, 5), generator=generator),),
+    )
+
+
+def task_losses(logits: Tensor, batch: Batch) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(0)
+
+
+def config(method: str, level: str = "representation", tasks: int = 3, **others: object) -> BalancingConfig:
+    shares = tuple(1.0 + t for t in range(tasks)) if method == "fixed" else ()
+    return BalancingConfig(method=method, level=level, shares=shares, **others)  # type: ignore[arg-type]
+
+
+def backward(model: Ranker, balancer: Balancer | None, batch: Batch, scales: Tensor | None = None) -> dict[str, Tensor]:
+    """Gradients by parameter name of one step with (None: without) a balancer."""
+    model.zero_grad()
+    h = model.represent(batch)
+    inputs = h if balancer is None else balancer.branch(h)
+    losses = task_losses(model.heads(inputs), batch)
+    losses = losses if scales is None else losses * scales
+    total = losses.sum() if balancer is None else balancer.total(losses, h, inputs, model.parameters())
+    total.backward()
+    return {name: dense(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient.clone()
+
+
+def towers(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: g for name, g in gradients.items() if name.startswith("towers.")}
+
+
+def trunk(gradients: dict[str, Tensor]) -> Tensor:
+    """All shared gradients as one vector."""
+    return torch.cat([g.flatten() for name, g in gradients.items() if not name.startswith("towers.")])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("method", [*COMBINING, "uniform", "gradnorm", "uncertainty"])
+def test_one_task_equals_plain_training_bit_for_bit(method: str, level: str) -> None:
+    batch = some_batch(64, 1)
+    plain = backward(ranker(1), None, batch)
+    balanced = backward(ranker(1), Balancer(config(method, level, tasks=1), 1), batch)
+    assert plain.keys() == balanced.keys()
+    assert all(torch.equal(plain[name], balanced[name]) for name in plain)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("method", COMBINING)
+def test_identical_losses_equal_plain_training(method: str, level: str) -> None:
+    """Four towers with the same weights and labels: their gradients agree, so every combination is the plain sum again."""
+    batch = some_batch(64, 1)
+    batch = replace(batch, labels=batch.labels.expand(-1, 4))
+    model = ranker(4, wide=False)  # each task's own wide column is shared by nobody
+    with torch.no_grad():
+        for p in model.towers.parameters():
+            p.copy_(p[:1].expand_as(p))
+    plain = backward(model, None, batch)
+    balanced = backward(model, Balancer(config(method, level, tasks=4), 4), batch)
+    torch.testing.assert_close(trunk(balanced), trunk(plain), atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("method", [*COMBINING, "uniform"])
+def test_towers_get_their_plain_gradients_bit_for_bit(method: str, level: str) -> None:
+    batch = some_batch(64, 3)
+    plain = towers(backward(ranker(3), None, batch))
+    balanced = towers(backward(ranker(3), Balancer(config(method, level), 3), batch))
+    assert plain
+    assert all(torch.equal(plain[name], balanced[name]) for name in plain)
+
+
+@pytest.mark.parametrize("method", ["multibalance", "mgda", "cagrad", "nash_mtl"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_scaling_one_loss_by_1000_does_not_change_the_weights_with_normalization(method: str, level: str) -> None:
+    model, batches = ranker(3), [some_batch(64, 3, seed) for seed in range(4)]
+    found = []
+    for factor in (1.0, 1000.0):
+        balancer = Balancer(config(method, level, normalize=True), 3)
+        for batch in batches:
+            gradients = backward(model, balancer, batch, torch.tensor([1.0, factor, 1.0]))
+        found.append((balancer.weights.clone(), trunk(gradients)))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-4)
+    # With the weights the direction stays too; only its length follows the plain sum.
+    assert torch.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.9999
+
+
+def test_without_normalization_the_larger_loss_loses_its_weight() -> None:
+    balancer = Balancer(config("multibalance", normalize=False, solver="exact"), 3)
+    backward(ranker(3), balancer, some_batch(64, 3), torch.tensor([1.0, 1000.0, 1.0]))
+    assert balancer.weights[1] < 0.01
+
+
+@pytest.mark.parametrize("solver", ["projected_gradient", "exact"])
+@pytest.mark.parametrize("ratio", [1.0, 3.0])
+def test_two_opposite_gradients_combine_to_nothing(solver: str, ratio: float) -> None:
+    h = torch.randn(32, 8, requires_grad=True)
+    direction = torch.randn(32, 8)
+    balancer = Balancer(config("multibalance", solver=solver), 2)
+    inputs = balancer.branch(h)
+    losses = torch.stack([(inputs[0] * direction).sum(), -ratio * (inputs[1] * direction).sum()])
+    balancer.total(losses, h, inputs).backward()
+    assert h.grad is not None
+    assert float(h.grad.norm()) <= 1e-3 * float(direction.norm())
+
+
+def test_the_trunk_gets_the_gradient_of_the_stated_combination() -> None:
+    """Recomputed by hand from T separate backward passes: weights / running norms, rescaled to the plain sum's norm."""
+    model, batch = ranker(3), some_batch(64, 3)
+    balancer = Balancer(config("multibalance", solver="exact", ridge=0.0), 3)
+    balanced = trunk(backward(model, balancer, batch))
+    h = model.represent(batch)
+    leaf = h.detach().requires_grad_()
+    losses = task_losses(model.heads(leaf), batch)
+    rows = torch.stack([torch.autograd.grad(loss, leaf, retain_graph=True)[0].flatten() for loss in losses])
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    combined = balancer.weights @ unit
+    assert (unit @ combined >= combined @ combined - 1e-5).all()  # no task conflicts with it
+    combined = combined * (rows.sum(0).norm() / combined.norm())
+    model.zero_grad()
+    h.backward(combined.view_as(h))
+    expected = {n: dense(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(balanced, trunk(expected), atol=1e-6, rtol=1e-3)
+
+
+def test_balancing_parameters_combines_the_full_gradients() -> None:
+    """MGDA over all shared parameters against T plain backward passes, with sparse tables as with dense ones."""
+    batch, results = some_batch(64, 3), []
+    for sparse in (False, True):
+        model = ranker(3)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.sparse = sparse
+        balancer = Balancer(config("mgda", "parameters", rescale=False), 3)
+        results.append(trunk(backward(model, balancer, batch)))
+    model = ranker(3)
+    rows = torch.stack([trunk(backward(model, None, batch, torch.eye(3)[t])) for t in range(3)])
+    torch.testing.assert_close(row_gram(rows), rows @ rows.T)
+    for result in results:
+        torch.testing.assert_close(result, balancer.weights @ rows, atol=1e-6, rtol=1e-4)
+
+
+def test_the_summed_gradient_statistic_is_the_gram_of_gradients_summed_over_rows() -> None:
+    h = torch.randn(32, 8, requires_grad=True)
+    directions = torch.randn(3, 32, 8)
+    balancer = Balancer(config("multibalance", statistic="summed_gradient"), 3, width=8)
+    inputs = balancer.branch(h)
+    balancer.total((inputs * directions).sum((1, 2)), h, inputs).backward()
+    summed = directions.sum(1) / directions.flatten(1).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(balancer.gram, summed @ summed.T)
+
+
+def test_running_means_start_as_plain_means_and_skip_absent_tasks() -> None:
+    balancer = Balancer(config("multibalance", decay=0.9), 2)
+    for first, second in ((1.0, 3.0), (3.0, 0.0), (5.0, 5.0)):
+        balancer.coefficients(torch.diag(torch.tensor([first, second]).square()))
+    torch.testing.assert_close(balancer.norms, torch.tensor([3.0, 4.0]))
+    assert balancer.seen.tolist() == [[3.0, 2.0], [2.0, 2.0]]
+
+
+def test_an_absent_task_has_no_say_and_does_no_harm() -> None:
+    for method in COMBINING:
+        balancer = Balancer(config(method), 3)
+        h = torch.randn(16, 4, requires_grad=True)
+        direction = torch.randn(16, 4)
+        inputs = balancer.branch(h)
+        losses = torch.stack(
+            [(inputs[0] * direction).sum(), (inputs[1] * 0.0).sum(), 2 * (inputs[2] * direction).sum()]
+        )
+        balancer.total(losses, h, inputs).backward()
+        assert h.grad is not None
+        torch.testing.assert_close(h.grad, 3 * direction, atol=1e-5, rtol=1e-4)
+
+
+def test_gradnorm_gives_the_slow_task_more_and_keeps_the_sum() -> None:
+    h = torch.randn(16, 4, requires_grad=True)
+    balancer = Balancer(config("gradnorm", tasks=2), 2)
+    directions = torch.nn.functional.normalize(torch.randn(2, 64), dim=1).view(2, 16, 4)
+    for step in range(200):
+        inputs = balancer.branch(h)
+        losses = (inputs * directions).sum((1, 2))
+        # Task 0 has halved its loss, task 1 has not moved; gradients are equal.
+        values = torch.tensor([0.5 if step else 1.0, 1.0])
+        balancer.total(losses - losses.detach() + values, h, inputs).backward()
+    torch.testing.assert_close(balancer.loss_weights.sum(), torch.tensor(2.0))
+    relative = torch.tensor([0.5, 1.0]) / 0.75
+    expected = relative.pow(1.5) / relative.pow(1.5).sum() * 2
+    torch.testing.assert_close(balancer.loss_weights, expected, atol=0.05, rtol=0.0)
+
+
+def test_uncertainty_weights_settle_at_half_the_inverse_loss() -> None:
+    balancer = Balancer(config("uncertainty", tasks=2, learning_rate=0.1), 2)
+    losses = torch.tensor([0.25, 2.0], requires_grad=True)
+    for _ in range(600):
+        balancer.total(losses, losses, losses)
+    torch.testing.assert_close(balancer.loss_weights, torch.tensor([2.0, 0.25]), atol=1e-4, rtol=0.0)
+
+
+def test_a_restored_balancer_goes_on_as_if_nothing_had_happened() -> None:
+    model, batches = ranker(3), [some_batch(64, 3, seed) for seed in range(6)]
+    whole = Balancer(config("multibalance"), 3)
+    first, second = Balancer(config("multibalance"), 3), Balancer(config("multibalance"), 3)
+    expected = [backward(model, whole, batch) for batch in batches]
+    for batch in batches[:3]:
+        backward(model, first, batch)
+    second.load_state_dict(first.state_dict())
+    for batch, reference in zip(batches[3:], expected[3:], strict=True):
+        assert all(torch.equal(g, reference[name]) for name, g in backward(model, second, batch).items())
+
+
+class _Step(nn.Module):
+    def __init__(self, model: Ranker, balancer: Balancer) -> None:
+        super().__init__()
+        self.model = model
+        self.others = [balancer]  # not a submodule, as in the training loop
+
+    def forward(self, batch: Batch) -> Tensor:
+        (balancer,) = self.others
+        h = self.model.represent(batch)
+        inputs = balancer.branch(h)
+        losses = task_losses(self.model.heads(inputs), batch)
+        return balancer.total(losses, h, inputs, self.model.parameters())
+
+
+def _balanced_worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    results = {}
+    for method in ("multibalance", "pcgrad", "gradnorm"):
+        for level in LEVELS:
+            model, balancer = ranker(3), Balancer(config(method, level), 3)
+            step = DistributedDataParallel(_Step(model, balancer))
+            for seed in range(3):
+                model.zero_grad()
+                step(some_batch(64, 3, seed)[rank::2]).backward()
+            gradients = {n: p.grad for n, p in model.named_parameters()}
+            results[f"{method} {level}"] = {**gradients, **dict(balancer.named_buffers())}
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_equal_one_worker_with_the_joint_batch(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_balanced_worker, args=(port, str(tmp_path)), nprocs=2)
+    workers = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for method in ("multibalance", "pcgrad", "gradnorm"):
+        for level in LEVELS:
+            model, balancer = ranker(3), Balancer(config(method, level), 3)
+            for seed in range(3):
+                backward(model, balancer, some_batch(64, 3, seed))
+            gradients = {n: p.grad for n, p in model.named_parameters()}
+            for name, expected in {**gradients, **dict(balancer.named_buffers())}.items():
+                first, second = (worker[f"{method} {level}"][name] for worker in workers)
+                assert torch.equal(first, second)
+                torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="shares"):
+        BalancingConfig(method="fixed")
+    with pytest.raises(ValueError, match="3 tasks"):
+        Balancer(BalancingConfig(method="fixed", shares=(1.0, 2.0)), 3)
+    with pytest.raises(ValueError, match="decay"):
+        BalancingConfig(decay=1.0)
+    with pytest.raises(ValueError, match="summed_gradient"):
+        BalancingConfig(level="parameters", statistic="summed_gradient")
