@@ -1,0 +1,120 @@
+"""From a list of events (user, item, time) in any order to histories: duplicates, the k-core filter, numbering.
+
+The k-core filter keeps users and items with at least k events each, repeated until nothing more falls out (the "5-core" of the
+Amazon sets). Items and users are numbered by their first appearance in time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayrec.data.sequences.interactions import Interactions, InteractionsError, ItemTable, SequenceData
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """core: smallest number of events of every user and every item that stays; 1 keeps all.
+
+    keep_repeats: keep later events of the same user with the same item (plays, purchases); False keeps the first only.
+    """
+
+    core: int = 5
+    keep_repeats: bool = False
+
+    def __post_init__(self) -> None:
+        if self.core < 1:
+            raise ValueError(f"core must be at least 1, not {self.core}")
+
+
+@dataclass(frozen=True)
+class ItemDescriptions:
+    """What is known of items by name: texts and attribute names, either may lack items."""
+
+    texts: Mapping[str, str]
+    attributes: Mapping[str, tuple[str, ...]]
+
+
+def sequences_of_events(
+    users: "pa.Array | pa.ChunkedArray",
+    items: "pa.Array | pa.ChunkedArray",
+    timestamps: "pa.Array | pa.ChunkedArray",
+    event_filter: EventFilter,
+    descriptions: ItemDescriptions,
+    source: str,
+) -> SequenceData:
+    """Histories of events (E,): users and items of any type that casts to string, timestamps int64.
+
+    Events with a null in any of the three are dropped and counted in the notes. Events of equal time keep their given order.
+    Raises InteractionsError when nothing is left.
+    """
+    table = pa.table({"user": users, "item": items, "time": timestamps})
+    total = table.num_rows
+    table = table.drop_null()
+    dropped = total - table.num_rows
+    user_codes, user_names = _codes(table.column("user"))
+    item_codes, item_names = _codes(table.column("item"))
+    times = table.column("time").cast(pa.int64()).to_numpy()
+    order = np.lexsort((times, user_codes))  # stable: equal times keep the given order
+    user_codes, item_codes, times = user_codes[order], item_codes[order], times[order]
+    if not event_filter.keep_repeats:
+        first = _first_of_pairs(user_codes, item_codes)
+        user_codes, item_codes, times = user_codes[first], item_codes[first], times[first]
+    keep = core_mask(user_codes, item_codes, event_filter.core)
+    user_codes, item_codes, times = user_codes[keep], item_codes[keep], times[keep]
+    if not len(user_codes):
+        raise InteractionsError(f"{source}: no events left of {total:,} after the {event_filter.core}-core filter")
+    user_numbers, kept_users = _numbered_by_appearance(user_codes)
+    item_numbers, kept_items = _numbered_by_appearance(item_codes)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user_numbers))]).astype(np.int64)
+    interactions = Interactions(offsets, (item_numbers + 1).astype(np.int32), len(kept_items), times)
+    names = item_names.take(pa.array(kept_items))
+    notes = {"events": total, "events_with_nulls": dropped, "core": event_filter.core}
+    return SequenceData(
+        interactions, describe(names, descriptions), user_names.take(pa.array(kept_users)), source, notes
+    )
+
+
+def core_mask(users: NDArray[np.int64], items: NDArray[np.int64], core: int) -> NDArray[np.bool_]:
+    """(E,) which events stay when users and items with fewer than ``core`` events are removed until none is left to remove."""
+    keep = np.ones(len(users), dtype=bool)
+    while True:
+        enough = keep.copy()
+        for codes in (users, items):
+            counts = np.bincount(codes[keep], minlength=int(codes.max(initial=0)) + 1)
+            enough &= counts[codes] >= core
+        if (enough == keep).all():
+            return keep
+        keep = enough
+
+
+def describe(names: pa.Array, descriptions: ItemDescriptions) -> ItemTable:
+    """An item table for names (N,): texts and attribute ids, numbered from 1 by the sorted attribute names."""
+    known = names.to_pylist()
+    used = sorted({a for name in known for a in descriptions.attributes.get(name, ())})
+    numbers = {attribute: i + 1 for i, attribute in enumerate(used)}
+    attributes = [sorted({numbers[a] for a in descriptions.attributes.get(name, ())}) for name in known]
+    return ItemTable.of(names, [descriptions.texts.get(name, "") for name in known], attributes)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
+    encoded = pc.dictionary_encode(column.cast(pa.string())).combine_chunks()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
+
+
+def _first_of_pairs(users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of the first event of each (user, item), in the given order."""
+    pairs = users * (items.max(initial=0) + 1) + items
+    return np.sort(np.unique(pairs, return_index=True)[1])
+
+
+def _numbered_by_appearance(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers (E,) from 0 by first appearance, and the code of each number."""
+    kept, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(kept), dtype=np.int64)
+    rank[order] = np.arange(len(kept))
+    return rank[inverse], kept[order]
