@@ -89,6 +89,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.num_tasks = inputs.num_tasks
+        self.embedding_dim = architecture.embedding_dim
         self.embedding = FieldEmbedding(
             inputs.categorical_sizes,
             architecture.embedding_dim,
