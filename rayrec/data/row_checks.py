@@ -116,9 +116,9 @@ def check_rows(schema: LogSchema, raw: pa.Table, *, unlabeled: bool = False) -> 
         numbers = _read(raw, name, as_numbers)
         checked.note(name, "is not a number", numbers.bad)
         column = raw.column(name)
-        if pa.types.is_integer(column.type):
+        if pa.types.is_integer(column.type) and column.type != pa.uint64():
             checked.note(name, "is missing", numbers.null)
-            checked.others[name] = column.combine_chunks()
+            checked.others[name] = column.combine_chunks().cast(pa.int64())
         else:
             checked.others[name] = pa.array(numbers.values, mask=numbers.null)
     return checked

@@ -1,0 +1,120 @@
+"""Raw files to a log: python -m jobs.import_logs census-income --out LOG, or table for your own CSV, TSV or Parquet files.
+
+Bad rows are set aside in LOG/quarantine and counted by reason; a broken file is one error, and nothing half-written remains.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from rayrec.data.importers.importing import ImportOptions
+from rayrec.data.importers.public import PUBLIC_DATASETS, PublicName, import_public
+from rayrec.data.importers.reading import SourceError
+from rayrec.data.importers.table import TableFiles, TextFormat, import_table
+from rayrec.data.log import SPLITS, Log, LogError
+from rayrec.data.splitting import ColumnSplit, FileSplit, HashSplit, OrderSplit, TimeSplit
+from rayrec.typed_json import ConfigError
+
+
+@dataclass(frozen=True)
+class ImportPublic:
+    """Import a public data set."""
+
+    dataset: tyro.conf.Suppress[PublicName]
+    out: Path
+    """The log's folder."""
+    source: Path | None = None
+    """The data set's file or folder; default: its folder below RAYREC_DATA."""
+    unlabeled: Path | None = None
+    """Also write the rows without labels as this log (coat)."""
+    options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
+
+
+Split = (
+    Annotated[HashSplit, tyro.conf.subcommand("by-hash")]
+    | Annotated[TimeSplit, tyro.conf.subcommand("by-time")]
+    | Annotated[OrderSplit, tyro.conf.subcommand("by-order")]
+    | Annotated[ColumnSplit, tyro.conf.subcommand("by-column")]
+    | Annotated[FileSplit, tyro.conf.subcommand("by-file")]
+)
+
+
+@dataclass(frozen=True)
+class ImportTable:
+    """Import your own table: files, and a schema that says what their columns are."""
+
+    files: Annotated[TableFiles, tyro.conf.arg(name="")]
+    schema: Path
+    """JSON, see rayrec/data/schema.py. A log's fitted schema.json is used as it is, for logs that one model shall read."""
+    out: Path
+    """The log's folder."""
+    text: Annotated[TextFormat, tyro.conf.arg(name="")] = field(default_factory=TextFormat)
+    unlabeled: bool = False
+    """Label columns may be absent."""
+    options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
+    split: Split = field(default_factory=HashSplit)
+
+
+_PUBLIC_COMMANDS = [
+    Annotated[
+        ImportPublic,
+        tyro.conf.subcommand(name, default=ImportPublic(name, tyro.MISSING), description=f"Import {name}."),
+    ]
+    for name in PUBLIC_DATASETS
+]
+Command: Any = Union[(*_PUBLIC_COMMANDS, Annotated[ImportTable, tyro.conf.subcommand("table")])]
+
+
+def run(command: ImportPublic | ImportTable) -> Path:
+    """Import; prints what came in and what was set aside. Returns the log's folder."""
+    if isinstance(command, ImportPublic):
+        log = import_public(
+            command.dataset, command.out, command.source, unlabeled=command.unlabeled, options=command.options
+        )
+    else:
+        log = import_table(
+            command.files,
+            command.schema,
+            command.split,
+            command.out,
+            text=command.text,
+            unlabeled=command.unlabeled,
+            options=command.options,
+        )
+    print_summary(log)
+    if isinstance(command, ImportPublic) and command.unlabeled is not None:
+        print_summary(command.unlabeled)
+    return log
+
+
+def print_summary(path: Path) -> None:
+    """Rows by split, positives by task, bad rows by reason."""
+    log = Log.open(path)
+    found = json.loads((path / "import.json").read_text(encoding="utf-8"))
+    width = max(12, *(len(task) + 2 for task in log.schema.task_names))
+    print(f"{path}: {sum(found['rows'].values()):,} rows in {found['seconds']:.1f} s")
+    print(f"{'split':<8}{'rows':>14}" + "".join(f"{task:>{width}}" for task in log.schema.task_names))
+    for split in SPLITS:
+        if split in found["rows"]:
+            counts = [found["labels"][split][task] for task in log.schema.task_names]
+            cells = [f"{c['positive'] / c['observed']:.4f}" if c["observed"] else "no labels" for c in counts]
+            print(f"{split:<8}{found['rows'][split]:>14,}" + "".join(f"{cell:>{width}}" for cell in cells))
+    if found["quarantined"]:
+        print(f"quarantined: {sum(found['quarantined'].values()):,} rows, in {path / 'quarantine'}")
+        for reason, count in sorted(found["quarantined"].items(), key=lambda item: -item[1]):
+            print(f"{count:>14,}  {reason}")
+
+
+def main() -> None:
+    try:
+        run(tyro.cli(Command, description=__doc__))
+    except (SourceError, LogError, ConfigError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
