@@ -129,6 +129,11 @@ class Balancer(nn.Module):
         if config.statistic == "summed_gradient":
             self.register_buffer("summed", torch.zeros(tasks, width))
 
+    @property
+    def shares(self) -> Tensor:
+        """(T,) the weights of the last step, for the log: of the losses where the method weighs them, else of the gradients."""
+        return (self.loss_weights if self.config.weighs_losses else self.weights).clone()
+
     def branch(self, h: Tensor) -> Tensor:
         """One view of the representation h (B, D) for each task's tower: (T, B, D), no copy; h itself for plain gradients."""
         if not self._combines:

@@ -93,6 +93,19 @@ class PerturbedRows:
         return values if self.rows is None else values[self.rows]
 
 
+@dataclass(frozen=True)
+class PerturbedPair:
+    """A perturbed copy and the embedded rows (m, N) it is of; None where those are predicted anyway (the labeled batch)."""
+
+    copy: PerturbedRows
+    original: Tensor | None
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The embedded rows to predict."""
+        return (self.copy.x,) if self.original is None else (self.original, self.copy.x)
+
+
 class Perturbation(nn.Module):
     """Draws perturbed copies of batches. Its only state, the number of draws, belongs into checkpoints, not into bundles."""
 
@@ -106,6 +119,17 @@ class Perturbation(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.draws = int(state)
+
+    def pairs(self, model: Embedder, batch: Batch, x: Tensor, unlabeled: Batch | None) -> list[PerturbedPair]:
+        """Copies of the labeled batch (x = model.embed(batch)) and, where asked, of the unlabeled one. ValueError without it."""
+        pairs = [PerturbedPair(self.copy_of(model, batch, x), None)]
+        if self.config.unlabeled:
+            if unlabeled is None:
+                raise ValueError("perturbation.unlabeled needs an unlabeled log and unlabeled_ratio above 0")
+            original = model.embed(unlabeled)
+            copy = self.copy_of(model, unlabeled, original)
+            pairs.append(PerturbedPair(copy, copy.of(original)))
+        return pairs
 
     def copy_of(self, model: Embedder, batch: Batch, x: Tensor) -> PerturbedRows:
         """A perturbed copy of (some rows of) ``batch``; x (B, N) = model.embed(batch), looked up again only if ids change."""

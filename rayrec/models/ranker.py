@@ -120,6 +120,7 @@ class Ranker(nn.Module):
         self.trunk = feed_forward(width if parallel else interacted, architecture.trunk, architecture.dropout)
         trunk_width = architecture.trunk[-1] if architecture.trunk else (width if parallel else interacted)
         shared = trunk_width + (interacted if parallel else 0)
+        self.representation_width = shared  # D
         self.experts: StackedFeedForward | None = None
         self.gates: nn.Linear | None = None
         if architecture.experts:
@@ -127,7 +128,9 @@ class Ranker(nn.Module):
                 architecture.experts, shared, architecture.expert, dropout=architecture.dropout
             )
             self.gates = nn.Linear(shared, self.num_tasks * architecture.experts)
+            self.representation_width = architecture.experts * (architecture.expert[-1] + self.num_tasks)
             shared = architecture.expert[-1]
+        self.representation_width += self.num_tasks if architecture.wide else 0
         self.towers = StackedFeedForward(
             self.num_tasks, shared, architecture.tower, out=1, dropout=architecture.dropout
         )

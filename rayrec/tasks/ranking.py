@@ -11,6 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.batch import Batch
 from rayrec.data.schema import LogSchema
+from rayrec.methods.balancing import Balancer, BalancingConfig
+from rayrec.methods.perturbation import Perturbation, PerturbationConfig, PerturbedPair, divergence, perturbed_loss
 from rayrec.metrics import BinaryMetrics
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 from rayrec.tasks.task import Evaluation, Loss
@@ -31,11 +33,15 @@ class RankingConfig:
 
     task_weights: weight of a task's loss by task name; tasks not named weigh 1.
     objective: what early stopping and sweeps watch: the mean over tasks on the validation split.
+    balancing: MultiBalance or another way to combine the tasks' gradients; None = the sum.
+    perturbation: SCR or LSPR; None = none.
     """
 
     architecture: RankerArchitecture = field(default_factory=RankerArchitecture)
     task_weights: Mapping[str, float] = field(default_factory=dict)
     objective: Literal["normalized_entropy", "log_loss", "auc"] = "normalized_entropy"
+    balancing: BalancingConfig | None = None
+    perturbation: PerturbationConfig | None = None
 
 
 def ranker_inputs(schema: LogSchema) -> RankerInputs:
@@ -70,17 +76,60 @@ class RankingTask:
         self.config = config
         self.model_config = RankerConfig(ranker_inputs(schema), config.architecture)
         self._weights = torch.tensor([config.task_weights.get(name, 1.0) for name in schema.task_names])
+        self.balancer: Balancer | None = None
+        if config.balancing is not None:
+            try:
+                self.balancer = Balancer(config.balancing, len(schema.tasks), self._representation_width())
+            except ValueError as error:
+                raise ConfigError(f"balancing: {error}") from None
+        self.perturbation: Perturbation | None = None
+        if config.perturbation is not None and config.perturbation.strength > 0:
+            self.perturbation = Perturbation(config.perturbation)
+        methods = {"balancer": self.balancer, "perturbation": self.perturbation}
+        self.methods: nn.Module = nn.ModuleDict(
+            {name: method for name, method in methods.items() if method is not None}
+        )
 
     def build(self) -> Ranker:
         return Ranker(self.model_config.inputs, self.model_config.architecture)
 
     def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss:
-        """Sum over tasks of weight * mean cross-entropy on the rows where the task's label is observed."""
-        logits = model(batch).float()  # (B, T)
+        """Sum over tasks of weight * mean cross-entropy on the rows where the task's label is observed; with methods, theirs.
+
+        All rows that a method adds go through the trunk in one pass, behind those of ``batch``.
+        """
+        assert isinstance(model, Ranker)
+        x = model.embed(batch)
+        pairs = [] if self.perturbation is None else self.perturbation.pairs(model, batch, x, unlabeled)
+        blocks = [x, *(block for pair in pairs for block in pair.blocks)]
+        h = model.represent_embedded(x if len(blocks) == 1 else torch.cat(blocks))
+        inputs = h if self.balancer is None else self.balancer.branch(h)
+        outputs = model.heads(inputs).float()  # (all rows, T)
+        logits, *others = outputs.split([len(block) for block in blocks]) if len(blocks) > 1 else (outputs,)
         per_task = masked_cross_entropy(logits, batch.labels, batch.weights)  # (T,)
-        total = (per_task * self._weights.to(per_task.device)).sum()
-        parts = dict(zip((f"loss/{name}" for name in self.schema.task_names), per_task.detach().unbind(), strict=True))
+        named = {"loss": per_task}
+        losses = per_task
+        if self.perturbation is not None:
+            named["perturbed"] = _perturbed(self.perturbation.config, pairs, batch, logits, others)
+            losses = perturbed_loss(self.perturbation.config, per_task, named["perturbed"])
+        losses = losses * self._weights.to(losses.device)
+        if self.balancer is None:
+            total = losses.sum()
+        else:
+            total = self.balancer.total(losses, h, inputs, model.parameters())
+            named["balance"] = self.balancer.shares
+        parts = {
+            f"{name}/{task}": value
+            for name, values in named.items()
+            for task, value in zip(self.schema.task_names, values.detach().unbind(), strict=True)
+        }
         return Loss(total, {"loss": total.detach(), **parts}, logits.detach())
+
+    def _representation_width(self) -> int:
+        if self.config.balancing is None or self.config.balancing.statistic != "summed_gradient":
+            return 0
+        with torch.device("meta"):
+            return self.build().representation_width
 
     def new_evaluation(self) -> BinaryMetrics:
         return BinaryMetrics(len(self.schema.tasks))
@@ -124,6 +173,20 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None 
         dist.all_reduce(counts)
         counts = counts / dist.get_world_size()
     return (losses * row_weights).sum(0) / counts.clamp_min(1e-12)
+
+
+def _perturbed(
+    config: PerturbationConfig, pairs: list[PerturbedPair], batch: Batch, logits: Tensor, others: list[Tensor]
+) -> Tensor:
+    """By task (T,): LSPR's cross-entropy of the perturbed rows, or SCR's mean divergence over labeled and unlabeled rows."""
+    copy = pairs[0].copy
+    if config.loss == "lspr":
+        weights = None if batch.weights is None else copy.of(batch.weights)
+        return masked_cross_entropy(others[0], copy.of(batch.labels), weights)
+    differences = [divergence(config.divergence, copy.of(logits), others[0])]
+    if len(pairs) > 1:
+        differences.append(divergence(config.divergence, others[1], others[2]))
+    return torch.cat(differences).mean(0)
 
 
 def _defined(value: float) -> float | None:

@@ -29,7 +29,13 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """A task ties a model to its batches, its loss and its metrics. One worker loop trains every task."""
+    """A task ties a model to its batches, its loss and its metrics. One worker loop trains every task.
+
+    methods: what training methods keep from step to step beside the model (running means, counters); an empty module when
+    there is nothing. It is saved in checkpoints and never in a bundle; no optimizer sees it, and all workers hold the same.
+    """
+
+    methods: nn.Module
 
     def build(self) -> nn.Module:
         """A freshly initialized model (seed torch first)."""

@@ -2,6 +2,7 @@
 
 <checkpoint>/model.safetensors   the weights now
 <checkpoint>/best.safetensors    the weights at the best evaluation so far, when they are others
+<checkpoint>/methods.safetensors what training methods keep beside the model, when there is anything
 <checkpoint>/optimizer.pt        optimizer and schedule (plain tensors and numbers; loaded with weights_only)
 <checkpoint>/rng-<rank>.pt       each worker's random state
 <checkpoint>/progress.json       position in the data, curves, early stopping
@@ -61,6 +62,7 @@ class TrainingState:
     schedule: torch.optim.lr_scheduler.LambdaLR
     progress: Progress
     best: dict[str, torch.Tensor] | None = None
+    methods: nn.Module = field(default_factory=nn.Module)
 
 
 def write_checkpoint(folder: Path, state: TrainingState, rank: int) -> None:
@@ -71,6 +73,9 @@ def write_checkpoint(folder: Path, state: TrainingState, rank: int) -> None:
     save_file(_contiguous(state.model.state_dict()), folder / "model.safetensors")
     if state.best is not None:
         save_file(state.best, folder / "best.safetensors")
+    methods = _contiguous(state.methods.state_dict())
+    if methods:
+        save_file(methods, folder / "methods.safetensors")
     both = {"optimizer": state.optimizer.state_dict(), "schedule": state.schedule.state_dict()}
     torch.save(both, folder / "optimizer.pt")
     write_text_atomically(folder / "progress.json", to_json(state.progress))
@@ -81,6 +86,8 @@ def read_checkpoint(folder: Path, state: TrainingState, rank: int) -> None:
     state.model.load_state_dict(load_file(folder / "model.safetensors"))
     best = folder / "best.safetensors"
     state.best = load_file(best) if best.is_file() else None
+    if state.methods.state_dict():
+        state.methods.load_state_dict(load_file(folder / "methods.safetensors"))
     both = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     state.optimizer.load_state_dict(both["optimizer"])
     state.schedule.load_state_dict(both["schedule"])

@@ -189,7 +189,8 @@ class _Loop:
         model = task.build().to(worker.device)
         torch.manual_seed(config.seed * 1_000_003 + worker.rank + 1)  # workers draw different dropout masks
         optimizer = build_optimizer(model, optimizer_config)
-        self.state = TrainingState(model, optimizer, LambdaLR(optimizer, lambda step: 1.0), Progress())
+        schedule = LambdaLR(optimizer, lambda step: 1.0)
+        self.state = TrainingState(model, optimizer, schedule, Progress(), methods=task.methods.to(worker.device))
         self.step_module: nn.Module = _Step(task, model)
         if worker.size > 1:
             self.step_module = DistributedDataParallel(self.step_module)

@@ -38,6 +38,9 @@ class RankerExperiment:
             raise ConfigError(f"unlabeled_ratio must be at least 0, not {self.unlabeled_ratio}")
         if self.unlabeled_ratio > 0 and self.unlabeled is None:
             raise ConfigError("unlabeled_ratio is above 0 but no unlabeled log is given")
+        perturbation = self.ranking.perturbation
+        if perturbation is not None and perturbation.unlabeled and self.unlabeled_ratio == 0:
+            raise ConfigError("ranking.perturbation.unlabeled needs an unlabeled log and unlabeled_ratio above 0")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""Methods inside the ranking task: none of them changes plain training, and they train, resume and bundle together."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayrec.bundle import load_bundle
+from rayrec.data.log import Log
+from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.perturbation import PerturbationConfig
+from rayrec.models.ranker import RankerArchitecture
+from rayrec.optim import OptimizerConfig
+from rayrec.tasks.ranking import RankingConfig, RankingTask, masked_cross_entropy
+from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.loop import LoopConfig
+from rayrec.training.ranker_run import RankerExperiment, bundle_from_checkpoint, train_here
+from rayrec.training.reporters import CheckpointWriter, FolderReporter
+from rayrec.typed_json import ConfigError
+from tests.conftest import write_small_log
+
+TOGETHER = RankingConfig(
+    architecture=RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,), dropout=0.1),
+    balancing=BalancingConfig(),
+    perturbation=PerturbationConfig("lspr", 0.3, feature_dropout=0.05, item_drop=0.05, row_fraction=0.5),
+)
+
+
+@pytest.fixture
+def experiment(small_log: Path) -> RankerExperiment:
+    return RankerExperiment(
+        log=small_log,
+        ranking=TOGETHER,
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        loop=LoopConfig(epochs=2, checkpoint_every_steps=7, patience=None, threads=1),
+        stream=StreamConfig(batch_size=512, window_rows=2048, reader="in_process"),
+    )
+
+
+def train(experiment: RankerExperiment, folder: Path) -> Path:
+    reporter = FolderReporter(folder)
+    train_here(experiment, reporter, say=lambda text: None)
+    latest = reporter.latest()
+    assert latest is not None
+    return latest
+
+
+def first_batch(folder: Path):
+    with LogStream(Log.open(folder), "valid", StreamConfig(batch_size=64, reader="in_process"), epochs=1) as stream:
+        return next(stream.epoch_batches())
+
+
+class _KilledAfterOneCheckpoint(FolderReporter):
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
+        super().report(metrics, write)
+        raise KeyboardInterrupt
+
+
+def test_lspr_and_multibalance_train_together_resume_and_give_a_plain_bundle(
+    experiment: RankerExperiment, tmp_path: Path
+) -> None:
+    undisturbed = train(experiment, tmp_path / "undisturbed")
+    progress = read_progress(undisturbed)
+    assert progress.evaluations["test"]["click"]["auc"] > 0.65
+    logged = {point.metric for point in progress.curve if point.split == "train"}
+    assert {"loss/click", "perturbed/click", "balance/click", "balance/buy"} <= logged
+    with pytest.raises(KeyboardInterrupt):
+        train_here(experiment, _KilledAfterOneCheckpoint(tmp_path / "killed"), say=lambda text: None)
+    resumed = train(experiment, tmp_path / "killed")
+    for name, tensor in best_weights(undisturbed).items():
+        assert torch.equal(tensor, best_weights(resumed)[name]), name
+    bundle = load_bundle(bundle_from_checkpoint(experiment, undisturbed, tmp_path / "bundle"))
+    assert not [name for name in bundle.model.state_dict() if "balancer" in name or "perturbation" in name]
+
+
+def test_methods_of_no_strength_train_the_very_weights_of_plain_training(
+    experiment: RankerExperiment, tmp_path: Path
+) -> None:
+    plain = replace(TOGETHER, balancing=None, perturbation=None)
+    off = replace(TOGETHER, balancing=None, perturbation=PerturbationConfig("scr", 0.0, category_swap=0.5))
+    uniform = replace(plain, balancing=BalancingConfig(method="uniform"))
+    weights = [
+        best_weights(train(replace(experiment, ranking=ranking), tmp_path / str(i)))
+        for i, ranking in enumerate((plain, off, uniform))
+    ]
+    for other in weights[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("form", ["balanced", "additive"])
+def test_the_loss_of_lspr_is_the_stated_mixture_of_its_parts(small_log: Path, form: str) -> None:
+    perturbation = PerturbationConfig("lspr", 0.3, form)  # type: ignore[arg-type]
+    task = RankingTask(Log.open(small_log).schema, RankingConfig(perturbation=perturbation))
+    loss = task.loss(task.build(), first_batch(small_log))
+    clean, perturbed = (loss.parts[f"{part}/click"] + loss.parts[f"{part}/buy"] for part in ("loss", "perturbed"))
+    torch.testing.assert_close(loss.total.detach(), (0.7 if form == "balanced" else 1.0) * clean + 0.3 * perturbed)
+    assert not torch.equal(clean, perturbed)
+
+
+def test_vanishing_noise_makes_lspr_plain_and_scr_silent(small_log: Path) -> None:
+    tiny = {"dense_noise": 1e-7, "embedding_noise": 1e-7, "row_fraction": 1.0}
+    batch = first_batch(small_log)
+    for loss_kind in ("lspr", "scr"):
+        perturbation = PerturbationConfig(loss_kind, 0.5, **tiny)  # type: ignore[arg-type]
+        task = RankingTask(Log.open(small_log).schema, RankingConfig(perturbation=perturbation))
+        model = task.build()
+        loss = task.loss(model, batch)
+        plain = masked_cross_entropy(model(batch), batch.labels)
+        torch.testing.assert_close(loss.total.detach(), plain.sum().detach())
+
+
+def test_scr_takes_unlabeled_rows_along_and_asks_for_them(small_log: Path, tmp_path: Path) -> None:
+    perturbation = PerturbationConfig("scr", 2.0, unlabeled=True, dense_noise=0.5, embedding_noise=0.5)
+    task = RankingTask(Log.open(small_log).schema, RankingConfig(perturbation=perturbation))
+    model, batch = task.build(), first_batch(small_log)
+    with pytest.raises(ConfigError, match="unlabeled_ratio"):
+        RankerExperiment(log=small_log, ranking=task.config)
+    unlabeled = first_batch(write_small_log(tmp_path / "unlabeled", rows=256, seed=5, labeled=False))
+    loss = task.loss(model, batch, unlabeled)
+    assert loss.logits.shape == (64, 2)
+    labeled_only = RankingTask(task.schema, replace(task.config, perturbation=replace(perturbation, unlabeled=False)))
+    alone = labeled_only.loss(model, batch)
+    assert loss.parts["loss/click"] == pytest.approx(float(alone.parts["loss/click"]))
+    assert loss.parts["perturbed/click"] > 0
+    assert loss.parts["perturbed/click"] != alone.parts["perturbed/click"]
+    loss.total.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["multibalance", "pcgrad", "gradnorm", "uncertainty"])
+@pytest.mark.parametrize("level", ["representation", "parameters"])
+def test_every_kind_of_balancing_trains_with_sparse_tables(
+    experiment: RankerExperiment, tmp_path: Path, method: str, level: str
+) -> None:
+    balancing = BalancingConfig(method=method, level=level)  # type: ignore[arg-type]
+    ranking = replace(TOGETHER, balancing=balancing, perturbation=None)
+    short = replace(experiment, ranking=ranking, loop=replace(experiment.loop, epochs=1))
+    progress = read_progress(train(short, tmp_path / "run"))
+    assert progress.evaluations["test"]["click"]["normalized_entropy"] < 1.0
+
+
+def test_the_summed_gradient_statistic_knows_the_representations_width(small_log: Path) -> None:
+    for architecture in (RankerArchitecture(), RankerArchitecture(experts=3), RankerArchitecture(structure="parallel")):
+        config = RankingConfig(architecture=architecture, balancing=BalancingConfig(statistic="summed_gradient"))
+        task = RankingTask(Log.open(small_log).schema, config)
+        task.loss(task.build(), first_batch(small_log)).total.backward()
+
+
+def test_a_balancing_config_that_does_not_fit_the_tasks_is_refused(small_log: Path) -> None:
+    config = RankingConfig(balancing=BalancingConfig(method="fixed", shares=(1.0,)))
+    with pytest.raises(ConfigError, match="balancing: shares has 1"):
+        RankingTask(Log.open(small_log).schema, config)
