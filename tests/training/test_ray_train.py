@@ -1,0 +1,134 @@
+"""Real Ray Train runs: two workers, a killed worker, a killed driver."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayrec.bundle import load_bundle
+from rayrec.data.log import Log
+from rayrec.data.streams import StreamConfig
+from rayrec.models.ranker import RankerArchitecture
+from rayrec.tasks.ranking import RankingConfig
+from rayrec.training.checkpoint import read_progress
+from rayrec.training.loop import LoopConfig
+from rayrec.training.ranker_run import RankerExperiment, ScalingOptions, train_here
+from rayrec.training.ray_train import fit
+from rayrec.training.reporters import FolderReporter
+from rayrec.training.tracking import Tracker
+from rayrec.typed_json import ConfigError, from_json
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_workers_train_one_model_that_is_tracked_bundled_and_reported(
+    ray_session: None, runs: Path, small_log: Path
+) -> None:
+    experiment = RankerExperiment(
+        log=small_log,
+        ranking=RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,))),
+        loop=LoopConfig(epochs=3, threads=1),
+        stream=StreamConfig(batch_size=256),
+    )
+    finished = fit("two", experiment, ScalingOptions(workers=2))
+    test = finished.progress.evaluations["test"]["click"]
+    assert test["rows"] == Log.open(small_log).rows("test")  # every row once, whatever the number of workers
+    assert test["auc"] > 0.7
+    assert finished.progress.rows == 3 * 2 * 256 * (12_000 // 2 // 256)
+    bundle = load_bundle(finished.bundle)
+    assert bundle.metadata.metrics["test"]["click"]["auc"] == test["auc"]
+    page = finished.report.read_text()
+    assert "data:image/png;base64" in page
+    assert "click" in page
+    tracker = Tracker()
+    stored = tracker.get(finished.mlflow_run)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics["final/test/click/auc"] == pytest.approx(test["auc"])
+    assert from_json(RankerExperiment, tracker.config_text(finished.mlflow_run)) == experiment
+    assert (
+        fit("two", experiment, ScalingOptions(workers=2)).progress == finished.progress
+    )  # finished: not trained again
+    with pytest.raises(ConfigError, match="exists with another config"):
+        fit("two", replace(experiment, loop=LoopConfig(epochs=4)))
+
+
+def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
+    runs: Path, small_log: Path, tmp_path: Path
+) -> None:
+    experiment = RankerExperiment(
+        log=small_log,
+        loop=LoopConfig(epochs=8, checkpoint_every_steps=50, patience=None, threads=1, progress_seconds=0.5),
+        stream=StreamConfig(batch_size=64),
+    )
+    command = [
+        sys.executable, "-m", "jobs.train", "ranker", "--name", "killed", "--log", str(small_log),
+        "--loop.epochs", "8", "--loop.checkpoint-every-steps", "50", "--loop.patience", "None", "--loop.threads", "1",
+        "--loop.progress-seconds", "0.5", "--stream.batch-size", "64",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    output = tmp_path / "output.txt"
+    with output.open("w") as stream:
+        driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            first = _wait_for(lambda: _newest_step(runs), driver, output)
+            worker = next(
+                p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in p.name()
+            )
+            worker.kill()
+            _wait_for(lambda: "going on from step" in output.read_text(), driver, output)
+            _wait_for(lambda: (_newest_step(runs) or 0) > (first or 0) + 50, driver, output)
+            family = psutil.Process(driver.pid).children(recursive=True)
+            driver.send_signal(signal.SIGKILL)
+        finally:
+            driver.kill()
+            driver.wait()
+    psutil.wait_procs(family, timeout=30)
+    interrupted_at = _newest_step(runs)
+    assert interrupted_at is not None
+    assert interrupted_at < 8 * (12_000 // 64), "the run had ended before its driver was killed"
+
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "going on from step" in done.stdout + done.stderr
+    metrics = load_bundle(runs / "killed" / "bundle").metadata.metrics
+
+    undisturbed = FolderReporter(tmp_path / "undisturbed")
+    train_here(
+        replace(experiment, stream=replace(experiment.stream, reader="in_process")), undisturbed, say=lambda text: None
+    )
+    latest = undisturbed.latest()
+    assert latest is not None
+    for split, tasks in read_progress(latest).evaluations.items():
+        for task, expected in tasks.items():
+            assert metrics[split][task]["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-6)
+
+
+def _newest_step(runs: Path) -> int | None:
+    """Step of the newest checkpoint of the run."""
+    steps = []
+    for file in (runs / "killed" / "train").glob("checkpoint_*/progress.json"):
+        try:
+            steps.append(json.loads(file.read_text())["step"])
+        except (OSError, ValueError):  # being written, or just removed
+            continue
+    return max(steps, default=None)
+
+
+def _wait_for(condition: Callable[[], object], driver: "subprocess.Popen[bytes]", output: Path) -> int | None:
+    deadline = time.monotonic() + 120
+    while True:
+        found = condition()
+        if found:
+            return found if isinstance(found, int) else None
+        assert driver.poll() is None, "the driver ended early:\n" + output.read_text()[-3000:]
+        assert time.monotonic() < deadline, "nothing happened for two minutes:\n" + output.read_text()[-3000:]
+        time.sleep(0.1)
