@@ -1,0 +1,172 @@
+"""What a simulated ads world is made of: its inhabitants, its truth, its funnel, its size. All effects are in logit units."""
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from rayrec.typed_json import ConfigError
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Users, ads and the true probabilities of click and (given click) conversion.
+
+    An effect is the standard deviation over its entities of what it adds to the true logit of a click, unless said otherwise.
+
+    users, ads, campaigns, advertisers, categories, segments: how many there are; ads are spread over campaigns, campaigns over
+        advertisers; an ad has a category, a user a segment.
+    days: length of the simulated period.
+    history_length: longest history (categories of what the user did lately); the length is uniform from 0 to it.
+    early_signals: dense user-ad features that every stage sees; every second one is a count, to be scaled by log1p.
+    late_signals: dense user-ad features that only the late stage sees; they are what the early-stage ranker cannot know.
+    noise_signals: dense features without any effect, seen by every stage (for feature selection).
+    base_click_probability, base_conversion_probability: of a candidate all of whose effects are 0.
+    user_effect, ad_effect, affinity_effect: of the user, the ad (advertiser, campaign and creative), segment x category.
+    history_effect: what a history wholly in the ad's category adds, more than one without it.
+    context_effect: of device and hour each.
+    early_signal_effect, late_signal_effect: of all early signals, all late signals together.
+    interaction_effect: of the product of the first two early signals (0 with fewer than two).
+    conversion_effect: of each: advertiser, early signals, late signals, on the logit of a conversion given a click.
+    drift: of the campaign at the end of the period (minus that at its start, straight in between); 0 = a world at rest.
+    refreshed_ads: share of ads that are replaced by a new creative with an id and effect of its own at a random time.
+    missing_share: share of candidates whose last early signal is missing (it then has no effect).
+    """
+
+    users: int = 20_000
+    ads: int = 2_000
+    campaigns: int = 400
+    advertisers: int = 100
+    categories: int = 24
+    segments: int = 12
+    days: int = 10
+    history_length: int = 10
+    early_signals: int = 8
+    late_signals: int = 8
+    noise_signals: int = 0
+    base_click_probability: float = 0.006
+    base_conversion_probability: float = 0.08
+    user_effect: float = 0.3
+    ad_effect: float = 0.4
+    affinity_effect: float = 0.35
+    history_effect: float = 1.5
+    context_effect: float = 0.1
+    early_signal_effect: float = 0.85
+    late_signal_effect: float = 0.5
+    interaction_effect: float = 0.15
+    conversion_effect: float = 0.4
+    drift: float = 0.2
+    refreshed_ads: float = 0.2
+    missing_share: float = 0.02
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        for name in ("users", "ads", "campaigns", "advertisers", "categories", "segments", "days"):
+            _at_least(self, name, 1)
+        for name in ("history_length", "early_signals", "late_signals"):
+            _at_least(self, name, 1)
+        _at_least(self, "noise_signals", 0)
+        for item in fields(self):
+            if item.name.endswith("_effect") or item.name == "drift":
+                _at_least(self, item.name, 0.0)
+        for name in ("base_click_probability", "base_conversion_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie between 0 and 1, both excluded, not {getattr(self, name)}")
+        for name in ("refreshed_ads", "missing_share"):
+            _share(self, name)
+        if not self.advertisers <= self.campaigns <= self.ads:
+            raise ConfigError(
+                f"a world needs advertisers <= campaigns <= ads, not {self.advertisers}, {self.campaigns}, {self.ads}"
+            )
+
+
+@dataclass(frozen=True)
+class FunnelConfig:
+    """How candidates become impressions. Each stage passes on the best of a request by its own noisy view.
+
+    eligible: ads that targeting lets in, drawn at random. pool: how many of them retrieval keeps, by ad, segment x category
+    and noise; the candidates of the early stage. early_keep: how many the early-stage ranker keeps, by early_stage_score
+    (click probability given what it sees). late_keep: how many the late-stage ranker keeps, by late_stage_score (all features).
+    slots: how many of these the auction shows: the highest bid * late_stage_score of at least ``reserve_value``.
+    retrieval_noise, early_noise, late_noise: standard deviation of each stage's error, in logit units.
+    bid_spread, bid_noise: standard deviation of the log bid over campaigns, and over requests of one campaign.
+    """
+
+    eligible: int = 80
+    pool: int = 40
+    early_keep: int = 20
+    late_keep: int = 8
+    slots: int = 2
+    retrieval_noise: float = 0.5
+    early_noise: float = 0.3
+    late_noise: float = 0.2
+    bid_spread: float = 0.5
+    bid_noise: float = 0.1
+    reserve_value: float = 0.0
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        counts = (self.slots, self.late_keep, self.early_keep, self.pool, self.eligible)
+        if not 1 <= self.slots <= self.late_keep <= self.early_keep <= self.pool <= self.eligible:
+            raise ConfigError(
+                "a funnel narrows: it needs 1 <= slots <= late_keep <= early_keep <= pool <= eligible, not "
+                + ", ".join(str(count) for count in counts)
+            )
+        for name in ("retrieval_noise", "early_noise", "late_noise", "bid_spread", "bid_noise", "reserve_value"):
+            _at_least(self, name, 0.0)
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """One simulation: the same config gives the same logs, row for row.
+
+    requests: ad requests in all, in order of time; each has ``funnel.pool`` candidates.
+    valid_share, test_share: the last requests in time; the log of candidates holds those of the test period.
+    unlabeled_share: share of the candidates not shown that the unlabeled log keeps, drawn at random.
+    user_buckets: hash buckets of the user id.
+    """
+
+    seed: int = 0
+    requests: int = 125_000
+    valid_share: float = 0.1
+    test_share: float = 0.1
+    unlabeled_share: float = 0.26
+    user_buckets: int = 32_768
+    world: WorldConfig = field(default_factory=WorldConfig)
+    funnel: FunnelConfig = field(default_factory=FunnelConfig)
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        _at_least(self, "seed", 0)
+        _at_least(self, "requests", 1)
+        _at_least(self, "user_buckets", 1)
+        for name in ("valid_share", "test_share", "unlabeled_share"):
+            _share(self, name)
+        if self.valid_share + self.test_share >= 1:
+            raise ConfigError(
+                f"valid_share + test_share must leave something to train on: {self.valid_share} + {self.test_share}"
+            )
+        if self.funnel.eligible > self.world.ads:
+            raise ConfigError(f"funnel.eligible is {self.funnel.eligible}, but there are only {self.world.ads} ads")
+        for split, (first, last) in self.split_requests.items():
+            if last <= first and getattr(self, f"{split}_share", 1) > 0:
+                raise ConfigError(f"{self.requests} requests are too few: none is left for split {split!r}")
+
+    @property
+    def split_requests(self) -> dict[str, tuple[int, int]]:
+        """First and one past the last request of each split."""
+        test = self.requests - round(self.requests * self.test_share)
+        valid = test - round(self.requests * self.valid_share)
+        return {"train": (0, valid), "valid": (valid, test), "test": (test, self.requests)}
+
+
+def _at_least(config: object, name: str, least: float) -> None:
+    if not getattr(config, name) >= least:  # also catches NaN
+        raise ConfigError(f"{name} must be at least {least}, not {getattr(config, name)}")
+
+
+def _share(config: object, name: str) -> None:
+    if not 0 <= getattr(config, name) <= 1:
+        raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(config, name)}")
