@@ -1,0 +1,86 @@
+"""SASRec: padding and batch invariance, causality, and a pattern it must learn."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from rayrec.models.sasrec import SASRec, SASRecConfig
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from threads and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_model() -> SASRec:
+    torch.manual_seed(0)
+    return SASRec(30, SASRecConfig(dim=16, max_length=6, dropout=0.2)).eval()
+
+
+def test_padding_and_batch_mates_change_nothing() -> None:
+    model = small_model()
+    alone = model.scores(torch.tensor([[3, 9, 4]]))
+    padded = model.scores(torch.tensor([[0, 0, 0, 3, 9, 4], [1, 2, 3, 4, 5, 6]]))
+    torch.testing.assert_close(padded[:1], alone)
+    assert padded.shape == (2, 31)
+    assert (padded[:, 0] == -torch.inf).all()
+
+
+def test_only_the_newest_items_are_read() -> None:
+    model = small_model()
+    long = torch.tensor([[7, 8, 1, 2, 3, 4, 5, 6]])
+    torch.testing.assert_close(model.scores(long), model.scores(long[:, 2:]))
+
+
+def test_an_empty_history_scores_all_items_alike() -> None:
+    scores = small_model().scores(torch.tensor([[0, 0], [0, 5]]))
+    assert (scores[0, 1:] == 0).all()
+    assert scores[1, 1:].std() > 0
+
+
+def test_training_at_every_position_equals_scoring_each_prefix() -> None:
+    model = small_model()
+    inputs, targets = torch.tensor([[0, 0, 5, 7, 9], [1, 2, 3, 4, 5]]), torch.tensor([[0, 0, 7, 9, 2], [2, 3, 4, 5, 6]])
+    prefixes = [(row[: i + 1], t[i]) for row, t in zip(inputs, targets, strict=True) for i in range(5) if row[i] > 0]
+    losses = [-model.scores(prefix.unsqueeze(0)).log_softmax(1)[0, target] for prefix, target in prefixes]
+    torch.testing.assert_close(model.loss(inputs, targets), torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_it_learns_that_each_item_is_followed_by_the_next(sampled: bool) -> None:
+    torch.manual_seed(0)
+    model = SASRec(30, SASRecConfig(dim=32, layers=1, max_length=6, dropout=0.1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    log_q = torch.full((31,), 1 / 30).log()
+    for _ in range(60):
+        rows = (torch.randint(0, 30, (64, 1)) + torch.arange(7)) % 30 + 1
+        negatives = torch.randint(1, 31, (20,)) if sampled else None
+        loss = model.loss(rows[:, :-1], rows[:, 1:], negatives, log_q)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    starts = torch.arange(30).unsqueeze(1)
+    predicted = model.scores((starts + torch.arange(4)) % 30 + 1).argmax(1)
+    assert (predicted == (starts.squeeze(1) + 4) % 30 + 1).float().mean() > 0.95
+
+
+def test_bf16_attention_is_attention() -> None:
+    model = small_model()
+    history = torch.randint(1, 31, (8, 6), generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        rounded = model(history).float()
+    torch.testing.assert_close(rounded, model(history), rtol=0.1, atol=0.1)
+    assert torch.cosine_similarity(rounded, model(history)).min() > 0.999
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of heads"):
+        SASRecConfig(dim=10, heads=3)
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        SASRecConfig(dropout=1.0)
