@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 
 from rayrec.data.log import LogWriter
 from rayrec.data.schema import (
@@ -21,6 +22,9 @@ from rayrec.data.schema import (
     SequenceFeature,
     TaskLabel,
 )
+
+settings.register_profile("busy machine", deadline=None)  # an example's time says nothing where other work runs
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

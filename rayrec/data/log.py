@@ -183,8 +183,9 @@ class LogWriter:
 
     def finish(self, details: Mapping[str, Any]) -> None:
         """Write schema.json and import.json (``details`` plus the row counts), then put the log in its place."""
-        for name in list(self._buffers):
-            self._flush(name, everything=True)
+        for name, buffer in self._buffers.items():
+            if buffer:  # empty when the rows so far filled their row groups exactly
+                self._flush(name, everything=True)
         for writer in self._writers.values():
             writer.close()
         write_schema(self.schema, self._partial / "schema.json")

@@ -18,7 +18,7 @@ _SMALL = 512  # below this many rows, looking up each value is faster than findi
 _NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[nN][aA][nN]|[iI][nN][fF]([iI][nN][iI][tT][yY])?)$"
 _INTEGER = r"^-?(0|[1-9]\d{0,17})$"
 _ISO_TIME = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?"
-_ZONE = r"(Z|[+-]\d\d(:?\d\d)?)$"
+_ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)$"
 Bad = NDArray[np.bool_]
 
 
@@ -90,8 +90,6 @@ def as_codes(column: pa.ChunkedArray | pa.Array) -> Codes:
     elif len(array) < _SMALL:
         values, bad_values = _as_strings(array)
         index = np.arange(len(array), dtype=np.int32)
-        if values.null_count:
-            index[values.is_null().to_numpy(zero_copy_only=False)] = -1
     elif pa.types.is_null(kind):
         values, bad_values, index = pa.array([], pa.string()), None, np.full(len(array), -1, np.int32)
     else:
@@ -99,9 +97,11 @@ def as_codes(column: pa.ChunkedArray | pa.Array) -> Codes:
         encoded = array.dictionary_encode()
         values, bad_values = _as_strings(encoded.dictionary)
         index = _index_of(encoded.indices)
-    if bad_values is None:
-        return Codes(values, index, np.zeros(len(array), np.bool_))
-    return Codes(values, index, np.append(bad_values, False)[index])  # index -1 picks the appended False
+    # the value appended for index -1 makes these gathers valid
+    bad = np.zeros(len(array), np.bool_) if bad_values is None else np.append(bad_values, False)[index]
+    if values.null_count:
+        index[np.append(values.is_null().to_numpy(zero_copy_only=False), True)[index]] = -1
+    return Codes(values, index, bad)
 
 
 def as_code_lists(column: pa.ChunkedArray | pa.Array, separator: str) -> CodeLists:
@@ -111,12 +111,9 @@ def as_code_lists(column: pa.ChunkedArray | pa.Array, separator: str) -> CodeLis
         array = pc.split_pattern(pc.if_else(pc.equal(array, ""), None, array), pattern=separator)
     elif pa.types.is_null(array.type):
         array = array.cast(pa.list_(pa.string()))
-    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or _is_fixed_list(array.type)):
+    if not _is_list(array.type):
         raise ColumnTypeError(f"is {array.type}, expected lists or text with {separator!r} between the values")
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(array) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return CodeLists(offsets, as_codes(array.flatten()))
+    return CodeLists(_offsets(array), as_codes(array.flatten()))
 
 
 def as_text(column: pa.ChunkedArray | pa.Array) -> pa.StringArray:
@@ -133,7 +130,7 @@ def as_times(column: pa.ChunkedArray | pa.Array) -> Integers:
     if pa.types.is_date(array.type):
         array = array.cast(pa.timestamp("ms"))
     if pa.types.is_timestamp(array.type):
-        return _integers(array.cast(pa.timestamp("ms", array.type.tz), safe=False).cast(pa.int64()))
+        return _integers(_milliseconds(array))
     if not _is_string(array.type):
         return _typed_integers(array)
     array = pc.utf8_trim_whitespace(array)
@@ -150,7 +147,7 @@ def as_times(column: pa.ChunkedArray | pa.Array) -> Integers:
             (pc.and_(iso, zone), pa.timestamp("ns", "UTC")),
         ):
             times = _cast_or_null(pc.if_else(wanted, rest, None), kind)
-            parsed = pc.coalesce(parsed, times.cast(pa.timestamp("ms", kind.tz), safe=False).cast(pa.int64()))
+            parsed = pc.coalesce(parsed, _milliseconds(times))
     result = _integers(parsed)
     return Integers(result.values, null, result.null & ~null)
 
@@ -169,15 +166,39 @@ def as_identifiers(column: pa.ChunkedArray | pa.Array) -> Integers:
 
 
 def hash_rows(table: pa.Table) -> NDArray[np.uint64]:
-    """A hash of all values of each row, (n,) uint64: of what they are, not of how they are typed, in column order."""
+    """A hash of all values of each row, (n,) uint64, in column order: a number hashes like its digits, a list by its elements.
+
+    Raises ColumnTypeError, the column's name first, for nested types other than lists.
+    """
     hashes = np.zeros(table.num_rows, np.uint64)
-    for column in table.columns:
-        array = _whole(column)
-        if pa.types.is_floating(array.type):  # fractions have no canonical spelling as codes
-            array = array.cast(pa.string())
-        codes = as_codes(array)
-        hashes = mix(hashes ^ np.append(hash_strings(codes.values), _NULL_HASH)[codes.index])
+    for name in table.column_names:
+        array = _whole(table.column(name))
+        try:
+            if _is_list(array.type):
+                of_column = _hash_lists(array)
+            else:
+                of_column = _hash_codes(array)
+        except ColumnTypeError as error:
+            raise ColumnTypeError(f"{name!r} {error}") from None
+        hashes = mix(hashes ^ of_column)
     return hashes
+
+
+def _hash_codes(array: pa.Array) -> NDArray[np.uint64]:
+    if pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):  # fractions are no codes
+        array = array.cast(pa.string())
+    codes = as_codes(array)
+    return np.append(hash_strings(codes.values), _NULL_HASH)[codes.index]
+
+
+def _hash_lists(array: pa.Array) -> NDArray[np.uint64]:
+    """The sum of the elements' hashes, each mixed with its position, and of the length; modulo 2^64."""
+    offsets = _offsets(array)
+    lengths = np.diff(offsets)
+    positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    elements = mix(_hash_codes(array.flatten()) ^ mix(positions.astype(np.uint64)))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(elements, dtype=np.uint64)])
+    return mix(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -193,12 +214,20 @@ def _is_string(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _is_fixed_list(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind)
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _offsets(lists: pa.Array) -> NDArray[np.int32]:
+    """(n + 1,) where each list begins in ``lists.flatten()``; null lists are empty."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def _index_of(indices: pa.Array) -> NDArray[np.int32]:
-    return pc.fill_null(indices.cast(pa.int32()), -1).to_numpy(zero_copy_only=False)
+    return np.array(pc.fill_null(indices.cast(pa.int32()), -1))  # a copy: callers change it
 
 
 def _check_code_type(kind: pa.DataType) -> None:
@@ -243,6 +272,10 @@ def _spelled_numbers(array: pa.Array) -> tuple[pa.DoubleArray, Bad]:
     spelled = pc.fill_null(pc.match_substring_regex(array, _NUMBER), True)
     parsed = pc.utf8_ltrim(pc.if_else(spelled, array, None), characters="+").cast(pa.float64())
     return parsed, ~spelled.to_numpy(zero_copy_only=False)
+
+
+def _milliseconds(times: pa.TimestampArray) -> pa.Int64Array:
+    return pc.floor_temporal(times, unit="millisecond").cast(pa.timestamp("ms", times.type.tz)).cast(pa.int64())
 
 
 def _cast_or_null(array: pa.Array, kind: pa.DataType) -> pa.Array:

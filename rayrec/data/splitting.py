@@ -198,7 +198,10 @@ class TimeSample:
 
 def _by_hash(table: pa.Table, rule: HashSplit) -> NDArray[np.int8]:
     salt = hash_strings(pa.array([f"split {rule.seed}"]))
-    draws = uniform(mix(hash_rows(table) ^ salt))
+    try:
+        draws = uniform(mix(hash_rows(table) ^ salt))
+    except ColumnTypeError as error:
+        raise ColumnError(f"column {error}: it cannot be hashed; name the columns to split by") from None
     splits = np.where(draws < rule.test_share, TEST, TRAIN)
     return np.where((draws >= rule.test_share) & (draws < rule.test_share + rule.valid_share), VALID, splits).astype(
         np.int8

@@ -93,11 +93,12 @@ def test_nan_is_a_missing_number(encoder: LogEncoder) -> None:
     ],
     ids=lambda column: str(column.type),
 )
-def test_a_code_has_one_id_however_its_column_is_typed(encoder: LogEncoder, column: pa.Array) -> None:
+@pytest.mark.parametrize("times", [1, 400])
+def test_a_code_has_one_id_however_its_column_is_typed(encoder: LogEncoder, column: pa.Array, times: int) -> None:
     raw = {name: pa.array(values * 3) for name, values in ROW.items()} | {"item": column, "user": column}
-    table = encoder.encode(pa.table(raw))
-    assert table.column("item").to_pylist() == [2, 0, 0]
-    assert table.column("user").to_pylist() == [hash_ids(["12"], 1000)[0], 0, hash_ids(["7"], 1000)[0]]
+    table = encoder.encode(pa.concat_tables([pa.table(raw)] * times))
+    assert table.column("item").to_pylist() == [2, 0, 0] * times
+    assert table.column("user").to_pylist() == [hash_ids(["12"], 1000)[0], 0, hash_ids(["7"], 1000)[0]] * times
 
 
 def test_python_integers_and_whole_floats_encode_like_their_digits(encoder: LogEncoder) -> None:

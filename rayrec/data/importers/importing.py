@@ -93,6 +93,7 @@ def _fit(
     reasons: Counter[str] = Counter()
     first_bad: dict[str, str] = {}
     good_rows = 0
+    last_file = source.name
     for chunk in checked_chunks(source, schema, splitter):
         fitter.update(chunk.checked, chunk.good & (chunk.splits == TRAIN))
         good_rows += int(chunk.good.sum())
@@ -105,9 +106,10 @@ def _fit(
             for row in chunk.quarantine().to_pylist():
                 first_bad.setdefault(row["reason"], f"{row['source']}, row {row['row']}")
         progress.advance(chunk.rows)
+        last_file = chunk.raw.source
     bad_rows = reasons.total()
     if good_rows + bad_rows == 0:
-        raise SourceError(f"{source.name}: the raw data hold no rows")
+        raise SourceError(f"{last_file}: the raw data hold no rows")
     if bad_rows > options.max_quarantined * (good_rows + bad_rows) or good_rows == 0:
         reason, count = reasons.most_common(1)[0]
         raise SourceError(

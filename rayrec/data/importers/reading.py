@@ -89,7 +89,7 @@ def read_delimited(
         rejected[:] = [r for r in rejected if r.row >= last]
         last_row = last
         yield RawChunk(pa.Table.from_batches([batch]), str(path), numbers, split, inside)
-    if rejected:
+    if rejected or last_row == 0:
         empty = pa.table({name: pa.array([], pa.string()) for name in names})
         yield RawChunk(empty, str(path), np.empty(0, np.int64), split, tuple(rejected))
 
@@ -103,7 +103,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, split: Split 
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not a readable Parquet file (truncated or damaged): {error}") from None
+        raise SourceError(f"{path}: not a readable Parquet file (truncated or damaged): {_line(error)}") from None
     with file:
         names = file.schema_arrow.names
         for column in columns or ():
@@ -115,8 +115,10 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, split: Split 
                 numbers = np.arange(row, row + batch.num_rows, dtype=np.int64)
                 row += batch.num_rows
                 yield RawChunk(pa.Table.from_batches([batch]), str(path), numbers, split)
+            if row == 1:
+                yield RawChunk(file.schema_arrow.empty_table(), str(path), np.empty(0, np.int64), split)
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path}: damaged Parquet file, after row {row - 1:,}: {error}") from None
+            raise SourceError(f"{path}: damaged Parquet file, after row {row - 1:,}: {_line(error)}") from None
 
 
 def require_file(path: Path) -> None:
@@ -189,7 +191,7 @@ def _batches(
                 if batch.num_rows:
                     yield batch
     except pa.ArrowInvalid as error:
-        text = str(error)
+        text = _line(error)
         column = re.search(r"In CSV column #(\d+).*UTF8", text)
         if column:
             name = names[int(column.group(1))]
@@ -198,7 +200,11 @@ def _batches(
             raise SourceError(f"{path}: the file holds no rows") from None
         raise SourceError(f"{path}: cannot be read after row {rows:,}: {text}") from None
     except OSError as error:
-        raise SourceError(f"{path}: damaged after row {rows:,}: {error}") from None
+        raise SourceError(f"{path}: damaged after row {rows:,}: {_line(error)}") from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _is_gzip(path: Path) -> bool:

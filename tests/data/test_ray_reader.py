@@ -1,0 +1,136 @@
+"""Reading by Ray Data: slices become tasks, executions end when closed, and streams of several workers do not starve."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rayrec.data.log import Log
+from rayrec.data.ray_reader import ROWS_PER_TASK, SliceSource
+from rayrec.data.slice_reader import SliceReader
+from rayrec.data.stream_plan import RowGroup, Slice
+from rayrec.data.streams import LogStream, StreamConfig
+
+ROOT = Path(__file__).parents[2]
+SMALL = StreamConfig(batch_size=512, window_rows=2048, reader="ray")
+
+
+def slices_of(sizes: list[int]) -> list[Slice]:
+    return [Slice(RowGroup("part-0", i, rows), 0, rows) for i, rows in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tasks"),
+    [
+        ([], []),
+        ([10] * 5, [50]),
+        ([ROWS_PER_TASK // 2] * 5, [ROWS_PER_TASK, ROWS_PER_TASK, ROWS_PER_TASK // 2]),
+        ([3 * ROWS_PER_TASK, 1], [3 * ROWS_PER_TASK, 1]),
+    ],
+)
+def test_slices_are_grouped_into_tasks_of_bounded_size(small_log: Path, sizes: list[int], tasks: list[int]) -> None:
+    source = SliceSource(SliceReader(Log.open(small_log).schema), slices_of(sizes))
+    assert [task.metadata.num_rows for task in source.get_read_tasks(1)] == tasks
+
+
+def test_a_huge_stream_has_a_bounded_number_of_tasks(small_log: Path) -> None:
+    source = SliceSource(SliceReader(Log.open(small_log).schema), slices_of([65_536] * 50_000))
+    assert 1_000 <= len(source.get_read_tasks(1)) <= 2_000
+
+
+def test_the_size_of_a_block_is_known_before_it_is_read(small_log: Path) -> None:
+    log = Log.open(small_log)
+    reader = SliceReader(log.schema)
+    files = log.files("train")
+    (block,) = reader.read([Slice(RowGroup(str(files[0]), 0, 12_000), 0, 1_000)])
+    assert block.to_arrow().nbytes == 1_000 * reader.row_bytes
+
+
+def executions() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
+
+
+def test_closing_early_ends_the_execution(small_log: Path, ray_session: None) -> None:
+    before = executions()
+    with LogStream(Log.open(small_log), "train", SMALL, epochs=500) as stream:
+        stream.next_batch()
+        assert len(executions()) > len(before)
+    deadline = time.monotonic() + 20
+    while len(executions()) > len(before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert executions() == before
+
+
+def test_all_epochs_are_one_execution(small_log: Path, ray_session: None) -> None:
+    with LogStream(Log.open(small_log), "train", SMALL, epochs=3) as stream:
+        names = set()
+        for _ in range(3):
+            for _ in stream.epoch_batches():
+                names |= set(executions())
+    assert len(names) <= 1
+
+
+TWO_WORKERS = """
+    import json, sys
+    from pathlib import Path
+    import numpy as np, pyarrow as pa, ray
+    from rayrec.data.log import Log, LogWriter
+    from rayrec.data.schema import CategoricalFeature, LogSchema, TaskLabel
+    from rayrec.data.streams import StreamConfig, StreamPosition, ZippedStreams
+
+    path, rows = Path(sys.argv[1]), 300_000
+    names = [f"c{i}" for i in range(39)]
+    schema = LogSchema(
+        "wide", tuple(CategoricalFeature(name, encoding="hash", buckets=100) for name in names), (TaskLabel("click"),)
+    )
+    column = pa.array(np.random.default_rng(0).integers(1, 101, rows), pa.int32())
+    with LogWriter(path, schema) as writer:
+        writer.write("train", pa.table({name: column for name in names} | {"click": pa.array(np.ones(rows, np.float32))}))
+        writer.finish({})
+
+    class Worker:
+        def __init__(self, rank):
+            log = Log.open(path)
+            self.streams = ZippedStreams.open(log, log, 2.0, StreamConfig(), rank=rank, world_size=2, epochs=2)
+            self.pairs = None
+
+        def step(self):
+            if self.streams.position == StreamPosition(2, 0):
+                self.streams.close()
+                return 0
+            if self.streams.position.step == 0:
+                self.pairs = self.streams.epoch_batches()
+            labeled, unlabeled = next(self.pairs)
+            return len(labeled) + len(unlabeled)
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
+    workers = [ray.remote(num_cpus=0.5)(Worker).remote(rank) for rank in range(2)]
+    read = [0, 0]
+    while True:
+        rows = ray.get([worker.step.remote() for worker in workers])  # ranks step together, as with an all-reduce
+        if rows == [0, 0]:
+            break
+        read = [a + b for a, b in zip(read, rows)]
+    print(json.dumps(read))
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_with_two_streams_each_do_not_deadlock_on_two_cpus(tmp_path: Path) -> None:
+    """Four streams of 47 MB an epoch in an object store of 200 MB; an own cluster, since the session's has more CPUs."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TWO_WORKERS), str(tmp_path / "log")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    steps = 150_000 // 4096
+    assert json.loads(run.stdout.splitlines()[-1]) == [2 * steps * 3 * 4096] * 2
