@@ -10,32 +10,33 @@ import tyro
 
 import tune_spaces.ranker
 from jobs.train import print_result
-from rayrec.training.ranker_run import absolute_paths
+from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.sweep_trial import ranked
 from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
 from rayrec.training.tracking import Tracker
 
-SpaceName = Literal["ranker"]
-SPACES: dict[SpaceName, SweepSpace] = {"ranker": tune_spaces.ranker.SPACE}
-
 
 @dataclass(frozen=True)
-class Sweep:
-    """Sweep one space of ``tune_spaces``.
+class SweepRanker:
+    """Sweep a ranker.
 
-    name: the sweep's name and folder. register: name in the model registry for the winner; its alias "serving" then points to it.
+    name: the sweep's name and folder. space: what is swept, a module of ``tune_spaces``.
+    register: name in the model registry for the winner; its alias "serving" then points to it.
     """
 
-    space: tyro.conf.Positional[SpaceName]
     name: str
-    config: Annotated[SweepConfig, tyro.conf.arg(name="")]
+    config: Annotated[SweepConfig[RankerExperiment], tyro.conf.arg(name="")]
+    space: Literal["ranker"] = "ranker"
     register: str | None = None
 
+    def parameters(self) -> SweepSpace:
+        return {"ranker": tune_spaces.ranker.SPACE}[self.space]
 
-def run(command: Sweep) -> FinishedSweep:
+
+def run(command: SweepRanker) -> FinishedSweep:
     """Run the sweep, register its winner when asked, print the trials."""
-    config = replace(command.config, base=absolute_paths(command.config.base))
-    finished = sweep(command.name, command.space, SPACES[command.space], config)
+    config = replace(command.config, base=command.config.base.absolute())
+    finished = sweep(command.name, command.space, command.parameters(), config)
     if command.register is not None:
         registered = Tracker().register(finished.winner.mlflow_run, command.register)
         print(f"registered: models:/{registered.name}/{registered.version} (alias serving)")
@@ -58,7 +59,7 @@ def print_trials(finished: FinishedSweep) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(Sweep, description=__doc__))
+    run(tyro.extras.subcommand_cli_from_dict({"ranker": SweepRanker}, description=__doc__))
 
 
 if __name__ == "__main__":

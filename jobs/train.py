@@ -1,4 +1,4 @@
-"""Train a model on a log: python -m jobs.train ranker --log LOG --name NAME.
+"""Train a model: python -m jobs.train ranker --log LOG --name NAME.
 
 Running the same command again goes on where a killed run stopped. ``repeat`` trains again from the config that an MLflow run
 logged.
@@ -9,10 +9,13 @@ from typing import Annotated
 
 import tyro
 
-from rayrec.training.ranker_run import RankerExperiment, ScalingOptions, absolute_paths
+from rayrec.tasks.task import COUNTS
+from rayrec.training.experiment import ScalingOptions
+from rayrec.training.kinds import read_experiment
+from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.ray_train import FinishedRun, fit
+from rayrec.training.run_report import metric_names
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import from_json
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,10 @@ Command = Annotated[TrainRanker, tyro.conf.subcommand("ranker")] | Annotated[Rep
 def train(command: TrainRanker | Repeat) -> FinishedRun:
     """Run one command; prints where the results are."""
     if isinstance(command, Repeat):
-        experiment = from_json(RankerExperiment, Tracker().config_text(command.run_id), f"run {command.run_id}")
+        experiment = read_experiment(Tracker().config_text(command.run_id), f"run {command.run_id}")
     else:
         experiment = command.experiment
-    experiment = absolute_paths(experiment)
-    finished = fit(command.name, experiment, command.scaling)
+    finished = fit(command.name, experiment.absolute(), command.scaling)
     if command.register is not None:
         registered = Tracker().register(finished.mlflow_run, command.register)
         print(f"registered: models:/{registered.name}/{registered.version} (alias serving)")
@@ -59,11 +61,11 @@ def train(command: TrainRanker | Repeat) -> FinishedRun:
 
 def print_result(finished: FinishedRun) -> None:
     """The last table a user sees: metrics by split and task, and where everything is."""
-    columns = ("normalized_entropy", "auc", "log_loss", "ece", "calibration_ratio")
     for split, tasks in finished.progress.evaluations.items():
+        columns = [name for name in metric_names(tasks) if name not in COUNTS]
         print(f"{split + ' split':<24}" + "".join(f"{name:>20}" for name in columns))
         for task, metrics in tasks.items():
-            cells = [metrics[name] for name in columns]
+            cells = [metrics.get(name) for name in columns]
             print(f"  {task:<22}" + "".join(f"{'n/a' if v is None else format(v, '.5f'):>20}" for v in cells))
     print(f"bundle: {finished.bundle}")
     print(f"report: {finished.report}")

@@ -63,6 +63,8 @@ def ranker_inputs(schema: LogSchema) -> RankerInputs:
 class RankingTask:
     """Ties a ranker to a log's schema. Raises ConfigError when a task weight names no task of the schema."""
 
+    curve_metrics = ("normalized_entropy", "auc", "log_loss")
+
     def __init__(self, schema: LogSchema, config: RankingConfig) -> None:
         unknown = sorted(set(config.task_weights) - set(schema.task_names))
         if unknown:
@@ -130,6 +132,14 @@ class RankingTask:
             return 0
         with torch.device("meta"):
             return self.build().representation_width
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = model(batch)
+        return logits.float()
+
+    def observe(self, evaluation: Evaluation, outputs: Tensor, batch: Batch) -> None:
+        assert isinstance(evaluation, BinaryMetrics)
+        evaluation.update(outputs, batch.labels, batch.weights)
 
     def new_evaluation(self) -> BinaryMetrics:
         return BinaryMetrics(len(self.schema.tasks))

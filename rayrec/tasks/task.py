@@ -2,51 +2,76 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from rayrec.batch import Batch
+COUNTS = frozenset(
+    {"rows", "positives", "tokens", "users"}
+)  # summary values that say how much was judged, not how well
+
+
+class AnyBatch(Protocol):
+    """What the worker loop asks of a batch: how many rows it has, and a copy on a device."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self: ...
+
+
+B = TypeVar("B", bound=AnyBatch, contravariant=True)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` () is differentiated; ``parts`` are detached scalars for the log; ``logits`` (B, T) detached."""
+    """``total`` () is differentiated; ``parts``: detached scalars for the log, "loss" one of them; ``outputs``: what ``observe``
+    takes of this batch, detached, or None when training batches are not judged."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
-    logits: Tensor
+    outputs: Tensor | None = None
 
 
 class Evaluation(Protocol):
     """Running metrics of one pass, mergeable: ``state`` tensors of several workers may be summed."""
-
-    def update(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None: ...
 
     def state(self) -> Tensor: ...
 
     def load_state(self, state: Tensor) -> None: ...
 
 
-class Task(Protocol):
+class Task(Protocol[B]):
     """A task ties a model to its batches, its loss and its metrics. One worker loop trains every task.
 
     methods: what training methods keep from step to step beside the model (running means, counters); an empty module when
     there is nothing. It is saved in checkpoints and never in a bundle; no optimizer sees it, and all workers hold the same.
+    curve_metrics: metrics of ``summarize`` that are followed over training; the first one is drawn in reports.
     """
 
     methods: nn.Module
+
+    @property
+    def curve_metrics(self) -> tuple[str, ...]: ...
 
     def build(self) -> nn.Module:
         """A freshly initialized model (seed torch first)."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss: ...
+    def loss(self, model: nn.Module, batch: B, unlabeled: B | None = None) -> Loss: ...
+
+    def predict(self, model: nn.Module, batch: B) -> Tensor:
+        """What the metrics need of the model on this batch (logits, ranks, losses by token); called without gradients."""
+        ...
+
+    def observe(self, evaluation: Evaluation, outputs: Tensor, batch: B) -> None:
+        """Add one batch's ``predict`` to running metrics."""
+        ...
 
     def new_evaluation(self) -> Evaluation: ...
 
     def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-        """Metric values by task name."""
+        """Metric values by the name of what is judged (the tasks of a log, "text"); None where undefined."""
         ...
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:

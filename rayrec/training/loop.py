@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from rayrec.batch import Batch
-from rayrec.data.streams import LogStream, StreamPosition, ZippedStreams
+from rayrec.data.streams import StreamPosition
 from rayrec.metrics import BinaryMetrics
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
-from rayrec.tasks.task import Evaluation, Task
+from rayrec.tasks.task import COUNTS, AnyBatch, Evaluation, Task
 from rayrec.training.checkpoint import (
     CurvePoint,
     Progress,
@@ -79,12 +78,41 @@ class Worker:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """How this worker opens its streams: training from a position, or passes over an evaluation split."""
+B = TypeVar("B", bound=AnyBatch)
+B_co = TypeVar("B_co", bound=AnyBatch, covariant=True)
 
-    open_training: Callable[[StreamPosition, int], ZippedStreams]
-    open_evaluation: Callable[[str, int], LogStream]
+
+class TrainingStream(Protocol[B_co]):
+    """Training batches, each beside a batch of unlabeled rows or None; ``rayrec.data.streams.ZippedStreams`` is one.
+
+    ``position`` is the place behind the batch yielded last; ``epoch_batches`` yields the rest of the current epoch.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def position(self) -> StreamPosition: ...
+
+    def epoch_batches(self) -> Iterator[tuple[B_co, B_co | None]]: ...
+
+    def close(self) -> None: ...
+
+
+class EvaluationStream(Protocol[B_co]):
+    """Each ``epoch_batches()`` is one pass over a split."""
+
+    def epoch_batches(self) -> Iterator[B_co]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainingData(Generic[B]):
+    """How this worker opens its streams: training from a position for so many epochs, or so many passes over a split."""
+
+    open_training: Callable[[StreamPosition, int], TrainingStream[B]]
+    open_evaluation: Callable[[str, int], EvaluationStream[B]]
     splits: tuple[str, ...]
 
 
@@ -93,8 +121,8 @@ MetricLog = Callable[[Mapping[str, float | None], int], None]
 
 
 def run_training(
-    task: Task,
-    data: TrainingData,
+    task: Task[B],
+    data: TrainingData[B],
     config: LoopConfig,
     optimizer_config: OptimizerConfig,
     reporter: Reporter,
@@ -126,8 +154,8 @@ def run_training(
 
 
 def finish_training(
-    task: Task,
-    data: TrainingData,
+    task: Task[B],
+    data: TrainingData[B],
     config: LoopConfig,
     optimizer_config: OptimizerConfig,
     checkpoint: Path,
@@ -166,19 +194,19 @@ def reduce_evaluation(evaluation: Evaluation, worker: Worker) -> None:
 class _Step(nn.Module):
     """Model and loss as one module, so that DDP sees one forward whatever parts of the model a method calls."""
 
-    def __init__(self, task: Task, model: nn.Module) -> None:
+    def __init__(self, task: Task[Any], model: nn.Module) -> None:
         super().__init__()
         self.task = task
         self.model = model
 
-    def forward(self, batch: Batch, unlabeled: Batch | None) -> tuple[Tensor, Mapping[str, Tensor], Tensor]:
+    def forward(self, batch: Any, unlabeled: Any) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
         loss = self.task.loss(self.model, batch, unlabeled)
-        return loss.total, loss.parts, loss.logits
+        return loss.total, loss.parts, loss.outputs
 
 
-class _Loop:
+class _Loop(Generic[B]):
     def __init__(
-        self, task: Task, data: TrainingData, config: LoopConfig, optimizer_config: OptimizerConfig, reporter: Reporter,
+        self, task: Task[B], data: TrainingData[B], config: LoopConfig, optimizer_config: OptimizerConfig, reporter: Reporter,
         worker: Worker, log_metrics: MetricLog, say: Say,
     ) -> None:  # fmt: skip
         self.task, self.data, self.config, self.reporter, self.worker = task, data, config, reporter, worker
@@ -206,13 +234,13 @@ class _Loop:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.worker.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def open_validation(self, steps_per_epoch: int) -> LogStream:
+    def open_validation(self, steps_per_epoch: int) -> EvaluationStream[B]:
         """One stream for all evaluations to come, each a pass: a stream takes seconds to start."""
         every, epochs = self.config.evaluate_every_steps, self.config.epochs
         passes = epochs if every is None else epochs * steps_per_epoch // every + 1
         return self.data.open_evaluation("valid", passes)
 
-    def train(self, stream: ZippedStreams, validation: LogStream) -> None:
+    def train(self, stream: TrainingStream[B], validation: EvaluationStream[B]) -> None:
         config, state = self.config, self.state
         factor = learning_rate_factor(config, config.epochs * stream.steps_per_epoch)
         state.schedule.lr_lambdas = [factor] * len(state.optimizer.param_groups)
@@ -262,34 +290,34 @@ class _Loop:
         self._checkpoint()
         return state.progress
 
-    def _update(self, batch: Batch, unlabeled: Batch | None, window: "_Window") -> Mapping[str, Tensor]:
+    def _update(self, batch: B, unlabeled: B | None, window: "_Window[B]") -> Mapping[str, Tensor]:
         state, started = self.state, time.perf_counter()
         state.model.train()
         batch = batch.to(self.worker.device, non_blocking=True)
         unlabeled = None if unlabeled is None else unlabeled.to(self.worker.device, non_blocking=True)
         with self.autocast():
-            total, parts, logits = self.step_module(batch, unlabeled)
+            total, parts, outputs = self.step_module(batch, unlabeled)
         state.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if self.config.gradient_clip is not None:
             clip_gradients(state.model.parameters(), self.config.gradient_clip)
         state.optimizer.step()
         state.schedule.step()
-        window.add(parts, logits, batch)
+        window.add(parts, outputs, batch)
         state.progress = replace(state.progress, seconds=state.progress.seconds + time.perf_counter() - started)
         return parts
 
-    def _evaluate(self, validation: LogStream, steps_per_epoch: int) -> bool:
+    def _evaluate(self, validation: EvaluationStream[B], steps_per_epoch: int) -> bool:
         """One validation pass, early stopping, a checkpoint. True when training should stop."""
         state, progress = self.state, self.state.progress
         summary = self.task.summarize(self._pass(validation.epoch_batches()))
         objective = self.task.objective(summary)
         epoch = progress.step / steps_per_epoch
         points = [
-            CurvePoint(progress.step, epoch, "valid", name, metric, value)
+            CurvePoint(progress.step, epoch, "valid", name, metric, values[metric])
             for name, values in summary.items()
-            for metric, value in values.items()
-            if metric not in ("rows", "positives")
+            for metric in dict.fromkeys((*self.task.curve_metrics, *values))
+            if metric not in COUNTS
         ]
         points.append(CurvePoint(progress.step, epoch, "valid", "", self.task.objective_name.split("/")[1], objective))
         sign = 1.0 if self.task.objective_mode == "max" else -1.0
@@ -311,27 +339,28 @@ class _Loop:
         return patience is not None and state.progress.evaluations_without_gain >= patience
 
     @torch.no_grad()
-    def _pass(self, batches: Iterator[Batch]) -> Evaluation:
+    def _pass(self, batches: Iterator[B]) -> Evaluation:
         self.state.model.eval()
         evaluation = self.task.new_evaluation()
         for batch in batches:
             batch = batch.to(self.worker.device, non_blocking=True)
             with self.autocast():
-                logits = self.state.model(batch)
-            evaluation.update(logits.float(), batch.labels, batch.weights)
+                outputs = self.task.predict(self.state.model, batch)
+            self.task.observe(evaluation, outputs, batch)
         reduce_evaluation(evaluation, self.worker)
         return evaluation
 
-    def _close_window(self, window: "_Window", steps_per_epoch: int) -> None:
+    def _close_window(self, window: "_Window[B]", steps_per_epoch: int) -> None:
         """Turn the training metrics since the last evaluation or checkpoint into curve points."""
-        reduce_evaluation(window.evaluation, self.worker)
         step = self.state.progress.step
-        points = [
-            CurvePoint(step, step / steps_per_epoch, "train", name, metric, values[metric])
-            for name, values in self.task.summarize(window.evaluation).items()
-            for metric in ("normalized_entropy", "auc", "log_loss")
-            if metric in values
-        ]
+        points: list[CurvePoint] = []
+        if window.observed:
+            reduce_evaluation(window.evaluation, self.worker)
+            points = [
+                CurvePoint(step, step / steps_per_epoch, "train", name, metric, values[metric])
+                for name, values in self.task.summarize(window.evaluation).items()
+                for metric in self.task.curve_metrics
+            ]
         points += [CurvePoint(step, step / steps_per_epoch, "train", "", n, v) for n, v in window.mean_parts().items()]
         self.state.progress = replace(self.state.progress, curve=self.state.progress.curve + tuple(points))
         if self.leads:
@@ -346,7 +375,7 @@ class _Loop:
             numbers[OBJECTIVE] = progress.best_objective
         self.reporter.report(numbers, lambda folder: write_checkpoint(folder, self.state, self.worker.rank))
 
-    def _show(self, parts: Mapping[str, Tensor], window: "_Window", steps_per_epoch: int) -> None:
+    def _show(self, parts: Mapping[str, Tensor], window: "_Window[B]", steps_per_epoch: int) -> None:
         if not self.leads or time.perf_counter() - window.shown < self.config.progress_seconds:
             return
         progress = self.state.progress
@@ -361,21 +390,24 @@ class _Loop:
         )
 
 
-class _Window:
+class _Window(Generic[B]):
     """Training metrics since the last evaluation or checkpoint; never spans one, so that a resumed run logs the same."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task[B]) -> None:
         self.task = task
         self.shown, self.shown_rows = time.perf_counter(), 0
         self.reset()
 
     def reset(self) -> None:
         self.evaluation = self.task.new_evaluation()
+        self.observed = False
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
 
-    def add(self, parts: Mapping[str, Tensor], logits: Tensor, batch: Batch) -> None:
-        self.evaluation.update(logits, batch.labels, batch.weights)
+    def add(self, parts: Mapping[str, Tensor], outputs: Tensor | None, batch: B) -> None:
+        if outputs is not None:
+            self.observed = True
+            self.task.observe(self.evaluation, outputs, batch)
         for name, value in parts.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1

@@ -1,17 +1,17 @@
-"""A ranker experiment from config to bundle: the one description that training, sweeps and repeats share."""
+"""A ranker experiment from config to bundle; see ``rayrec.training.experiment``."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from rayrec.batch import Batch
 from rayrec.bundle import save_bundle
 from rayrec.data.log import Log
 from rayrec.data.streams import LogStream, StreamConfig, StreamPosition, ZippedStreams
 from rayrec.optim import OptimizerConfig
 from rayrec.tasks.ranking import RankingConfig, RankingTask
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
-from rayrec.training.reporters import Reporter
+from rayrec.training.loop import LoopConfig, TrainingData, Worker
 from rayrec.typed_json import ConfigError, to_plain
 
 EVALUATION_BATCH_ROWS = 16_384
@@ -32,6 +32,7 @@ class RankerExperiment:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+    kind: Literal["ranker"] = field(default="ranker", init=False)
 
     def __post_init__(self) -> None:
         if self.unlabeled_ratio < 0:
@@ -42,27 +43,35 @@ class RankerExperiment:
         if perturbation is not None and perturbation.unlabeled and self.unlabeled_ratio == 0:
             raise ConfigError("ranking.perturbation.unlabeled needs an unlabeled log and unlabeled_ratio above 0")
 
+    def absolute(self) -> "RankerExperiment":
+        unlabeled = self.unlabeled
+        return replace(self, log=self.log.resolve(), unlabeled=None if unlabeled is None else unlabeled.resolve())
 
-@dataclass(frozen=True)
-class ScalingOptions:
-    """How many workers on what. ``device`` auto: GPUs (nccl, bf16) when the cluster has one a worker, else CPUs (gloo).
+    def read_in_process(self) -> "RankerExperiment":
+        return replace(self, stream=replace(self.stream, reader="in_process"))
 
-    cpus_per_worker: None = 1, or half a CPU where workers and the reading tasks would not fit otherwise.
-    max_failures: how many times a died worker group is started again from its last checkpoint.
-    """
+    def check(self) -> None:
+        open_logs(self)
 
-    workers: int = 1
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    cpus_per_worker: float | None = None
-    max_failures: int = 3
+    def task(self) -> RankingTask:
+        return RankingTask(Log.open(self.log).schema, self.ranking)
 
+    def data(self, worker: Worker) -> TrainingData[Batch]:
+        return training_data(self, worker)
 
-def absolute_paths(experiment: RankerExperiment) -> RankerExperiment:
-    """Workers may run in other folders: paths in a config are absolute once a job has started."""
-    unlabeled = experiment.unlabeled
-    return replace(
-        experiment, log=experiment.log.resolve(), unlabeled=None if unlabeled is None else unlabeled.resolve()
-    )
+    def save_bundle(self, checkpoint: Path, folder: Path) -> Path:
+        task = self.task()
+        model = task.build()
+        model.load_state_dict(best_weights(checkpoint))
+        return save_bundle(
+            folder,
+            model=model,
+            model_config=task.model_config,
+            schema=task.schema,
+            metrics=read_progress(checkpoint).evaluations,
+            run_config=to_plain(self),
+            overwrite=True,
+        )
 
 
 def open_logs(experiment: RankerExperiment) -> tuple[Log, Log | None]:
@@ -79,7 +88,7 @@ def open_logs(experiment: RankerExperiment) -> tuple[Log, Log | None]:
     return log, unlabeled
 
 
-def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData:
+def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[Batch]:
     """The streams of one worker."""
     log, unlabeled = open_logs(experiment)
     config = experiment.stream
@@ -103,55 +112,3 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData:
         return LogStream(log, split, evaluation, rank=worker.rank, world_size=worker.size, epochs=epochs)
 
     return TrainingData(open_training, open_evaluation, log.splits)
-
-
-def train_here(
-    experiment: RankerExperiment,
-    reporter: Reporter,
-    *,
-    worker: Worker | None = None,
-    log_metrics: MetricLog = lambda metrics, step: None,
-    say: Say = lambda text: print(text, flush=True),
-) -> None:
-    """Run the worker loop in this very process: inside a Ray Train worker, a Tune trial, or alone."""
-    worker = worker or Worker()
-    run_training(
-        RankingTask(Log.open(experiment.log).schema, experiment.ranking),
-        training_data(experiment, worker),
-        experiment.loop,
-        experiment.optimizer,
-        reporter,
-        worker=worker,
-        log_metrics=log_metrics,
-        say=say,
-    )
-
-
-def finish_here(experiment: RankerExperiment, checkpoint: Path, reporter: Reporter) -> None:
-    """Complete a run that a sweep stopped early: evaluate its best weights on every split but train."""
-    finish_training(
-        RankingTask(Log.open(experiment.log).schema, experiment.ranking),
-        training_data(replace(experiment, stream=replace(experiment.stream, reader="in_process")), Worker()),
-        experiment.loop,
-        experiment.optimizer,
-        checkpoint,
-        reporter,
-    )
-
-
-def bundle_from_checkpoint(experiment: RankerExperiment, checkpoint: Path, folder: Path) -> Path:
-    """Turn a finished run's last checkpoint into a bundle."""
-    schema = Log.open(experiment.log).schema
-    task = RankingTask(schema, experiment.ranking)
-    model = task.build()
-    model.load_state_dict(best_weights(checkpoint))
-    progress = read_progress(checkpoint)
-    return save_bundle(
-        folder,
-        model=model,
-        model_config=task.model_config,
-        schema=schema,
-        metrics=progress.evaluations,
-        run_config=to_plain(experiment),
-        overwrite=True,
-    )

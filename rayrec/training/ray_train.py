@@ -1,4 +1,4 @@
-"""A ranker experiment under Ray Train: 1..n workers, restarted from checkpoints, tracked, bundled and reported.
+"""An experiment under Ray Train: 1..n workers, restarted from checkpoints, tracked, bundled and reported.
 
 <run>/run.json      the experiment and its MLflow run id: running the same name again goes on where it stopped
 <run>/train/        Ray Train's storage: checkpoints
@@ -22,14 +22,9 @@ from ray.train.torch import TorchTrainer
 from rayrec.reporting import Section, write_page
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.cluster import connect, gpus
+from rayrec.training.experiment import ScalingOptions, train_here
+from rayrec.training.kinds import AnyExperiment
 from rayrec.training.loop import Worker
-from rayrec.training.ranker_run import (
-    RankerExperiment,
-    ScalingOptions,
-    bundle_from_checkpoint,
-    open_logs,
-    train_here,
-)
 from rayrec.training.reporters import RayTrainReporter
 from rayrec.training.run_report import run_sections
 from rayrec.training.tracking import Tracker, runs_folder
@@ -40,14 +35,14 @@ from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_pl
 class RunRecord:
     """What ``run.json`` holds."""
 
-    experiment: RankerExperiment
+    experiment: AnyExperiment
     mlflow_run: str
     tracking_uri: str
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A trained ranker: its folder, its MLflow run, and how it came out."""
+    """A trained model: its folder, its MLflow run, and how it came out."""
 
     folder: Path
     mlflow_run: str
@@ -62,7 +57,7 @@ class FinishedRun:
         return self.folder / "report" / "report.html"
 
 
-def open_run(name: str, experiment: RankerExperiment, *, parent: str | None = None) -> tuple[Path, RunRecord]:
+def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None) -> tuple[Path, RunRecord]:
     """Make the run's folder, or find it again. Raises ConfigError when the name stands for another experiment."""
     folder = runs_folder() / name
     record_file = folder / "run.json"
@@ -80,10 +75,10 @@ def open_run(name: str, experiment: RankerExperiment, *, parent: str | None = No
     return folder, record
 
 
-def fit(name: str, experiment: RankerExperiment, scaling: ScalingOptions | None = None) -> FinishedRun:
+def fit(name: str, experiment: AnyExperiment, scaling: ScalingOptions | None = None) -> FinishedRun:
     """Train under Ray Train (or go on with a run of this name), then write bundle and report and log both to MLflow."""
     scaling = scaling or ScalingOptions()
-    open_logs(experiment)  # a broken log is an error here, before anything is started
+    experiment.check()  # a broken input is an error here, before anything is started
     folder, record = open_run(name, experiment)
     tracker = Tracker(record.tracking_uri)
     connect()
@@ -100,7 +95,7 @@ def complete_run(folder: Path, record: RunRecord, checkpoint: Path, sections: Se
     """From a finished run's last checkpoint to bundle, report (``sections`` first) and metrics, all in MLflow as well."""
     tracker = Tracker(record.tracking_uri)
     progress = read_progress(checkpoint)
-    bundle = bundle_from_checkpoint(record.experiment, checkpoint, folder / "bundle")
+    bundle = record.experiment.save_bundle(checkpoint, folder / "bundle")
     final = {
         f"final/{split}/{task}/{metric}": value
         for split, tasks in progress.evaluations.items()

@@ -14,8 +14,6 @@ from rayrec.reporting.page import number
 from rayrec.training.checkpoint import CurvePoint, Progress
 from rayrec.typed_json import to_json
 
-METRICS = ("rows", "positives", "normalized_entropy", "auc", "log_loss", "ece", "calibration_ratio")
-
 
 def run_sections(progress: Progress, config: Any) -> tuple[Section, ...]:
     """Sections of a finished run: final metrics by split, learning curves, calibration, the whole config."""
@@ -41,15 +39,22 @@ def run_sections(progress: Progress, config: Any) -> tuple[Section, ...]:
     return tuple(sections)
 
 
+def metric_names(tasks: Mapping[str, Mapping[str, float | None]]) -> tuple[str, ...]:
+    """The metrics of a split's tasks, in the order in which they are listed."""
+    return tuple(dict.fromkeys(name for metrics in tasks.values() for name in metrics))
+
+
 def learning_curves(progress: Progress) -> Figure:
-    """Normalized entropy by epoch, one panel a task: training (running mean between evaluations) and validation."""
-    curves = [point for point in progress.curve if point.metric == "normalized_entropy" and point.task]
+    """The task's first curve metric by epoch, one panel a task: training (mean between evaluations) and validation."""
+    judged = [point for point in progress.curve if point.task]
+    metric = judged[0].metric if judged else ""
+    curves = [point for point in judged if point.metric == metric]
     tasks = list(dict.fromkeys(point.task for point in curves))
     figure, panels = _panels(max(len(tasks), 1))
     for task, panel in zip(tasks, panels, strict=False):
         for split, color in (("train", "#98a2b3"), ("valid", "#1d6fb8")):
             _draw(panel, [p for p in curves if p.task == task and p.split == split], split, color)
-        panel.set(title=task, xlabel="epoch", ylabel="normalized entropy")
+        panel.set(title=task, xlabel="epoch", ylabel=metric.replace("_", " "))
         panel.legend(frameon=False)
     return figure
 
@@ -76,8 +81,9 @@ def calibration(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> F
 
 
 def _final(split: str, tasks: Mapping[str, Mapping[str, float | None]]) -> Section:
-    rows = tuple((task, *(number(metrics.get(name)) for name in METRICS)) for task, metrics in tasks.items())
-    return Section(f"Metrics, {split} split", table=Table(("task", *METRICS), rows))
+    names = metric_names(tasks)
+    rows = tuple((task, *(number(metrics.get(name)) for name in names)) for task, metrics in tasks.items())
+    return Section(f"Metrics, {split} split", table=Table(("task", *names), rows))
 
 
 def _draw(panel: Axes, points: Sequence[CurvePoint], label: str, color: str) -> None:

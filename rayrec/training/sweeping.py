@@ -1,4 +1,4 @@
-"""Sweeps of ranker experiments with Ray Tune: ASHA stops weak trials, Optuna proposes, a killed sweep goes on.
+"""Sweeps of experiments with Ray Tune: ASHA stops weak trials, Optuna proposes, a killed sweep goes on.
 
     <runs>/<name>/sweep.json   the sweep's config and its MLflow run: the same name again resumes it
     <runs>/<name>/records/     each trial's experiment and MLflow run
@@ -12,7 +12,7 @@ On a small machine each trial runs the worker loop in its own process; with GPUs
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import ray.tune
 from ray.train.torch import TorchTrainer
@@ -23,11 +23,11 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from rayrec.reporting import Section
-from rayrec.tasks.ranking import RankingTask
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.cluster import connect, gpus
+from rayrec.training.experiment import ScalingOptions, finish_here, train_here
+from rayrec.training.kinds import AnyExperiment
 from rayrec.training.loop import OBJECTIVE
-from rayrec.training.ranker_run import RankerExperiment, ScalingOptions, finish_here, open_logs, train_here
 from rayrec.training.ray_train import FinishedRun, RunRecord, complete_run, ray_train_settings, worker_loop
 from rayrec.training.reporters import FolderReporter, RayTuneReporter
 from rayrec.training.sweep_report import sweep_sections
@@ -35,25 +35,32 @@ from rayrec.training.sweep_trial import Trial, ranked
 from rayrec.training.tracking import Tracker, runs_folder
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
 
+E = TypeVar("E", bound=AnyExperiment)
+
 
 @dataclass(frozen=True)
 class SweepSpace:
-    """What is swept: a distribution by the dotted path of a field of RankerExperiment ("optimizer.learning_rate")."""
+    """What is swept: a distribution by the dotted path of a field of the experiment ("optimizer.learning_rate").
+
+    settings: fields that the space sets in the base experiment, by path as well ("ranking.perturbation.loss": "scr").
+    """
 
     parameters: Mapping[str, Domain]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Generic[E]):
     """How a sweep runs.
 
+    base: the experiment whose fields are swept.
     trials: how many configs are tried. concurrent: trials at once; None = as many as there are CPUs (or GPUs).
     grace_evaluations, reduction: ASHA lets every trial make that many evaluations, then keeps one in ``reduction`` at each rung.
     trial: "in_process" runs the loop in the trial's process (small models, CPUs), "ray_train" starts a Ray Train run for each
     trial (GPUs, many workers); "auto" takes the second when the cluster has GPUs.
     """
 
-    base: RankerExperiment
+    base: E
     trials: int = 12
     concurrent: int | None = None
     grace_evaluations: int = 1
@@ -72,7 +79,7 @@ class SweepRecord:
     """What ``sweep.json`` holds."""
 
     space: str
-    config: SweepConfig
+    config: SweepConfig[AnyExperiment]
     mlflow_run: str
     tracking_uri: str
 
@@ -89,25 +96,34 @@ class FinishedSweep:
     mlflow_run: str
 
 
-def apply_parameters(experiment: RankerExperiment, parameters: Mapping[str, Any]) -> RankerExperiment:
-    """The experiment with fields replaced by dotted path. Raises ConfigError for a path or value that does not fit."""
+def apply_parameters(experiment: E, parameters: Mapping[str, Any]) -> E:
+    """The experiment with fields replaced by dotted path; a part that is None comes to be, with its defaults, on the way.
+
+    Raises ConfigError for a path or value that does not fit.
+    """
     plain = to_plain(experiment)
+    made: list[Any] = []  # parts that came to be, whose fields are checked when they are read back
     for path, value in parameters.items():
         *parents, leaf = path.split(".")
         place = plain
         for part in parents:
+            if isinstance(place, dict) and part in place and place[part] is None:
+                place[part] = {}
+                made.append(place[part])
             place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or (leaf not in place and parents[-1:] != ["task_weights"]):
+        known = isinstance(place, dict) and (leaf in place or parents[-1:] == ["task_weights"])
+        if not known and not any(place is part for part in made):
             raise ConfigError(f"{path!r} is no field of an experiment")
         place[leaf] = value
-    return from_plain(RankerExperiment, plain, "the swept experiment")
+    return from_plain(type(experiment), plain, "the swept experiment")
 
 
-def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig) -> FinishedSweep:
+def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[AnyExperiment]) -> FinishedSweep:
     """Run a sweep (or go on with one of this name) and complete its winner: bundle, test metrics, MLflow."""
-    log, _ = open_logs(config.base)
+    config.base.check()
+    config = replace(config, base=apply_parameters(config.base, space.settings))
     _check_space(config.base, space)
-    task = RankingTask(log.schema, config.base.ranking)
+    task = config.base.task()
     folder, record = _open_sweep(name, space_name, config)
     connect()
     results = _tuner(folder, record, space, task.objective_mode).fit()
@@ -127,7 +143,7 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig) ->
     return FinishedSweep(winner, best.name, trials, task.objective_name, task.objective_mode, record.mlflow_run)
 
 
-def _open_sweep(name: str, space: str, config: SweepConfig) -> tuple[Path, SweepRecord]:
+def _open_sweep(name: str, space: str, config: SweepConfig[AnyExperiment]) -> tuple[Path, SweepRecord]:
     folder = runs_folder() / name
     file = folder / "sweep.json"
     if file.is_file():
@@ -218,10 +234,9 @@ def _trial_id(trial: Any) -> str:
 
 def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
     sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
-    experiment = replace(experiment, stream=replace(experiment.stream, reader="in_process"))
     tracker = Tracker(sweep_record.tracking_uri)
     train_here(
-        experiment,
+        experiment.read_in_process(),
         RayTuneReporter(),
         log_metrics=lambda metrics, step: tracker.log_metrics(run_id, metrics, step),
         say=lambda text: None,
@@ -245,7 +260,7 @@ def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any]
 
 def _open_trial(
     parameters: Mapping[str, Any], record: Mapping[str, Any], folder: Path
-) -> tuple[SweepRecord, RankerExperiment, str]:
+) -> tuple[SweepRecord, AnyExperiment, str]:
     """The trial's experiment and its MLflow child run, which a resumed trial finds again."""
     sweep_record = from_plain(SweepRecord, dict(record), "the sweep's record")
     experiment = apply_parameters(sweep_record.config.base, parameters)
@@ -262,7 +277,7 @@ def _open_trial(
     return sweep_record, experiment, run_id
 
 
-def _check_space(base: RankerExperiment, space: SweepSpace) -> None:
+def _check_space(base: AnyExperiment, space: SweepSpace) -> None:
     """A path that is no field is an error here, not in twelve trials."""
     apply_parameters(base, {path: domain.sample() for path, domain in space.parameters.items()})
 

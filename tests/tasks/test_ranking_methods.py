@@ -16,8 +16,9 @@ from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.tasks.ranking import RankingConfig, RankingTask, masked_cross_entropy
 from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment, bundle_from_checkpoint, train_here
+from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.typed_json import ConfigError
 from tests.conftest import write_small_log
@@ -72,7 +73,7 @@ def test_lspr_and_multibalance_train_together_resume_and_give_a_plain_bundle(
     resumed = train(experiment, tmp_path / "killed")
     for name, tensor in best_weights(undisturbed).items():
         assert torch.equal(tensor, best_weights(resumed)[name]), name
-    bundle = load_bundle(bundle_from_checkpoint(experiment, undisturbed, tmp_path / "bundle"))
+    bundle = load_bundle(experiment.save_bundle(undisturbed, tmp_path / "bundle"))
     assert not [name for name in bundle.model.state_dict() if "balancer" in name or "perturbation" in name]
 
 
@@ -120,7 +121,7 @@ def test_scr_takes_unlabeled_rows_along_and_asks_for_them(small_log: Path, tmp_p
         RankerExperiment(log=small_log, ranking=task.config)
     unlabeled = first_batch(write_small_log(tmp_path / "unlabeled", rows=256, seed=5, labeled=False))
     loss = task.loss(model, batch, unlabeled)
-    assert loss.logits.shape == (64, 2)
+    assert loss.outputs.shape == (64, 2)
     labeled_only = RankingTask(task.schema, replace(task.config, perturbation=replace(perturbation, unlabeled=False)))
     alone = labeled_only.loss(model, batch)
     assert loss.parts["loss/click"] == pytest.approx(float(alone.parts["loss/click"]))

@@ -12,8 +12,9 @@ from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig, learning_rate_factor
-from rayrec.training.ranker_run import RankerExperiment, train_here
+from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 
 

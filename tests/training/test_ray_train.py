@@ -19,8 +19,9 @@ from rayrec.data.streams import StreamConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.checkpoint import read_progress
+from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment, ScalingOptions, train_here
+from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.ray_train import fit
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker

@@ -1,0 +1,94 @@
+"""What an experiment is to training: one frozen config that knows its task, its streams and its bundle.
+
+Each kind of model has one (``ranker_run``, ``language_model_run``, ...); ``kinds`` lists them. Training under Ray Train, sweeps
+and repeats know this contract only.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+from rayrec.optim import OptimizerConfig
+from rayrec.tasks.task import Task
+from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
+from rayrec.training.reporters import Reporter
+
+
+class Experiment(Protocol):
+    """Everything that decides a trained model: a frozen dataclass, logged whole, and enough to repeat the run.
+
+    kind: names the class in JSON; declared last as ``field(default=..., init=False)``, so that it is no option of a command line.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def loop(self) -> LoopConfig: ...
+
+    def absolute(self) -> Self:
+        """The same with absolute paths: workers may run in other folders."""
+        ...
+
+    def read_in_process(self) -> Self:
+        """The same, with streams that are read by threads of the training process instead of Ray Data tasks."""
+        ...
+
+    def check(self) -> None:
+        """Open and check all inputs. Raises ValueErrors that name the file, column or field that is wrong."""
+        ...
+
+    def task(self) -> Task[Any]: ...
+
+    def data(self, worker: Worker) -> TrainingData[Any]:
+        """The streams of one worker."""
+        ...
+
+    def save_bundle(self, checkpoint: Path, folder: Path) -> Path:
+        """Turn a finished run's last checkpoint into a bundle, replacing ``folder``; returns it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScalingOptions:
+    """How many workers on what. ``device`` auto: GPUs (nccl, bf16) when the cluster has one a worker, else CPUs (gloo).
+
+    cpus_per_worker: None = 1, or half a CPU where workers and the reading tasks would not fit otherwise.
+    max_failures: how many times a died worker group is started again from its last checkpoint.
+    """
+
+    workers: int = 1
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    cpus_per_worker: float | None = None
+    max_failures: int = 3
+
+
+def train_here(
+    experiment: Experiment,
+    reporter: Reporter,
+    *,
+    worker: Worker | None = None,
+    log_metrics: MetricLog = lambda metrics, step: None,
+    say: Say = lambda text: print(text, flush=True),
+) -> None:
+    """Run the worker loop in this very process: inside a Ray Train worker, a Tune trial, or alone."""
+    worker = worker or Worker()
+    run_training(
+        experiment.task(),
+        experiment.data(worker),
+        experiment.loop,
+        experiment.optimizer,
+        reporter,
+        worker=worker,
+        log_metrics=log_metrics,
+        say=say,
+    )
+
+
+def finish_here(experiment: Experiment, checkpoint: Path, reporter: Reporter) -> None:
+    """Complete a run that a sweep stopped early: evaluate its best weights on every split but train."""
+    data = experiment.read_in_process().data(Worker())
+    finish_training(experiment.task(), data, experiment.loop, experiment.optimizer, checkpoint, reporter)

@@ -1,0 +1,26 @@
+"""Every kind of experiment as one typed union: what run.json, sweep.json and MLflow's config.json may hold."""
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
+
+from rayrec.training.ranker_run import RankerExperiment
+from rayrec.typed_json import ConfigError, explain
+
+
+def _kind(value: Any) -> str | None:
+    """Runs from before there were kinds are rankers."""
+    return value.get("kind", "ranker") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+AnyExperiment = Annotated[Annotated[RankerExperiment, Tag("ranker")], Discriminator(_kind)]
+
+_ADAPTER: TypeAdapter[AnyExperiment] = TypeAdapter(AnyExperiment)
+
+
+def read_experiment(text: str | bytes, where: str) -> AnyExperiment:
+    """An experiment of any kind from its JSON. Raises ConfigError that names ``where`` and every field that is wrong."""
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error)}") from None
