@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -120,7 +120,7 @@ def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
                 raise BundleError(f"{folder / name}: does not match the sha256 in {CONFIG}; it was changed or cut")
         schema = read_schema(folder / SCHEMA)
         config = from_plain(RankerConfig, dict(metadata.model_config), f"{folder / CONFIG}: model_config")
-        if config.inputs != ranker_inputs(schema):
+        if replace(config.inputs, auxiliary_heads=0) != ranker_inputs(schema):
             raise BundleError(f"{folder}: the model's inputs do not fit {SCHEMA}")
         weights = load_file(folder / WEIGHTS)
     except SchemaError as error:

@@ -2,8 +2,9 @@
 
     x = embed(batch)             (B, N)   looked-up rows and normalized numbers
     h = represent_embedded(x)    (B, D)   the shared representation; every shared parameter lies before it
-    z = heads(h)                 (B, T)   logits; every parameter behind h belongs to one task
+    z = heads(h)                 (B, H)   logits; every parameter behind h belongs to one head
 
+H counts the T tasks and, behind them, the auxiliary heads that some training methods use; ``forward`` gives the tasks' logits.
 ``h`` holds the trunk's output and, behind it, what only some tasks read: with a mixture of experts the gate logits, and the
 wide part's logit of each task. So methods that balance tasks at ``h`` see all that tasks share.
 
@@ -31,6 +32,8 @@ class RankerInputs:
     dense_mean, dense_std: after log1p where dense_log1p. dense_missing: features that get a missing-indicator column.
     categorical_sizes, sequence_sizes: number of ids, 0 included. sequence_shares: index of the categorical field whose
     embedding rows a sequence uses, or None.
+    auxiliary_heads: logits behind those of the tasks, for training only (a teacher's soft labels): ``heads`` gives them, the
+    model's output does not.
     """
 
     dense_mean: tuple[float, ...]
@@ -41,6 +44,7 @@ class RankerInputs:
     sequence_sizes: tuple[int, ...]
     sequence_shares: tuple[int | None, ...]
     num_tasks: int
+    auxiliary_heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.num_tasks = inputs.num_tasks
+        self.num_heads = inputs.num_tasks + inputs.auxiliary_heads
         self.embedding_dim = architecture.embedding_dim
         self.embedding = FieldEmbedding(
             inputs.categorical_sizes,
@@ -100,19 +105,19 @@ class Ranker(nn.Module):
         width = self.embedding.width + self.dense_input.width
         self.embedding_columns = slice(0, self.embedding.width)
         self.dense_columns = slice(self.embedding.width, width)
-        self.wide_columns = slice(width, width + (self.num_tasks if architecture.wide else 0))
+        self.wide_columns = slice(width, width + (self.num_heads if architecture.wide else 0))
         self.wide: FieldEmbedding | None = None
         self.wide_dense: nn.Linear | None = None
         if architecture.wide:
             self.wide = FieldEmbedding(
                 inputs.categorical_sizes,
-                self.num_tasks,
+                self.num_heads,
                 sequence_sizes=inputs.sequence_sizes,
                 sequence_shares=inputs.sequence_shares,
                 std=0.0,
             )
             if self.dense_input.width:
-                self.wide_dense = nn.Linear(self.dense_input.width, self.num_tasks, bias=False)
+                self.wide_dense = nn.Linear(self.dense_input.width, self.num_heads, bias=False)
                 nn.init.zeros_(self.wide_dense.weight)
         self.embedding_dropout = nn.Dropout(architecture.embedding_dropout)
         self.interaction, interacted = self._build_interaction(width)
@@ -127,24 +132,24 @@ class Ranker(nn.Module):
             self.experts = StackedFeedForward(
                 architecture.experts, shared, architecture.expert, dropout=architecture.dropout
             )
-            self.gates = nn.Linear(shared, self.num_tasks * architecture.experts)
-            self.representation_width = architecture.experts * (architecture.expert[-1] + self.num_tasks)
+            self.gates = nn.Linear(shared, self.num_heads * architecture.experts)
+            self.representation_width = architecture.experts * (architecture.expert[-1] + self.num_heads)
             shared = architecture.expert[-1]
-        self.representation_width += self.num_tasks if architecture.wide else 0
+        self.representation_width += self.num_heads if architecture.wide else 0
         self.towers = StackedFeedForward(
-            self.num_tasks, shared, architecture.tower, out=1, dropout=architecture.dropout
+            self.num_heads, shared, architecture.tower, out=1, dropout=architecture.dropout
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, T)."""
-        return self.heads(self.represent(batch))
+        """Logits (B, T) of the tasks, without those of the auxiliary heads."""
+        return self.heads(self.represent(batch))[:, : self.num_tasks]
 
     def represent(self, batch: Batch) -> Tensor:
         """The shared representation h (B, D)."""
         return self.represent_embedded(self.embed(batch))
 
     def embed(self, batch: Batch) -> Tensor:
-        """x (B, N): embedding rows, pooled sequences, normalized numbers; with a wide part its T logits of the ids behind."""
+        """x (B, N): embedding rows, pooled sequences, normalized numbers; with a wide part its H logits of the ids behind."""
         parts = [self.embedding(batch.categorical, batch.sequences), self.dense_input(batch.dense)]
         if self.wide is not None:
             parts.append(self.wide.total(batch.categorical, batch.sequences))
@@ -167,25 +172,25 @@ class Ranker(nn.Module):
         return torch.cat([h, wide.to(h.dtype)], dim=1) if self.architecture.wide else h
 
     def heads(self, h: Tensor) -> Tensor:
-        """Logits (B, T) of h (B, D), or of (T, B, D) where slot t feeds only task t."""
+        """Logits (B, H) of h (B, D), or of (H, B, D) where slot i feeds only head i. H: the tasks, then the auxiliary heads."""
         wide: Tensor | float = 0.0
         if self.architecture.wide:
-            h, added = h[..., : -self.num_tasks], h[..., -self.num_tasks :]
-            wide = added if added.dim() == 2 else added.diagonal(dim1=0, dim2=2)  # (B, T)
+            h, added = h[..., : -self.num_heads], h[..., -self.num_heads :]
+            wide = added if added.dim() == 2 else added.diagonal(dim1=0, dim2=2)  # (B, H)
         if self.gates is not None:
-            h = self._mix(h)  # (T, B, De)
+            h = self._mix(h)  # (H, B, De)
         return self.towers(h).squeeze(-1).T + wide
 
     def _mix(self, h: Tensor) -> Tensor:
-        """Each task's mixture of the experts: (B, E * De + T * E) or (T, B, ...) to (T, B, De)."""
+        """Each head's mixture of the experts: (B, E * De + H * E) or (H, B, ...) to (H, B, De)."""
         experts, size = self.architecture.experts, self.architecture.expert[-1]
         outputs, gates = h[..., : experts * size], h[..., experts * size :]
-        gates = gates.unflatten(-1, (self.num_tasks, experts)).softmax(-1)  # (..., B, T, E)
+        gates = gates.unflatten(-1, (self.num_heads, experts)).softmax(-1)  # (..., B, H, E)
         gates = (
             gates.transpose(0, 1) if gates.dim() == 3 else gates.diagonal(dim1=0, dim2=2).movedim(-1, 0)
-        )  # (T, B, E)
+        )  # (H, B, E)
         outputs = outputs.unflatten(-1, (experts, size))  # (..., B, E, De)
-        return torch.einsum("tbe,bed->tbd" if outputs.dim() == 3 else "tbe,tbed->tbd", gates, outputs)
+        return torch.einsum("hbe,bed->hbd" if outputs.dim() == 3 else "hbe,hbed->hbd", gates, outputs)
 
     def _build_interaction(self, width: int) -> tuple[nn.Module, int]:
         architecture = self.architecture

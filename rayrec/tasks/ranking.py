@@ -1,7 +1,7 @@
 """The ranking task: masked multi-task cross-entropy on a log, judged by normalized entropy, AUC and calibration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from rayrec.batch import Batch
 from rayrec.data.schema import LogSchema
 from rayrec.methods.balancing import Balancer, BalancingConfig
+from rayrec.methods.distillation import DistillationConfig, distillation_terms
+from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.methods.perturbation import Perturbation, PerturbationConfig, PerturbedPair, divergence, perturbed_loss
 from rayrec.metrics import BinaryMetrics
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
@@ -35,6 +37,8 @@ class RankingConfig:
     objective: what early stopping and sweeps watch: the mean over tasks on the validation split.
     balancing: MultiBalance or another way to combine the tasks' gradients; None = the sum.
     perturbation: SCR or LSPR; None = none.
+    distillation: UKDSL: learn from a teacher's scores, on unlabeled rows too; None = not.
+    inverse_propensity: weigh labeled rows by their propensities; None = not.
     """
 
     architecture: RankerArchitecture = field(default_factory=RankerArchitecture)
@@ -42,6 +46,8 @@ class RankingConfig:
     objective: Literal["normalized_entropy", "log_loss", "auc"] = "normalized_entropy"
     balancing: BalancingConfig | None = None
     perturbation: PerturbationConfig | None = None
+    distillation: DistillationConfig | None = None
+    inverse_propensity: InversePropensity | None = None
 
 
 def ranker_inputs(schema: LogSchema) -> RankerInputs:
@@ -61,7 +67,12 @@ def ranker_inputs(schema: LogSchema) -> RankerInputs:
 
 
 class RankingTask:
-    """Ties a ranker to a log's schema. Raises ConfigError when a task weight names no task of the schema."""
+    """Ties a ranker to a log's schema. Raises ConfigError when the config names no task of the schema.
+
+    distilled: names of the tasks that learn from a teacher. heads: a name for each of the model's heads: the tasks, and with
+    auxiliary heads ``<task>_teacher`` for each distilled one. labeled_extras, unlabeled_extras: columns beside the features and
+    labels that batches must carry.
+    """
 
     curve_metrics = ("normalized_entropy", "auc", "log_loss")
 
@@ -76,12 +87,20 @@ class RankingTask:
             raise ConfigError(f"task_weights must be at least 0: {', '.join(negative)}")
         self.schema = schema
         self.config = config
-        self.model_config = RankerConfig(ranker_inputs(schema), config.architecture)
-        self._weights = torch.tensor([config.task_weights.get(name, 1.0) for name in schema.task_names])
+        self.distilled = _distilled_tasks(schema, config.distillation)
+        auxiliary = config.distillation is not None and config.distillation.head == "auxiliary"
+        own_heads = self.distilled if auxiliary else ()
+        self.heads = (*schema.task_names, *(f"{name}_teacher" for name in own_heads))
+        inputs = replace(ranker_inputs(schema), auxiliary_heads=len(own_heads))
+        self.model_config = RankerConfig(inputs, config.architecture)
+        self._weights = torch.tensor([config.task_weights.get(name, 1.0) for name in (*schema.task_names, *own_heads)])
+        first = len(schema.tasks)
+        places = range(first, first + len(own_heads)) if auxiliary else map(schema.task_names.index, self.distilled)
+        self._distilled_heads = torch.tensor(list(places), dtype=torch.int64)
         self.balancer: Balancer | None = None
         if config.balancing is not None:
             try:
-                self.balancer = Balancer(config.balancing, len(schema.tasks), self._representation_width())
+                self.balancer = Balancer(config.balancing, len(self.heads), self._representation_width())
             except ValueError as error:
                 raise ConfigError(f"balancing: {error}") from None
         self.perturbation: Perturbation | None = None
@@ -95,37 +114,105 @@ class RankingTask:
     def build(self) -> Ranker:
         return Ranker(self.model_config.inputs, self.model_config.architecture)
 
-    def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss:
-        """Sum over tasks of weight * mean cross-entropy on the rows where the task's label is observed; with methods, theirs.
+    @property
+    def labeled_extras(self) -> tuple[str, ...]:
+        teacher = self._teacher_columns if self.config.distillation and self.config.distillation.labeled_weight else ()
+        weighing = self.config.inverse_propensity
+        return (*teacher, *(() if weighing is None else (weighing.column,)))
 
-        All rows that a method adds go through the trunk in one pass, behind those of ``batch``.
+    @property
+    def unlabeled_extras(self) -> tuple[str, ...]:
+        return self._teacher_columns if self.config.distillation and self.config.distillation.unlabeled_weight else ()
+
+    def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss:
+        """Sum over heads of weight * mean cross-entropy on the rows where the task's label is observed; with methods, theirs.
+
+        All rows that a method adds go through the towers in one pass, behind those of ``batch``.
         """
         assert isinstance(model, Ranker)
+        weights = self._row_weights(batch)
+        batch = replace(batch, weights=weights)
         x = model.embed(batch)
         pairs = [] if self.perturbation is None else self.perturbation.pairs(model, batch, x, unlabeled)
         blocks = [x, *(block for pair in pairs for block in pair.blocks)]
-        h = model.represent_embedded(x if len(blocks) == 1 else torch.cat(blocks))
+        scored = self._scored_block(model, unlabeled, pairs, blocks)
+        h = _represent(model, blocks)
         inputs = h if self.balancer is None else self.balancer.branch(h)
-        outputs = model.heads(inputs).float()  # (all rows, T)
-        logits, *others = outputs.split([len(block) for block in blocks]) if len(blocks) > 1 else (outputs,)
-        per_task = masked_cross_entropy(logits, batch.labels, batch.weights)  # (T,)
+        outputs = model.heads(inputs).float()  # (all rows, H)
+        predicted = outputs.split([len(block) for block in blocks]) if len(blocks) > 1 else (outputs,)
+        logits, *others = (block[:, : len(self.schema.tasks)] for block in predicted)  # (rows, T) each
+        per_task = masked_cross_entropy(logits, batch.labels, weights)  # (T,)
         named = {"loss": per_task}
         losses = per_task
         if self.perturbation is not None:
             named["perturbed"] = _perturbed(self.perturbation.config, pairs, batch, logits, others)
             losses = perturbed_loss(self.perturbation.config, per_task, named["perturbed"])
+        distillation = self.config.distillation
+        if distillation is not None:
+            losses = torch.cat([losses, losses.new_zeros(len(self.heads) - len(losses))])  # (H,)
+            parts = (
+                ("labeled", distillation.labeled_weight, predicted[0], batch),
+                ("unlabeled", distillation.unlabeled_weight, None if scored is None else predicted[scored], unlabeled),
+            )
+            for name, weight, student, rows in parts:
+                if weight > 0 and student is not None and rows is not None:
+                    named[f"distillation_{name}"] = self._distillation(distillation, student, rows)  # (H,)
+                    losses = losses + weight * named[f"distillation_{name}"]
         losses = losses * self._weights.to(losses.device)
         if self.balancer is None:
             total = losses.sum()
         else:
             total = self.balancer.total(losses, h, inputs, model.parameters())
             named["balance"] = self.balancer.shares
-        parts = {
-            f"{name}/{task}": value
+        parts_by_name = {
+            f"{name}/{head}": value
             for name, values in named.items()
-            for task, value in zip(self.schema.task_names, values.detach().unbind(), strict=True)
+            for head, value in zip(self.heads, values.detach().unbind(), strict=False)  # some are (T,), some (H,)
         }
-        return Loss(total, {"loss": total.detach(), **parts}, logits.detach())
+        return Loss(total, {"loss": total.detach(), **parts_by_name}, logits.detach())
+
+    def _row_weights(self, batch: Batch) -> Tensor | None:
+        """(B,) the log's weights times inverse propensities; None = all 1."""
+        weighing = self.config.inverse_propensity
+        if weighing is None:
+            return batch.weights
+        weights = weighing.weights(batch.extras[weighing.column])
+        return weights if batch.weights is None else weights * batch.weights
+
+    def _scored_block(
+        self, model: Ranker, unlabeled: Batch | None, pairs: list[PerturbedPair], blocks: list[Tensor]
+    ) -> int | None:
+        """Place in ``blocks`` of all unlabeled rows, appended unless a perturbation predicts them anyway; None = not needed."""
+        distillation = self.config.distillation
+        if unlabeled is None or distillation is None or distillation.unlabeled_weight == 0:
+            return None
+        if len(pairs) > 1 and pairs[1].copy.rows is None:
+            return 2  # labeled, its copy, unlabeled, its copy
+        blocks.append(model.embed(unlabeled))
+        return len(blocks) - 1
+
+    def _distillation(self, config: DistillationConfig, outputs: Tensor, batch: Batch) -> Tensor:
+        """(H,) mean distillation losses at the heads that learn from the teacher, 0 at the others. outputs (n, H)."""
+        places = self._distilled_heads.to(outputs.device)
+        if config.target == "negative":
+            probabilities = outputs.new_zeros(len(batch), len(places))
+        else:
+            absent = [name for name in self._teacher_columns if name not in batch.extras]
+            if absent:
+                raise ConfigError(f"distillation needs a teacher's scores: batches lack {', '.join(absent)}")
+            probabilities = torch.stack([batch.extras[name] for name in self._teacher_columns], dim=1).float()
+        losses, counts = distillation_terms(config, outputs[:, places], probabilities)
+        if batch.weights is not None:
+            losses, counts = losses * batch.weights.unsqueeze(1), counts * batch.weights.unsqueeze(1)
+        means = joint_mean(losses, counts)
+        return means.new_zeros(len(self.heads)).index_copy(0, places, means)
+
+    @property
+    def _teacher_columns(self) -> tuple[str, ...]:
+        config = self.config.distillation
+        if config is None or config.target == "negative":
+            return ()
+        return tuple(config.column(name) for name in self.distilled)
 
     def _representation_width(self) -> int:
         if self.config.balancing is None or self.config.balancing.statistic != "summed_gradient":
@@ -169,6 +256,14 @@ class RankingTask:
         return "max" if self.config.objective == "auc" else "min"
 
 
+def _represent(model: Ranker, blocks: list[Tensor]) -> Tensor:
+    """h of all rows of the embedded blocks. On a GPU in one pass; on a CPU one after the other, which is faster: the activations
+    of a larger batch outgrow what the allocator keeps, and each new page costs a fault."""
+    if len(blocks) == 1 or blocks[0].is_cuda:
+        return model.represent_embedded(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
+    return torch.cat([model.represent_embedded(block) for block in blocks])
+
+
 def masked_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Per-task mean binary cross-entropy (T,) over observed rows: logits (B, T), labels (B, T) with NaN = unobserved.
 
@@ -178,11 +273,30 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None 
     observed = ~labels.isnan()
     row_weights = observed.float() if weights is None else observed * weights.unsqueeze(1)
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none")
-    counts = row_weights.sum(0)
+    return joint_mean(losses * row_weights, row_weights)
+
+
+def joint_mean(losses: Tensor, counts: Tensor) -> Tensor:
+    """(T,) sums of losses (B, T) over the sums of counts (B, T) of *all* workers' rows, scaled so that the mean of the workers'
+    gradients is the joint gradient. 0 where nothing counts."""
+    totals = counts.sum(0)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(counts)
-        counts = counts / dist.get_world_size()
-    return (losses * row_weights).sum(0) / counts.clamp_min(1e-12)
+        dist.all_reduce(totals)
+        totals = totals / dist.get_world_size()
+    return losses.sum(0) / totals.clamp_min(1e-12)
+
+
+def _distilled_tasks(schema: LogSchema, config: DistillationConfig | None) -> tuple[str, ...]:
+    if config is None:
+        return ()
+    unknown = sorted({*config.tasks, *config.columns} - set(schema.task_names))
+    if unknown:
+        raise ConfigError(f"distillation names no task: {', '.join(unknown)}; tasks: {', '.join(schema.task_names)}")
+    if config.tasks:
+        return tuple(name for name in schema.task_names if name in config.tasks)
+    if config.target == "teacher":
+        return schema.task_names
+    return tuple(task.name for task in schema.tasks if task.observed_when is None)
 
 
 def _perturbed(

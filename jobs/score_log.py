@@ -1,0 +1,48 @@
+"""Score a log with a trained bundle: python -m jobs.score_log --bundle BUNDLE --log LOG --out SCORED.
+
+The new log holds the same rows with the model's probabilities as more columns (``teacher_<task>``), for distillation, feature
+selection or analysis. Running the same command again goes on where a killed job stopped.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from rayrec.bundle import BundleError
+from rayrec.data.log import Log
+from rayrec.log_scoring import ScoringConfig, score_log
+from rayrec.training.cluster import connect
+
+
+@dataclass(frozen=True)
+class ScoreLog:
+    """Score every row of a log.
+
+    workers: actors that score side by side, one CPU each; 0 = in this process, without Ray.
+    """
+
+    config: Annotated[ScoringConfig, tyro.conf.arg(name="")]
+    workers: int = 1
+
+
+def run(command: ScoreLog) -> Log:
+    """Score; prints each finished file and where the log is."""
+    if command.workers:
+        connect()
+    log = score_log(command.config, workers=command.workers, say=lambda text: print(text, flush=True))
+    rows = ", ".join(f"{split} {log.rows(split):,}" for split in log.splits)
+    print(f"scored log: {log.path} (rows: {rows}; columns: {', '.join(log.schema.extras)})")
+    return log
+
+
+def main() -> None:
+    try:
+        run(tyro.cli(ScoreLog, description=__doc__))
+    except (ValueError, BundleError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

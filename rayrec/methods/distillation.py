@@ -1,0 +1,91 @@
+"""Knowledge distillation from a teacher's scores on labeled and unlabeled rows: UKDSL (arXiv 2502.06834).
+
+L = mean_L CE(z, y) + labeled_weight * mean_L d(z_kd, p) + unlabeled_weight * mean_U d(z_kd, p)
+
+z: student logit, y: label, p: the teacher's probability; z_kd is z itself ("shared": cross-stage distillation) or the logit of a
+head of its own on the same trunk ("auxiliary": the multi-task form, whose main head sees real labels only and is what serves).
+Teacher probabilities are columns of the logs (``jobs.score_log``) or come from a teacher in the training loop.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+_EDGE = 1e-6  # probabilities are kept that far from 0 and 1 where their logits are needed
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Where the student learns from a teacher, and how.
+
+    labeled_weight, unlabeled_weight: w of the loss above; both 0 is plain training. To count an unlabeled row like a labeled
+    one, set unlabeled_weight to the unlabeled ratio.
+    tasks: those that are distilled; empty = all, with target "negative" all whose label does not hang on another task's.
+    target: "teacher"; or "negative": unlabeled rows count as label 0, the shortcut that breaks calibration, to compare with.
+    loss: d: cross-entropy, or half the squared difference of logits.
+    temperature: both logits are divided by it; the loss is multiplied by its square, so that gradients keep their size.
+    confidence: a row's loss is multiplied by |2 p - 1| ** confidence; 0 = all alike.
+    columns: the teacher's column of a task; those not named: ``teacher_<task>``.
+    """
+
+    labeled_weight: float = 0.0
+    unlabeled_weight: float = 1.0
+    tasks: tuple[str, ...] = ()
+    head: Literal["shared", "auxiliary"] = "shared"
+    target: Literal["teacher", "negative"] = "teacher"
+    loss: Literal["cross_entropy", "squared_logit"] = "cross_entropy"
+    temperature: float = 1.0
+    confidence: float = 0.0
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("labeled_weight", "unlabeled_weight", "confidence"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be finite and above 0, not {self.temperature}")
+        if self.target == "negative" and (self.labeled_weight or self.loss != "cross_entropy"):
+            raise ValueError("target negative is a cross-entropy on unlabeled rows: labeled_weight must be 0")
+
+    def column(self, task: str) -> str:
+        """The column that holds the teacher's probability for a task."""
+        return self.columns.get(task, teacher_column(task))
+
+    def acts(self, unlabeled_ratio: float) -> bool:
+        """Whether any row gets a term: if not, training is plain."""
+        return self.labeled_weight > 0 or (self.unlabeled_weight > 0 and unlabeled_ratio > 0)
+
+
+def teacher_column(task: str) -> str:
+    """The column that ``jobs.score_log`` writes for a task by default."""
+    return f"teacher_{task}"
+
+
+def distillation_terms(config: DistillationConfig, logits: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and what they count, both (n, A), of student logits (n, A) against teacher probabilities (n, A), NaN = no score.
+
+    A row without a score has loss and count 0. Losses bear the confidence already, so that their mean is over scored rows and
+    not over the sum of confidences. Raises ValueError for a probability outside of [0, 1].
+    """
+    scored = ~probabilities.isnan()
+    targets = probabilities.nan_to_num(0.5).to(logits.dtype)
+    if bool(((targets < 0) | (targets > 1)).any()):
+        raise ValueError("a teacher's score lies outside of [0, 1]: the column must hold probabilities")
+    softened = logits / config.temperature
+    if config.loss == "squared_logit":
+        wanted = torch.logit(targets, eps=_EDGE) / config.temperature
+        losses = 0.5 * (softened - wanted).square()
+    else:
+        softened_targets = targets
+        if config.temperature != 1.0:
+            softened_targets = torch.sigmoid(torch.logit(targets, eps=_EDGE) / config.temperature)
+        losses = binary_cross_entropy_with_logits(softened, softened_targets, reduction="none")
+    if config.confidence > 0:
+        losses = losses * (2 * targets - 1).abs() ** config.confidence
+    counts = scored.to(logits.dtype)
+    return losses * counts * config.temperature**2, counts

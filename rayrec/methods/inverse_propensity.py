@@ -1,0 +1,30 @@
+"""Inverse propensity scoring (Schnabel et al. 2016, "Recommendations as Treatments"): weights of one over the chance to be seen.
+
+Unbiased where that chance is known and depends only on what is logged; UKDSL's spec names it as a baseline.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InversePropensity:
+    """column: the log's column of propensities in (0, 1]. floor: smaller ones count as this, which bounds the variance.
+
+    Losses are divided by the sum of the weights of a batch (self-normalized, SNIPS), so that the scale of propensities is free.
+    """
+
+    column: str = "propensity"
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"floor must lie in (0, 1], not {self.floor}")
+
+    def weights(self, propensities: Tensor) -> Tensor:
+        """(n,) float32 row weights. Raises ValueError for a propensity that is missing or outside of (0, 1]."""
+        if bool((~((propensities > 0) & (propensities <= 1))).any()):
+            raise ValueError(f"column {self.column!r}: a propensity is missing or lies outside of (0, 1]")
+        return propensities.clamp_min(self.floor).reciprocal().to(torch.float32)
