@@ -16,22 +16,23 @@ from rayrec.data.schema import CategoricalFeature, DenseFeature, SequenceFeature
 
 
 def example_request(log: Log, split: str = "test", candidates: int = 5) -> dict[str, Any]:
-    """A ``POST /v1/rank`` body of the first rows of a split. Features that agree on all rows become the context."""
+    """A ``POST /v1/rank`` body of the first rows of a split (else of the first split). Features that agree on all rows become the
+    context."""
+    split = split if split in log.splits else log.splits[0]
     rows = next(pq.ParquetFile(log.files(split)[0]).iter_batches(batch_size=candidates)).to_pylist()
     values = [{f.name: _raw(log, f, row[f.name]) for f in log.schema.features} for row in rows]
     shared = {n for n in values[0] if all(json.dumps(v[n]) == json.dumps(values[0][n]) for v in values)}
     return {
         "context": {name: values[0][name] for name in values[0] if name in shared},
-        "candidates": [
-            {"id": f"row-{index}", **{name: value for name, value in row.items() if name not in shared}}
-            for index, row in enumerate(values)
-        ],
+        "candidates": [{name: value for name, value in row.items() if name not in shared} for row in values],
     }
 
 
-def curl_command(url: str, body: dict[str, Any], *, token: bool) -> str:
-    """A line to paste into a shell; the token comes from the environment, never from the line."""
+def curl_command(url: str, body: dict[str, Any] | None = None, *, token: bool) -> str:
+    """A line to paste into a shell: a POST of ``body``, or a GET. The token comes from the environment, never from the line."""
     authorization = ' -H "Authorization: Bearer $RAYREC_TOKEN"' if token else ""
+    if body is None:
+        return f"curl -s {url}{authorization}"
     data = shlex.quote(json.dumps(body, separators=(",", ":")))
     return f"curl -s {url} -H 'Content-Type: application/json'{authorization} -d {data}"
 

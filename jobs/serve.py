@@ -1,0 +1,102 @@
+"""Serve a ranker over HTTP: python -m jobs.serve [--model models:/ranker@serving | --model runs/first/bundle].
+
+Follows an alias: when models:/ranker@serving comes to mean another version, that one is loaded without a dropped request.
+Ends with Ctrl-C.
+"""
+
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import tyro
+
+from jobs.example_request import curl_command, example_request
+from rayrec.bundle import Bundle, BundleError, load_bundle
+from rayrec.data.log import Log, LogError
+from rayrec.training.cluster import connect
+from rayrec.training.tracking import RegistryError, ResolvedModel, resolve_model
+from rayrec.typed_json import ConfigError
+from serve_apps.access import token_sha256
+from serve_apps.deploying import DeployedRanker, DeploymentError, serving
+from serve_apps.ranker import RankerService
+from serve_apps.served_ranker import ModelReference
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a ranker.
+
+    model: models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder.
+    host: beyond loopback only with a token in $RAYREC_TOKEN.
+    follow_s: how often the reference is looked up again, in seconds.
+    """
+
+    model: str = "models:/ranker@serving"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    follow_s: float = 5.0
+    service: RankerService = field(default_factory=RankerService)
+
+
+def run(command: Serve, stop: threading.Event) -> None:
+    """Serve until ``stop`` is set."""
+    resolved = resolve_model(command.model)
+    bundle = load_bundle(resolved.path)
+    connect()
+    with serving(command.service, command.host, command.port) as deployed:
+        deployed.deploy(reference_to(resolved))
+        print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
+        print(f"  {try_line(deployed.url, bundle)}", flush=True)
+        while not stop.wait(command.follow_s):
+            resolved = _follow(command.model, resolved, deployed)
+
+
+def reference_to(resolved: ResolvedModel) -> ModelReference:
+    """By folder: replicas need not ask the registry again."""
+    return ModelReference(str(resolved.path), resolved.name, resolved.version)
+
+
+def try_line(url: str, bundle: Bundle) -> str:
+    """A command to paste: a request of rows of the log that the model was trained on, else what the service is."""
+    token = token_sha256() is not None
+    log = bundle.metadata.run_config.get("log")
+    if isinstance(log, str) and Path(log).is_dir():
+        return curl_command(f"{url}/v1/rank", example_request(Log.open(log)), token=token)
+    return curl_command(f"{url}/v1/model", token=token)
+
+
+def _follow(model: str, served: ResolvedModel, deployed: DeployedRanker) -> ResolvedModel:
+    """What is served from now on. A version that cannot be loaded changes nothing and is told once."""
+    try:
+        found = resolve_model(model)
+        if found == served:
+            return served
+        load_bundle(found.path)
+    except (BundleError, RegistryError) as error:
+        print(f"{model} is not loaded, {served.name}/{served.version} stays: {error}", file=sys.stderr, flush=True)
+        return served
+    deployed.deploy(reference_to(found))
+    print(f"serving {found.name}/{found.version} now", flush=True)
+    return found
+
+
+def main() -> None:
+    stop = threading.Event()
+
+    def end(_: int, __: FrameType | None) -> None:
+        stop.set()
+
+    command = tyro.cli(Serve, description=__doc__)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    try:
+        run(command, stop)
+    except (BundleError, RegistryError, LogError, ConfigError, DeploymentError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Puts the ranker on the Ray that this process is connected to, as ``serve deploy`` does it, without a dashboard."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from rayrec.typed_json import ConfigError, to_plain
+from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
+from serve_apps.ranker import RankerService
+from serve_apps.served_ranker import ModelReference
+
+APPLICATION = "ranker"
+
+
+class DeploymentError(RuntimeError):
+    """A service that did not come up; says why."""
+
+
+@dataclass(frozen=True)
+class DeployedRanker:
+    """A running service. ``url``: of its root."""
+
+    url: str
+    service: RankerService
+
+    def deploy(self, reference: ModelReference, timeout_s: float = 120) -> None:
+        """Serve this version; returns when all replicas do. Raises DeploymentError.
+
+        A running service loads it beside the old one and drops no request; only the first call starts replicas.
+        """
+        config = ServeDeploySchema.model_validate(
+            {
+                "applications": [
+                    {
+                        "name": APPLICATION,
+                        "route_prefix": "/",
+                        "import_path": "serve_apps.ranker:build",
+                        "args": to_plain(self.service),
+                        "deployments": [{"name": "Ranker", "user_config": to_plain(reference)}],
+                    }
+                ]
+            }
+        )
+        client = _get_global_client()
+        assert client is not None  # serving() has started Serve
+        client.deploy_apps(config)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            application = serve.status().applications[APPLICATION]
+            if application.status == "RUNNING":
+                break
+            if application.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
+                reasons = [application.message, *(d.message for d in application.deployments.values())]
+                raise DeploymentError(f"the service is {application.status}: {'; '.join(filter(None, reasons))}")
+            time.sleep(0.05)
+        client.wait_for_proxies_serving()
+
+
+@contextmanager
+def serving(service: RankerService, host: str, port: int) -> Iterator[DeployedRanker]:
+    """Serve's proxy on ``host:port`` while the context is open. Raises ConfigError for an open host without a token."""
+    token = service.token_sha256 or token_sha256()
+    if token is None and not is_loopback(host):
+        raise ConfigError(
+            f"host {host} can be reached from other machines: set {TOKEN_VARIABLE}, or serve on 127.0.0.1"
+        )
+    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 30})
+    with tempfile.TemporaryDirectory(prefix="rayrec-metrics-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield DeployedRanker(f"http://{host}:{port}", replace(service, token_sha256=token, metrics_folder=folder))
+        finally:
+            serve.shutdown()

@@ -1,0 +1,178 @@
+"""What ``POST /v1/rank`` takes: types made from a fitted schema, so that a wrong field is an error that names it.
+
+A body holds raw feature values, as in the user's log:
+
+    {"context": {"user": "u7"}, "candidates": [{"item": "b1", "price": 3.5}, {"item": "b2", "price": null}], "order_by": "click"}
+
+Each feature stands in the context (then it holds for all candidates) or in the candidates; a candidate's own value wins. null
+says that a value is missing; a feature given nowhere is an error. ``order_by``: a task, or exponents by task; the score is the
+product over tasks of probability ** exponent. Default: the schema's first task.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NotRequired
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from pydantic_core import CoreSchema, core_schema
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
+
+from rayrec.data.schema import CategoricalFeature, DenseFeature, Feature, LogSchema, SequenceFeature
+
+_FLOAT32_LIMIT = float(np.finfo(np.float32).max)
+_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One wrong place of a request, in FastAPI's form. loc: path from "body" on."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+
+
+class RequestError(ValueError):
+    """A request that does not fit the schema; ``problems`` names each wrong field (at most 20)."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, p.loc))}: {p.msg}" for p in problems[:3]))
+        self.problems = tuple(problems[:_SHOWN_PROBLEMS])
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """columns: by feature, one raw value a candidate. exponents: (T,) float64, by task of the schema."""
+
+    columns: Mapping[str, Sequence[Any]]
+    candidates: int
+    exponents: NDArray[np.float64]
+
+
+class RankRequests:
+    """Parses bodies for one schema. Immutable; may be shared by threads."""
+
+    def __init__(self, schema: LogSchema, max_candidates: int) -> None:
+        self._tasks = schema.task_names
+        self._features = frozenset(feature.name for feature in schema.features)
+        values = {feature.name: _value_type(feature) for feature in schema.features}
+        task: Any = Literal[self._tasks]
+        exponent = Annotated[float, Strict(), Field(ge=-10, le=10)]
+        order_by = Annotated[
+            task | Annotated[dict[task, exponent], Field(min_length=1)],
+            _Expected(
+                "order_by", f"a task ({', '.join(self._tasks)}) or an object of exponents from -10 to 10 by task"
+            ),
+        ]
+        candidate = _closed("Candidate", values)
+        body = _closed(
+            "RankRequest",
+            {
+                "context": NotRequired[_closed("Context", values)],
+                "candidates": Annotated[list[candidate], Field(min_length=1, max_length=max_candidates)],  # type: ignore[valid-type]
+                "order_by": NotRequired[order_by],
+            },
+        )
+        self._body: TypeAdapter[Any] = TypeAdapter(body)
+
+    def parse(self, body: bytes) -> RankRequest:
+        """A request of a JSON body. Raises RequestError."""
+        try:
+            given = self._body.validate_json(body)
+        except ValidationError as error:
+            raise RequestError(
+                [
+                    Problem(("body", *item["loc"]), item["msg"], item["type"])
+                    for item in error.errors(include_url=False, include_context=False, include_input=False)
+                ]
+            ) from None
+        context, candidates = given.get("context", {}), given["candidates"]
+        needed = self._features - context.keys()
+        own = set[str]()
+        absent = []
+        for index, candidate in enumerate(candidates):
+            own |= candidate.keys()
+            if not needed <= candidate.keys():
+                absent += [(index, name) for name in sorted(needed - candidate.keys())]
+                if len(absent) >= _SHOWN_PROBLEMS:
+                    break
+        if absent:
+            what = "Given neither in the context nor in the candidate (null says that a value is missing)"
+            raise RequestError([Problem(("body", "candidates", i, name), what, "missing") for i, name in absent])
+        columns = {
+            name: [c[name] if name in c else context[name] for c in candidates]
+            if name in own
+            else [context[name]] * len(candidates)
+            for name in self._features
+        }
+        return RankRequest(columns, len(candidates), self._exponents(given.get("order_by", self._tasks[0])))
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON schema of a body; types that it refers to lie in ``components/schemas`` of the OpenAPI document ("$defs" here)."""
+        return self._body.json_schema(ref_template="#/components/schemas/{model}")
+
+    def _exponents(self, order_by: str | Mapping[str, float]) -> NDArray[np.float64]:
+        by_task = {order_by: 1.0} if isinstance(order_by, str) else order_by
+        return np.array([by_task.get(task, 0.0) for task in self._tasks])
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """One message in place of one for each member of a union."""
+
+    kind: str
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.custom_error_schema(
+            handler(source), custom_error_type=self.kind, custom_error_message=f"Input should be {self.what}"
+        )
+
+
+def _closed(name: str, fields: dict[str, Any]) -> Any:
+    """A TypedDict without required keys but those of RankRequest, and without others."""
+    total = name == "RankRequest"
+    made = TypedDict(name, fields, total=total)  # type: ignore[misc]
+    return with_config(ConfigDict(extra="forbid"))(made)
+
+
+def _value_type(feature: Feature) -> Any:
+    if isinstance(feature, DenseFeature):
+        number = Annotated[float, Strict(), Field(ge=-_FLOAT32_LIMIT, le=_FLOAT32_LIMIT, allow_inf_nan=False)]
+        return number | None if feature.allow_missing else number
+    if isinstance(feature, CategoricalFeature):
+        return _code_type(feature)
+    if isinstance(feature, SequenceFeature):
+        codes = _CODE | None
+        lists = Annotated[list[codes], _Expected("codes", "a list of texts or whole numbers")]  # type: ignore[valid-type]
+        return lists | None
+    return Annotated[str, Strict()] | None
+
+
+def _code_type(feature: CategoricalFeature) -> Any:
+    if feature.allow_missing:
+        return Annotated[_CODE | None, _Expected("code", "a text, a whole number, true, false or null")]
+    expected = _Expected("code", "a text, a whole number, true or false; this feature may not be missing")
+    missing = frozenset(feature.missing_values)
+
+    def present(value: Any) -> Any:
+        if value in missing:
+            raise ValueError("is missing")
+        return value
+
+    return Annotated[_CODE, AfterValidator(present), expected]
+
+
+_WHOLE = Annotated[float, Strict(), Field(multiple_of=1, allow_inf_nan=False)]
+_CODE: Any = Annotated[str, Strict()] | Annotated[int, Strict()] | Annotated[bool, Strict()] | _WHOLE

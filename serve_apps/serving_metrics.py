@@ -1,0 +1,91 @@
+"""Prometheus metrics of a service. Replicas of a machine share a folder, so that each of them answers for all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from urllib.parse import quote
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
+MODEL_HEADER = "x-rayrec-model"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class ServingMetrics:
+    """predicted_probability over predictions is the mean prediction of a task: against the observed rate, its calibration."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._folder = os.environ.get(FOLDER_VARIABLE)
+        r = self._registry
+        self.requests = Counter("rayrec_requests", "Answered requests", ("path", "status"), registry=r)
+        self.seconds = Histogram(
+            "rayrec_request_seconds", "Time in the replica", ("path",), buckets=_SECONDS, registry=r
+        )
+        self.running = Gauge("rayrec_running_requests", "Requests in work", multiprocess_mode="livesum", registry=r)
+        self.batch = Histogram(
+            "rayrec_batch_requests", "Requests in one forward pass", buckets=(1, 2, 4, 8, 16, 32, 64), registry=r
+        )
+        self.predictions = Counter("rayrec_predictions", "Scored candidates", ("task",), registry=r)
+        self.predicted_probability = Counter(
+            "rayrec_predicted_probability", "Sum of predicted probabilities", ("task",), registry=r
+        )
+        self.model = Gauge(
+            "rayrec_model_replicas",
+            "Replicas that serve a version",
+            ("model",),
+            multiprocess_mode="livesum",
+            registry=r,
+        )
+        self.load_failures = Counter("rayrec_model_load_failures", "Versions that could not be loaded", registry=r)
+
+    def page(self) -> Response:
+        """The exposition of all replicas on this machine."""
+        if self._folder is None:
+            return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        for file in Path(self._folder).glob("gauge_live*_*.db"):
+            process = int(file.stem.rpartition("_")[2])
+            if not Path(f"/proc/{process}").exists():  # a killed replica
+                mark_process_dead(process, self._folder)
+        joint = CollectorRegistry()
+        MultiProcessCollector(joint, self._folder)
+        return Response(generate_latest(joint), media_type=CONTENT_TYPE_LATEST)
+
+
+class Observed:
+    """ASGI middleware: counts and times requests, and names the served model in a header of each reply (URL-quoted).
+
+    paths: those told apart in the metrics. label: the model's name and version at the moment.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ServingMetrics, paths: frozenset[str], label: Callable[[], str]) -> None:
+        self._app, self._metrics, self._paths, self._label = app, metrics, paths, label
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        status = 500
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[MODEL_HEADER] = quote(self._label(), safe="/ ")
+            await send(message)
+
+        started = perf_counter()
+        self._metrics.running.inc()
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            self._metrics.running.dec()
+            self._metrics.seconds.labels(path).observe(perf_counter() - started)
+            self._metrics.requests.labels(path, str(status)).inc()

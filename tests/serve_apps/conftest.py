@@ -1,0 +1,56 @@
+"""Two bundles of the same schema with different weights, and the ranking app without Ray."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayrec.bundle import save_bundle
+from rayrec.data.log import Log
+from rayrec.tasks.ranking import RankingConfig, RankingTask
+from serve_apps.ranking_request import RankRequest, RequestError
+from serve_apps.served_ranker import ModelReference, Ranked, ServedRanker, load_ranker
+
+
+class InProcess:
+    """A RankingService that answers each request by itself."""
+
+    def __init__(self, ranker: ServedRanker) -> None:
+        self.current = ranker
+
+    async def rank(self, ranker: ServedRanker, request: RankRequest) -> Ranked:
+        (answer,) = ranker.rank([request])
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+
+@pytest.fixture(scope="session")
+def bundles(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders ``first`` and ``second``."""
+    schema = Log.open(small_log).schema
+    task = RankingTask(schema, RankingConfig())
+    folder = tmp_path_factory.mktemp("bundles")
+    paths = []
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        model = task.build().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))  # the wide part starts at zero
+        paths.append(
+            save_bundle(
+                folder / name,
+                model=model,
+                model_config=task.model_config,
+                schema=schema,
+                metrics={"test": {"click": {"auc": 0.7}}},
+                run_config={"log": str(small_log)},
+            )
+        )
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="session")
+def ranker(bundles: tuple[Path, Path]) -> ServedRanker:
+    return load_ranker(ModelReference(str(bundles[0]), "small", "1"), max_candidates=50)
