@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rayrec.optim.sparse_rows import merge_rows
 
+_CHEAP_TO_LOOK_AT = ("cpu",)  # devices where finding the rows with a gradient makes no one wait
+
 
 class RowwiseAdagrad(torch.optim.Optimizer):
     """For 2-D parameters (V, d) with sparse or dense gradients; a row whose gradient is all zero stays as it is.
@@ -46,9 +48,45 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    rows, gradient = _touched(table.grad)
-                    _update(table, self.state[table]["sum"], rows, gradient, group)
+                    rowwise_adagrad_update(
+                        table,
+                        self.state[table]["sum"],
+                        lr=group["lr"],
+                        weight_decay=group["weight_decay"],
+                        eps=group["eps"],
+                    )
         return loss
+
+
+def rowwise_adagrad_update(
+    table: Tensor,  # (V, d) with a gradient, updated in place
+    sums: Tensor,  # (V,) float32 accumulators, updated in place
+    *,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """One step of one table from its gradient. Reads nothing on the host when the gradient is dense and not on a CPU."""
+    assert table.grad is not None
+    if not table.grad.is_sparse and table.device.type not in _CHEAP_TO_LOOK_AT:
+        _update_all(table, sums, table.grad.float(), lr, weight_decay, eps)
+        return
+    rows, gradient = _touched(table.grad)
+    gradient = gradient.float()
+    if weight_decay:
+        gradient = gradient.add(table[rows], alpha=weight_decay)
+    accumulated = sums[rows] + gradient.square().mean(1)
+    sums[rows] = accumulated
+    steps = gradient * (-lr / (accumulated.sqrt() + eps)).unsqueeze(1)
+    table.index_add_(0, rows, steps.to(table.dtype))
+
+
+def _update_all(table: Tensor, sums: Tensor, gradient: Tensor, lr: float, weight_decay: float, eps: float) -> None:
+    """The same from a dense gradient (V, d): rows without one get a step of zero, so none has to be looked for."""
+    if weight_decay:
+        gradient = gradient + table * (weight_decay * gradient.any(1, keepdim=True))
+    sums += gradient.square().mean(1)
+    table.sub_(gradient * (lr / (sums.sqrt() + eps)).unsqueeze(1))
 
 
 def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,13 +96,3 @@ def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
         return merged._indices()[0], merged._values()
     rows = gradient.any(1).nonzero().squeeze(1)
     return rows, gradient[rows]
-
-
-def _update(table: Tensor, sums: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-    gradient = gradient.float()
-    if group["weight_decay"]:
-        gradient = gradient.add(table[rows], alpha=group["weight_decay"])
-    accumulated = sums[rows] + gradient.square().mean(1)
-    sums[rows] = accumulated
-    steps = gradient * (-group["lr"] / (accumulated.sqrt() + group["eps"])).unsqueeze(1)
-    table.index_add_(0, rows, steps.to(table.dtype))

@@ -1,0 +1,206 @@
+"""APOLLO's arithmetic on tensors: no Python state, no host synchronization, no branch on a tensor's value.
+
+Everything that changes from step to step comes in as a tensor (step sizes, decay, moments, norms), so that each function can
+be compiled once and run ever after. Shapes: k matrices (m, n) at rank r; ``low`` is (m, r) when m >= n ("tall"), else (r, n).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rayrec.optim.random_projection import project, project_stack
+
+ScaleType = Literal["channel", "tensor"]
+
+_FUSED_DEVICES = ("cpu", "cuda")  # where torch has a fused Adam kernel
+_TINY = 1e-8  # keeps both quotients of norms finite, as in the reference
+_LATE = 1e12  # a step at which Adam's bias corrections are exactly 1
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What never changes between steps. fused: use torch's fused kernels (eager mode) instead of plain expressions."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    scale_type: ScaleType
+    norm_growth: float | None
+    tall: bool
+    fused: bool
+
+
+def step_sizes(
+    counts: Tensor,  # steps made, this one included
+    lr: float,
+    beta1: float,
+    beta2: float,
+    dtype: torch.dtype,
+) -> Tensor:  # same shape, of dtype: lr sqrt(1 - beta2^t) / (1 - beta1^t)
+    t = counts.to(dtype)
+    first = -torch.expm1(t * (math.log(beta1) if beta1 > 0 else -math.inf))
+    second = -torch.expm1(t * (math.log(beta2) if beta2 > 0 else -math.inf))
+    return second.sqrt_().mul_(lr).div_(first)
+
+
+def update_stacked(
+    params: list[Tensor],  # of one shape, all together k matrices; updated in place
+    gradients: list[Tensor],  # same shapes
+    projection: Tensor,  # (r, min(m, n))
+    exp_avg: Tensor,  # (k, *low), updated in place
+    exp_avg_sq: Tensor,  # (k, *low), updated in place
+    norms: Tensor,  # (k,) remembered norms, updated in place
+    sizes: Tensor,  # (k,)
+    decay: Tensor | None,  # () learning rate times weight decay
+    shape: tuple[int, int],  # (m, n)
+    settings: UpdateSettings,
+) -> None:
+    """For small matrices: gradients are copied into one stack, so that each operation is called once for all of them."""
+    stack = torch.stack(gradients).reshape(-1, *shape)  # (k, m, n)
+    projected = project_stack(stack, projection).to(exp_avg.dtype)  # (k, *low)
+    adam = _adam_direction(projected, exp_avg, exp_avg_sq, settings)
+    update = stack * _scales(adam, projected, settings)
+    if settings.norm_growth is not None:
+        sizes = sizes.view(-1, 1, 1) * _limit(_norms(update), norms, settings.norm_growth)
+    update *= sizes.view(-1, 1, 1)
+    if decay is not None:
+        torch._foreach_sub_(params, torch._foreach_mul(params, decay))  # more exact than times (1 - decay)
+    torch._foreach_sub_(params, update.view(len(params), *params[0].shape).unbind())
+
+
+def update_in_place(
+    params: list[Tensor],
+    gradients: list[Tensor],
+    projection: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    norms: Tensor,
+    sizes: Tensor,
+    decay: Tensor | None,
+    matrices: tuple[int, int, int],  # (matrices in a parameter, m, n)
+    scales_shape: tuple[int, ...],  # that of a parameter's scales, broadcasting against the parameter
+    settings: UpdateSettings,
+) -> None:
+    """For large matrices: nothing of a gradient's size is allocated; the limiter works on norms of channels."""
+    views = [matrix for gradient in gradients for matrix in gradient.reshape(matrices).unbind()]
+    channels = None
+    if settings.norm_growth is not None and (settings.tall or settings.scale_type == "tensor"):
+        # Before the projection: this pass brings the gradient into the caches with all threads.
+        channels = torch.stack([_row_norms(view, exp_avg.dtype) for view in views]).unsqueeze(-1)  # (k, m, 1)
+    parts = [project(view, projection, fused=settings.fused) for view in views]
+    projected = (parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)).to(exp_avg.dtype)  # (k, *low)
+    adam = _adam_direction(projected, exp_avg, exp_avg_sq, settings)
+    scales = _scales(adam, projected, settings)  # (k, m, 1), (k, 1, n) or (k, 1, 1)
+    if settings.norm_growth is not None:
+        if channels is None:  # wide: its channels are columns, whose norms are slow to take
+            products = zip(views, scales.unbind(), strict=True)
+            scaled = torch.stack([_row_norms(view * scale, exp_avg.dtype) for view, scale in products])  # (k, m)
+        else:
+            scaled = channels * scales
+        scales = scales * _limit(_norms(scaled), norms, settings.norm_growth)
+    coefficients = (scales * sizes.view(-1, 1, 1)).view(len(params), *scales_shape).unbind()
+    for parameter, gradient, coefficient in zip(params, gradients, coefficients, strict=True):
+        if decay is not None:
+            parameter.addcmul_(parameter, decay.to(parameter.dtype), value=-1.0)
+        if parameter.dtype == gradient.dtype == coefficient.dtype:
+            parameter.addcmul_(gradient, coefficient, value=-1.0)
+        else:
+            parameter.sub_(gradient * coefficient)
+
+
+def update_adamw(
+    params: list[Tensor],  # updated in place
+    gradients: list[Tensor],  # same shapes, perhaps of another dtype than moments
+    exp_avgs: list[Tensor],  # updated in place
+    exp_avg_sqs: list[Tensor],  # updated in place
+    counts: list[Tensor],  # () float32 each: steps made, this one included
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """``torch.optim.AdamW``'s update, with moments that may be wider than the parameters."""
+    beta1, beta2 = betas
+    gradients = [g.to(m.dtype) for g, m in zip(gradients, exp_avgs, strict=True)]
+    wide = [p if p.dtype == m.dtype else p.to(m.dtype) for p, m in zip(params, exp_avgs, strict=True)]
+    if params[0].device.type in _FUSED_DEVICES:
+        torch._fused_adamw_(
+            wide, gradients, exp_avgs, exp_avg_sqs, [], counts, lr=lr, beta1=beta1, beta2=beta2,
+            weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+    else:
+        steps = torch.stack(counts)
+        sizes = step_sizes(steps, lr, beta1, beta2, torch.float32)
+        roots = step_sizes(steps, 1.0, 0.0, beta2, torch.float32)  # sqrt(1 - beta2^t)
+        torch._foreach_mul_(wide, 1.0 - lr * weight_decay)
+        torch._foreach_lerp_(exp_avgs, gradients, 1.0 - beta1)
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, value=1.0 - beta2)
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_add_(denominators, torch._foreach_mul(list(roots.unbind()), eps))
+        torch._foreach_div_(denominators, list(sizes.unbind()))
+        torch._foreach_addcdiv_(wide, exp_avgs, denominators, value=-1.0)
+    for parameter, updated in zip(params, wide, strict=True):
+        if updated is not parameter:
+            parameter.copy_(updated)
+
+
+def _row_norms(
+    matrix: Tensor,  # (m, n)
+    dtype: torch.dtype,
+) -> Tensor:  # (m,)
+    return torch.linalg.vector_norm(matrix, dim=1, dtype=dtype)
+
+
+def _norms(stack: Tensor) -> Tensor:
+    """Norms of the k members of (k, ...), as (k, 1, 1)."""
+    return torch.linalg.vector_norm(stack.flatten(1), dim=1).view(-1, 1, 1)
+
+
+def _adam_direction(
+    gradient: Tensor,  # any shape
+    exp_avg: Tensor,  # same shape, updated in place
+    exp_avg_sq: Tensor,  # same shape, updated in place
+    settings: UpdateSettings,
+) -> Tensor:  # M / (sqrt(V) + eps), without bias correction
+    if not (settings.fused and gradient.device.type in _FUSED_DEVICES):
+        exp_avg.lerp_(gradient, 1.0 - settings.beta1)
+        exp_avg_sq.mul_(settings.beta2).addcmul_(gradient, gradient, value=1.0 - settings.beta2)
+        return exp_avg / exp_avg_sq.sqrt().add_(settings.eps)
+    direction = torch.zeros_like(
+        gradient
+    )  # a parameter that starts at zero and steps upwards, long past the corrections
+    late = torch.full((), _LATE, dtype=torch.float32, device=gradient.device)
+    torch._fused_adamw_(
+        [direction], [gradient], [exp_avg], [exp_avg_sq], [], [late], lr=-1.0, beta1=settings.beta1,
+        beta2=settings.beta2, weight_decay=0.0, eps=settings.eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+    return direction
+
+
+def _scales(
+    adam: Tensor,  # (k, *low)
+    projected: Tensor,  # (k, *low)
+    settings: UpdateSettings,
+) -> Tensor:  # (k, m, 1), (k, 1, n), or (k, 1, 1)
+    if settings.scale_type == "tensor":
+        return _norms(adam) / (_norms(projected) + _TINY)
+    if settings.tall:
+        stretched, plain = (torch.linalg.vector_norm(x, dim=2, keepdim=True) for x in (adam, projected))
+    else:  # the norm kernel is slow across rows; a sum of squares is not
+        stretched, plain = ((x * x).sum(1, keepdim=True).sqrt_() for x in (adam, projected))
+    return stretched / (plain + _TINY)
+
+
+def _limit(
+    norms: Tensor,  # (k, 1, 1) norms of the updates
+    previous: Tensor,  # (k,) remembered norms, updated in place
+    growth: float,
+) -> Tensor:  # (k, 1, 1) factors in (0, 1]
+    factors = growth / (norms / (previous.view(-1, 1, 1) + _TINY)).clamp(min=growth)
+    limited = (norms * factors).flatten()
+    previous.copy_(torch.where(limited > 0, limited, previous))
+    return factors
