@@ -9,12 +9,12 @@ Codebooks are not trained by gradients: each codeword follows an exponential mov
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from rayrec.models.layers.feed_forward import feed_forward
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig, fit_residual_kmeans, nearest_codes
 
 
@@ -119,12 +119,8 @@ class RqVae(nn.Module):
     def __init__(self, dim: int, config: RqVaeConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = nn.Sequential(
-            feed_forward(dim, config.hidden, config.dropout), nn.Linear(config.hidden[-1], config.latent)
-        )
-        self.decoder = nn.Sequential(
-            feed_forward(config.latent, config.hidden[::-1], config.dropout), nn.Linear(config.hidden[0], dim)
-        )
+        self.encoder = _layers((dim, *config.hidden, config.latent), config.dropout)
+        self.decoder = _layers((config.latent, *config.hidden[::-1], dim), config.dropout)
         self.codebooks = ResidualCodebooks(
             config.levels, config.codebook_size, config.latent, config.ema_decay, config.dead_below
         )
@@ -149,6 +145,14 @@ class RqVae(nn.Module):
         """What the first 1, 2, ... M codes (N, M) decode to, each (N, D)."""
         chosen = torch.stack([book[codes[:, level]] for level, book in enumerate(self.codebooks.codebooks)])
         return [self.decoder(total) for total in chosen.cumsum(0)]
+
+
+def _layers(sizes: tuple[int, ...], dropout: float) -> nn.Sequential:
+    """Linear layers from sizes[0] to sizes[-1], with ReLU and dropout between them."""
+    layers: list[nn.Module] = []
+    for width, size in pairwise(sizes):
+        layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers[:-2])
 
 
 def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
