@@ -31,11 +31,24 @@ def to_plain(value: Any) -> Any:
 
 def from_json(kind: type[T], text: str | bytes, where: str = "the given text") -> T:
     """Parse ``text`` as ``kind``. Raises ConfigError that names ``where`` and every field that is wrong."""
+    parsed: T = parse(_adapter(kind), text, where)
+    return parsed
+
+
+def parse(adapter: TypeAdapter[T], text: str | bytes, where: str) -> T:
+    """Parse ``text`` by a type adapter. Raises ConfigError that names ``where`` and every field that is wrong or unknown.
+
+    The one name that may stand for nothing is ``kind``: classes that are told apart by it declare it as a constant.
+    """
     try:
-        parsed: T = _adapter(kind).validate_json(text)
+        return adapter.validate_json(text, extra="forbid")
+    except ValidationError as error:
+        if not all(_is_kind(item) for item in error.errors(include_url=False)):
+            raise ConfigError(f"{where}: {explain(error)}") from None
+    try:
+        return adapter.validate_json(text)
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error)}") from None
-    return parsed
 
 
 def from_plain(kind: type[T], value: Any, where: str = "the given value") -> T:
@@ -46,12 +59,17 @@ def from_plain(kind: type[T], value: Any, where: str = "the given value") -> T:
 def explain(error: ValidationError) -> str:
     """One line: each wrong field, what was wrong, and what stood there."""
     parts = []
-    for item in error.errors(include_url=False)[:10]:
+    wrong = [item for item in error.errors(include_url=False) if not _is_kind(item)]
+    for item in wrong[:10]:
         place = ".".join(str(part) for part in item["loc"]) or "the whole document"
         given = repr(item.get("input"))
         shown = given if len(given) <= 60 else given[:57] + "..."
         parts.append(f"{place}: {item['msg']} (given: {shown})")
     return "; ".join(parts)
+
+
+def _is_kind(item: Any) -> bool:
+    return item["type"] == "unexpected_keyword_argument" and item["loc"][-1] == "kind"
 
 
 def write_text_atomically(path: Path, text: str) -> None:

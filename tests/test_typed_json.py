@@ -1,7 +1,7 @@
 """Dataclasses to JSON and back: nothing is lost, nothing unknown gets in, no reader sees half a file."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +43,26 @@ def test_the_plain_form_is_json_of_dicts_lists_and_scalars() -> None:
     plain = to_plain(Whole(Part(0.1, ("x",)), 3, Path("runs/1")))
     assert plain == {"part": {"rate": 0.1, "names": ["x"]}, "steps": 3, "folder": "runs/1"}
     assert json.loads(to_json(Whole(Part(0.1, ("x",)), 3, Path("runs/1")))) == plain
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Says nothing about unknown fields, and has a constant by which a union could tell it."""
+
+    inner: Part
+    epochs: int = 1
+    kind: str = field(default="plain", init=False)
+
+
+def test_an_unknown_field_is_refused_in_classes_that_say_nothing_about_it() -> None:
+    with pytest.raises(ConfigError, match=r"^the given text: epcohs: [^;]*given: 2\)$"):
+        from_json(Plain, '{"inner": {"rate": 1}, "epcohs": 2, "kind": "plain"}')
+
+
+def test_a_constant_kind_may_be_written_down() -> None:
+    plain = Plain(Part(1.0), 3)
+    assert to_plain(plain)["kind"] == "plain"
+    assert from_json(Plain, to_json(plain)) == plain
 
 
 @pytest.mark.parametrize(

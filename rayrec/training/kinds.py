@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, Tag, TypeAdapter
 
 from rayrec.training.ranker_run import RankerExperiment
-from rayrec.typed_json import ConfigError, explain
+from rayrec.typed_json import parse
 
 
 def _kind(value: Any) -> str | None:
@@ -20,7 +20,4 @@ _ADAPTER: TypeAdapter[AnyExperiment] = TypeAdapter(AnyExperiment)
 
 def read_experiment(text: str | bytes, where: str) -> AnyExperiment:
     """An experiment of any kind from its JSON. Raises ConfigError that names ``where`` and every field that is wrong."""
-    try:
-        return _ADAPTER.validate_json(text)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {explain(error)}") from None
+    return parse(_ADAPTER, text, where)

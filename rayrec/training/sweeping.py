@@ -102,20 +102,17 @@ def apply_parameters(experiment: E, parameters: Mapping[str, Any]) -> E:
     Raises ConfigError for a path or value that does not fit.
     """
     plain = to_plain(experiment)
-    made: list[Any] = []  # parts that came to be, whose fields are checked when they are read back
     for path, value in parameters.items():
         *parents, leaf = path.split(".")
         place = plain
         for part in parents:
             if isinstance(place, dict) and part in place and place[part] is None:
                 place[part] = {}
-                made.append(place[part])
             place = place.get(part) if isinstance(place, dict) else None
-        known = isinstance(place, dict) and (leaf in place or parents[-1:] == ["task_weights"])
-        if not known and not any(place is part for part in made):
+        if not isinstance(place, dict):
             raise ConfigError(f"{path!r} is no field of an experiment")
         place[leaf] = value
-    return from_plain(type(experiment), plain, "the swept experiment")
+    return from_plain(type(experiment), plain, f"the experiment with {', '.join(parameters)}")
 
 
 def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[AnyExperiment]) -> FinishedSweep:

@@ -12,6 +12,7 @@ from ray import tune
 
 from rayrec.bundle import load_bundle
 from rayrec.data.streams import StreamConfig
+from rayrec.methods.balancing import BalancingConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.loop import LoopConfig
@@ -83,7 +84,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(runs: Path, small_log: Path, tm
 
 
 def test_a_path_that_is_no_field_is_refused_before_any_trial(base: RankerExperiment) -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.learning_rat'"):
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rat: "):
         apply_parameters(base, {"optimizer.learning_rat": 0.1})
     with pytest.raises(ConfigError, match="dropout"):
         apply_parameters(base, {"ranking.architecture.dropout": "much"})
@@ -94,6 +95,13 @@ def test_swept_values_reach_nested_fields_and_task_weights(base: RankerExperimen
     assert swept.optimizer.learning_rate == 0.1
     assert swept.ranking.task_weights == {"buy": 0.5}
     assert replace(swept, optimizer=base.optimizer, ranking=base.ranking) == base
+
+
+def test_a_part_that_is_not_set_comes_to_be_with_its_defaults(base: RankerExperiment) -> None:
+    swept = apply_parameters(base, {"ranking.balancing.method": "cagrad", "ranking.balancing.conflict_aversion": 0.3})
+    assert swept.ranking.balancing == BalancingConfig(method="cagrad", conflict_aversion=0.3)
+    with pytest.raises(ConfigError, match="balancing.conflict"):
+        apply_parameters(base, {"ranking.balancing.conflict": 0.3})
 
 
 def test_trials_are_ranked_by_the_objective_with_failed_ones_last() -> None:
