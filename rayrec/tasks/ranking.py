@@ -70,8 +70,7 @@ class RankingTask:
     """Ties a ranker to a log's schema. Raises ConfigError when the config names no task of the schema.
 
     distilled: names of the tasks that learn from a teacher. heads: a name for each of the model's heads: the tasks, and with
-    auxiliary heads ``<task>_teacher`` for each distilled one. labeled_extras, unlabeled_extras: columns beside the features and
-    labels that batches must carry.
+    auxiliary heads ``<task>_teacher`` for each distilled one.
     """
 
     curve_metrics = ("normalized_entropy", "auc", "log_loss")
@@ -114,15 +113,22 @@ class RankingTask:
     def build(self) -> Ranker:
         return Ranker(self.model_config.inputs, self.model_config.architecture)
 
-    @property
-    def labeled_extras(self) -> tuple[str, ...]:
-        teacher = self._teacher_columns if self.config.distillation and self.config.distillation.labeled_weight else ()
-        weighing = self.config.inverse_propensity
-        return (*teacher, *(() if weighing is None else (weighing.column,)))
+    def labeled_extras(self, *, taught: bool = False) -> tuple[str, ...]:
+        """Columns that labeled batches need beside features and labels; taught: a teacher in the loop brings its own."""
+        distillation, weighing = self.config.distillation, self.config.inverse_propensity
+        scores = (
+            self.teacher_columns if distillation is not None and distillation.labeled_weight > 0 and not taught else ()
+        )
+        return (*scores, *(() if weighing is None else (weighing.column,)))
 
-    @property
-    def unlabeled_extras(self) -> tuple[str, ...]:
-        return self._teacher_columns if self.config.distillation and self.config.distillation.unlabeled_weight else ()
+    def unlabeled_extras(self, *, taught: bool = False) -> tuple[str, ...]:
+        """The same of unlabeled batches."""
+        distillation = self.config.distillation
+        return (
+            self.teacher_columns
+            if distillation is not None and distillation.unlabeled_weight > 0 and not taught
+            else ()
+        )
 
     def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss:
         """Sum over heads of weight * mean cross-entropy on the rows where the task's label is observed; with methods, theirs.
@@ -197,10 +203,10 @@ class RankingTask:
         if config.target == "negative":
             probabilities = outputs.new_zeros(len(batch), len(places))
         else:
-            absent = [name for name in self._teacher_columns if name not in batch.extras]
+            absent = [name for name in self.teacher_columns if name not in batch.extras]
             if absent:
                 raise ConfigError(f"distillation needs a teacher's scores: batches lack {', '.join(absent)}")
-            probabilities = torch.stack([batch.extras[name] for name in self._teacher_columns], dim=1).float()
+            probabilities = torch.stack([batch.extras[name] for name in self.teacher_columns], dim=1).float()
         losses, counts = distillation_terms(config, outputs[:, places], probabilities)
         if batch.weights is not None:
             losses, counts = losses * batch.weights.unsqueeze(1), counts * batch.weights.unsqueeze(1)
@@ -208,7 +214,8 @@ class RankingTask:
         return means.new_zeros(len(self.heads)).index_copy(0, places, means)
 
     @property
-    def _teacher_columns(self) -> tuple[str, ...]:
+    def teacher_columns(self) -> tuple[str, ...]:
+        """The extra that holds the teacher's probability, for each distilled task."""
         config = self.config.distillation
         if config is None or config.target == "negative":
             return ()
