@@ -1,0 +1,229 @@
+"""Generative, dense and hybrid retrieval as one model: TIGER (arXiv 2305.05065) and LIGER (arXiv 2411.18814).
+
+A T5 reads the semantic-ID tokens of the user's items. Two heads, two loss weights:
+    generative   the decoder emits the tokens of the next item                                             (TIGER alone)
+    dense        the encoder's state at the last token against the projected text of every item, by cosine  (a text retriever)
+TIGER = generative only, without text in the input; dense retriever = dense only; LIGER = both.
+LIGER's inference ranks the generative candidates and all cold items by the dense score (see ``rayrec.retrieval.hybrid``).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout, normalize
+
+from rayrec.models.layers.item_softmax import full_softmax_loss
+from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
+
+
+@dataclass(frozen=True)
+class LigerConfig:
+    """text: item text embeddings are part of the input (the dense head needs them).
+
+    generative_weight, dense_weight: of the two losses; a head of weight 0 is not built.
+    temperature: of the cosines in the dense loss. projection: hidden sizes of the text's way to T5's width.
+    input_dropout: on the input embeddings, after their norm. max_length: newest items that are read.
+    """
+
+    transformer: T5Config = field(default_factory=T5Config)
+    text: bool = True
+    generative_weight: float = 1.0
+    dense_weight: float = 1.0
+    temperature: float = 0.07
+    projection: tuple[int, ...] = (768, 512, 256)
+    projection_dropout: float = 0.2
+    input_dropout: float = 0.5
+    max_length: int = 20
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1 or min(self.projection, default=1) < 1:
+            raise ValueError("max_length and projection sizes must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        if min(self.generative_weight, self.dense_weight) < 0 or self.generative_weight + self.dense_weight == 0:
+            raise ValueError("generative_weight and dense_weight must be at least 0, one of them above 0")
+        if self.dense_weight > 0 and not self.text:
+            raise ValueError("dense_weight is above 0 but text is false: the dense head scores items by their text")
+        if not (0 <= self.input_dropout < 1 and 0 <= self.projection_dropout < 1):
+            raise ValueError("input_dropout and projection_dropout must lie in [0, 1)")
+
+
+def tiger_config(transformer: T5Config, *, input_dropout: float = 0.1, max_length: int = 20) -> LigerConfig:
+    """TIGER: no text, no dense head."""
+    return LigerConfig(transformer, text=False, dense_weight=0.0, input_dropout=input_dropout, max_length=max_length)
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """What the model knows of N items; row 0 is padding.
+
+    tokens: (N + 1, M) int64, 0 at padding. num_tokens: size of the vocabulary, padding included.
+    text: (N + 1, E) float32 embeddings. seen: (N + 1,) bool, whether an item occurs in training; False at padding.
+    """
+
+    tokens: Tensor
+    num_tokens: int
+    text: Tensor
+    seen: Tensor
+
+    def __post_init__(self) -> None:
+        rows = {len(self.tokens), len(self.text), len(self.seen)}
+        if len(rows) != 1:
+            raise ValueError(f"tokens, text and seen describe {sorted(rows)} items; expected the same number")
+
+
+class Liger(nn.Module):
+    """See the module. Items are 1..N; histories (B, L) are left-padded with 0, newest item last."""
+
+    item_tokens: Tensor
+    item_text: Tensor
+    seen: Tensor
+
+    def __init__(self, items: ItemFeatures, config: LigerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_tokens = items.num_tokens
+        width, levels = config.transformer.dim, items.tokens.shape[1]
+        self.register_buffer("item_tokens", items.tokens.clone())
+        self.register_buffer("item_text", items.text.clone())
+        self.register_buffer("seen", items.seen.clone())
+        self.token_embedding = nn.Embedding(items.num_tokens, width)  # token 0 starts the decoder
+        self.position_embedding = nn.Embedding(config.max_length, width)
+        self.level_embedding = nn.Embedding(levels, width)
+        self.input_norm = nn.LayerNorm(width)
+        for table in (self.token_embedding, self.position_embedding, self.level_embedding):
+            nn.init.normal_(table.weight)
+        self.encoder = T5Encoder(config.transformer)
+        if config.text:
+            self.projection = _TextProjection(items.text.shape[1], width, config)
+        if config.generative_weight > 0:
+            self.decoder = T5Decoder(config.transformer)
+            self.head = nn.Linear(width, items.num_tokens, bias=False)
+            nn.init.normal_(self.head.weight, std=width**-0.5)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_tokens) - 1
+
+    def encode(self, history: Tensor, projected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """States (B, L * M, D) and which of them are real (B, L * M), for histories (B, L).
+
+        ``projected``: text of all items (N + 1, D), when the caller has it already.
+        """
+        history = history[:, -self.config.max_length :]
+        length, levels = history.shape[1], self.item_tokens.shape[1]
+        x = self.token_embedding(self.item_tokens[history])  # (B, L, M, D)
+        if self.config.text:
+            text = self.projection(self.item_text[history]) if projected is None else projected[history]
+            x = x + text.unsqueeze(2)
+        newest_first = torch.arange(length - 1, -1, -1, device=history.device)
+        x = x + self.position_embedding(newest_first)[:, None, :] + self.level_embedding.weight
+        x = dropout(self.input_norm(x), self.config.input_dropout, self.training).flatten(1, 2)
+        real = (history > 0).repeat_interleave(levels, 1)
+        return self.encoder(x, real), real
+
+    def loss(self, history: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Means () over the batch: "loss" is the weighted sum of "dense" and "generative", as far as there are such heads.
+
+        Targets never seen in training take no part in the dense loss, neither do such items as its candidates.
+        """
+        config, parts = self.config, {}
+        projected = self.projection(self.item_text) if config.dense_weight > 0 else None
+        states, real = self.encode(history, projected)
+        if projected is not None:
+            parts["dense"] = self._dense_loss(states[:, -1], projected, target)
+        if config.generative_weight > 0:
+            tokens = self.item_tokens[target]  # (B, M)
+            logits = self.head(self._decode(tokens[:, :-1], self.decoder.cache(states, real)))
+            parts["generative"] = cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+        weights = {"dense": config.dense_weight, "generative": config.generative_weight}
+        parts["loss"] = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return parts
+
+    def query(self, history: Tensor) -> Tensor:
+        """What the dense head looks for: unit vectors (B, D) of histories (B, L)."""
+        return normalize(self.encode(history)[0][:, -1].float(), dim=1)
+
+    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
+        """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); row 0 belongs to no item."""
+        text = self.item_text if rows is None else self.item_text[rows]
+        vectors: Tensor = normalize(self.projection(text).float(), dim=1)
+        return vectors
+
+    def dense_scores(self, history: Tensor) -> Tensor:
+        """Cosines (B, N + 1); -inf for padding."""
+        scores = self.query(history) @ self.item_vectors().T
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def decoding(self, history: Tensor) -> "LigerDecoding":
+        """For ``rayrec.retrieval.beam_search``."""
+        return LigerDecoding(self, history)
+
+    def log_likelihood(self, history: Tensor, items: Tensor) -> Tensor:
+        """log p (B, K) of the tuples of items (B, K) after histories (B, L)."""
+        tokens = self.item_tokens[items]  # (B, K, M)
+        cache = self.decoder.cache(*self.encode(history))
+        logits = self.head(self._decode(tokens.flatten(0, 1)[:, :-1], cache))
+        each = logits.float().log_softmax(-1).gather(2, tokens.flatten(0, 1).unsqueeze(2)).squeeze(2)
+        return each.sum(1).view(items.shape)
+
+    def _decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+        """Decoder states (B, M, D) at each of M tokens, of which the first M - 1 are given (B, M - 1)."""
+        start = tokens.new_zeros(len(tokens), 1)
+        states: Tensor = self.decoder(self.token_embedding(torch.cat([start, tokens], 1)), cache)
+        return states
+
+    def _dense_loss(self, query: Tensor, projected: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy () of cosine / temperature over the seen items."""
+        rows = self.seen.nonzero().squeeze(1)
+        place = torch.full_like(self.seen, -1, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        known = self.seen[target]
+        if not bool(known.any()):
+            return query.sum() * 0.0
+        queries = normalize(query[known].float(), dim=1) / self.config.temperature
+        items = normalize(projected[rows].float(), dim=1)
+        return full_softmax_loss(queries, items, place[target[known]], first_item=0)
+
+
+class LigerDecoding:
+    """Decoding in progress: one row of the cache a beam, cross-attention keys once a user."""
+
+    def __init__(self, model: Liger, history: Tensor) -> None:
+        self._model = model
+        self._cache = model.decoder.cache(*model.encode(history))
+        self._users = len(history)
+
+    def first(self) -> Tensor:
+        start = torch.zeros(self._users, 1, dtype=torch.int64, device=self._cache.cross_bias.device)
+        return self._step(start)
+
+    def next(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        beams = self._cache.keys[0].shape[0] // max(self._users, 1)
+        first_row = torch.arange(self._users, device=parents.device).unsqueeze(1) * beams
+        self._cache.follow((first_row + parents).flatten())
+        return self._step(tokens.reshape(-1, 1))
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        states = self._model.decoder(self._model.token_embedding(tokens), self._cache)
+        log_probabilities = self._model.head(states[:, -1]).float().log_softmax(-1)
+        return log_probabilities.view(self._users, -1, self._model.num_tokens)
+
+
+class _TextProjection(nn.Module):
+    """Text embeddings (..., E) to T5's width (..., D): a linear map plus a ReLU network."""
+
+    def __init__(self, text: int, width: int, config: LigerConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(text, width)
+        layers: list[nn.Module] = []
+        sizes = (text, *config.projection)
+        for inner, outer in zip(sizes, config.projection, strict=False):
+            layers += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(config.projection_dropout)]
+        self.network = nn.Sequential(*layers, nn.Linear(sizes[-1], width))
+
+    def forward(self, text: Tensor) -> Tensor:
+        projected: Tensor = self.linear(text) + self.network(text)
+        return projected

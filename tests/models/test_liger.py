@@ -1,0 +1,173 @@
+"""TIGER, dense and LIGER: the heads against explicit formulas, who gets gradients, and invariances."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from rayrec.models.liger import ItemFeatures, Liger, LigerConfig, tiger_config
+from rayrec.models.t5 import T5Config
+from rayrec.retrieval.beam_search import beam_search
+from rayrec.retrieval.hybrid import hybrid_ranking
+from rayrec.retrieval.semantic_ids import resolve_collisions
+from rayrec.retrieval.trie import ItemTrie
+
+T5 = T5Config(dim=16, feed_forward=24, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1, dropout=0.1)
+HYBRID = LigerConfig(T5, projection=(12,), max_length=5)
+ITEMS = 40
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def features() -> ItemFeatures:
+    generator = torch.Generator().manual_seed(1)
+    ids = resolve_collisions(torch.randint(0, 4, (ITEMS, 2), generator=generator), 4)
+    text = torch.randn(ITEMS + 1, 6, generator=generator)
+    seen = torch.ones(ITEMS + 1, dtype=torch.bool)
+    seen[[0, 3, 17, 40]] = False
+    return ItemFeatures(ids.item_tokens(), ids.num_tokens, text, seen)
+
+
+def model(config: LigerConfig = HYBRID) -> Liger:
+    torch.manual_seed(0)
+    return Liger(features(), config).eval()
+
+
+HISTORY = torch.tensor([[0, 0, 5, 9, 4], [1, 2, 6, 7, 8], [0, 0, 0, 0, 3]])
+
+
+def test_dense_scores_equal_explicit_cosines() -> None:
+    liger = model()
+    states, _ = liger.encode(HISTORY)
+    projected = liger.projection(liger.item_text)
+    scores = liger.dense_scores(HISTORY)
+    for row in range(3):
+        for item in (1, 3, 40):
+            wanted = cosine_similarity(states[row, -1], projected[item], dim=0)
+            torch.testing.assert_close(scores[row, item], wanted)
+    assert (scores[:, 0] == -torch.inf).all()
+
+
+def test_losses_equal_their_formulas_and_weigh_in_one_sum() -> None:
+    liger = model(LigerConfig(T5, projection=(12,), max_length=5, generative_weight=0.5, dense_weight=2.0))
+    target = torch.tensor([6, 9, 17])  # the last one was never seen: it is no target of the dense loss
+    parts = liger.loss(HISTORY, target)
+    seen = liger.seen.nonzero().squeeze(1)
+    logits = liger.dense_scores(HISTORY)[:2, seen] / 0.07
+    places = torch.tensor([seen.tolist().index(6), seen.tolist().index(9)])
+    torch.testing.assert_close(parts["dense"], cross_entropy(logits, places))
+    likelihood = liger.log_likelihood(HISTORY, target.unsqueeze(1))
+    torch.testing.assert_close(parts["generative"], -likelihood.sum() / (3 * 3))
+    torch.testing.assert_close(parts["loss"], 0.5 * parts["generative"] + 2.0 * parts["dense"])
+
+
+def test_cold_items_get_no_gradient_from_the_dense_loss() -> None:
+    liger = model(LigerConfig(T5, projection=(12,), max_length=5, generative_weight=0.0))
+    liger.item_text.requires_grad_()
+    liger.loss(HISTORY[:2], torch.tensor([6, 17]))["loss"].backward()
+    gradient = liger.item_text.grad
+    assert gradient is not None
+    assert (gradient[[3, 17, 40]] == 0).all()
+    assert (gradient[10].abs() > 0).any()  # a seen item that is neither target nor history
+    assert liger.loss(HISTORY[:2], torch.tensor([3, 17]))["loss"].item() == 0.0  # cold targets only
+
+
+def test_one_code_path_builds_only_the_heads_that_have_a_weight() -> None:
+    tiger, dense = model(tiger_config(T5)), model(LigerConfig(T5, projection=(12,), generative_weight=0.0))
+    assert set(tiger.loss(HISTORY, torch.tensor([1, 2, 3]))) == {"generative", "loss"}
+    assert set(dense.loss(HISTORY, torch.tensor([1, 2, 4]))) == {"dense", "loss"}
+    assert not [name for name, _ in tiger.named_parameters() if "projection" in name]
+    assert not [name for name, _ in dense.named_parameters() if "decoder" in name or "head" in name]
+
+
+def test_beam_search_scores_are_the_models_log_likelihood() -> None:
+    liger = model()
+    trie = ItemTrie.of(liger.item_tokens)
+    found = beam_search(trie, liger.decoding(HISTORY), ITEMS)
+    assert found.items.sort(1).values.tolist() == [list(range(1, ITEMS + 1))] * 3
+    torch.testing.assert_close(found.scores, liger.log_likelihood(HISTORY, found.items), atol=1e-5, rtol=1e-5)
+    narrow = beam_search(trie, liger.decoding(HISTORY), 4)
+    torch.testing.assert_close(narrow.scores, liger.log_likelihood(HISTORY, narrow.items), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_liger_candidates_are_the_beam_and_the_cold_items_ranked_by_the_dense_score() -> None:
+    liger = model()
+    cold = torch.tensor([3, 17, 40])
+    beam = beam_search(ItemTrie.of(liger.item_tokens), liger.decoding(HISTORY), 6).items
+    beam[0, 5], beam[1, 5] = 17, 0  # a candidate that is cold as well, and a beam that found nothing
+    items, scores = hybrid_ranking(liger.query(HISTORY), beam, cold, liger.item_vectors(), 12)
+    full = liger.dense_scores(HISTORY)
+    for row in range(3):
+        candidates = ({*beam[row].tolist()} | {3, 17, 40}) - {0}
+        wanted = sorted(candidates, key=lambda i, r=row: -float(full[r, i]))
+        assert items[row].tolist() == wanted + [0] * (12 - len(wanted))
+        torch.testing.assert_close(scores[row, : len(wanted)], full[row, wanted])
+        assert (scores[row, len(wanted) :] == -torch.inf).all()
+
+
+def test_padding_and_batch_mates_change_nothing() -> None:
+    liger = model()
+    alone = HISTORY[:1, 2:]
+    torch.testing.assert_close(liger.dense_scores(HISTORY)[:1], liger.dense_scores(alone))
+    candidates = torch.tensor([[1, 17, 30]])
+    torch.testing.assert_close(
+        liger.log_likelihood(HISTORY, candidates.expand(3, -1))[:1], liger.log_likelihood(alone, candidates)
+    )
+
+
+def test_only_the_newest_items_are_read() -> None:
+    liger = model()
+    longer = torch.cat([torch.full((3, 4), 11), HISTORY], 1)
+    torch.testing.assert_close(liger.query(longer), liger.query(longer[:, 4:]))
+
+
+def test_the_same_seed_gives_the_same_loss() -> None:
+    losses = []
+    for _ in range(2):
+        liger = model().train()
+        torch.manual_seed(3)
+        losses.append(liger.loss(HISTORY, torch.tensor([1, 2, 4]))["loss"].item())
+    assert losses[0] == losses[1]
+
+
+def test_both_heads_learn_that_each_item_is_followed_by_the_next() -> None:
+    config = LigerConfig(
+        T5Config(dim=32, feed_forward=64, heads=2, head_dim=16, encoder_layers=1, decoder_layers=1, dropout=0.0),
+        projection=(32,), projection_dropout=0.0, input_dropout=0.0, max_length=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    items = features()
+    liger = Liger(ItemFeatures(items.tokens, items.num_tokens, torch.randn(ITEMS + 1, 16), items.seen), config)
+    optimizer = torch.optim.AdamW(liger.parameters(), lr=3e-3)
+    allowed = torch.tensor([i for i in range(1, ITEMS - 1) if not {i, i + 1, i + 2} & {3, 17, 40}])
+    for _ in range(120):
+        start = allowed[torch.randint(0, len(allowed), (64,))]
+        optimizer.zero_grad()
+        liger.loss(torch.stack([start, start + 1], 1), start + 2)["loss"].backward()
+        optimizer.step()
+    liger.eval()
+    history = torch.stack([allowed, allowed + 1], 1)
+    found = beam_search(ItemTrie.of(liger.item_tokens), liger.decoding(history), 5).items[:, 0]
+    assert (found == allowed + 2).float().mean() > 0.9
+    assert (liger.dense_scores(history).argmax(1) == allowed + 2).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": False}, "scores items by their text"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"dense_weight": 0.0, "generative_weight": 0.0}, "one of them above 0"),
+    ],
+)
+def test_configs_that_contradict_themselves_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LigerConfig(T5, **changes)
