@@ -1,4 +1,4 @@
-"""Sweep a space of experiments on a log: python -m jobs.sweep ranker --name NAME --base.log LOG --trials 12.
+"""Sweep a space of experiments on a log: python -m jobs.sweep ranker --space lspr --name NAME --base.log LOG --trials 12.
 
 Running the same command again goes on where a killed sweep stopped.
 """
@@ -8,12 +8,18 @@ from typing import Annotated, Literal
 
 import tyro
 
+import tune_spaces.lspr
+import tune_spaces.multibalance
 import tune_spaces.ranker
+import tune_spaces.scr
+import tune_spaces.task_weights
 from jobs.train import print_result
 from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.sweep_trial import ranked
 from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
 from rayrec.training.tracking import Tracker
+
+RankerSpace = Literal["ranker", "lspr", "scr", "multibalance", "task_weights"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,21 @@ class SweepRanker:
 
     name: str
     config: Annotated[SweepConfig[RankerExperiment], tyro.conf.arg(name="")]
-    space: Literal["ranker"] = "ranker"
+    space: RankerSpace = "ranker"
     register: str | None = None
 
     def parameters(self) -> SweepSpace:
-        return {"ranker": tune_spaces.ranker.SPACE}[self.space]
+        match self.space:
+            case "ranker":
+                return tune_spaces.ranker.SPACE
+            case "lspr":
+                return tune_spaces.lspr.SPACE
+            case "scr":
+                return tune_spaces.scr.SPACE
+            case "multibalance":
+                return tune_spaces.multibalance.SPACE
+            case "task_weights":
+                return tune_spaces.task_weights.space(self.config.base.task().schema.task_names)
 
 
 def run(command: SweepRanker) -> FinishedSweep:

@@ -18,7 +18,7 @@ def test_the_standard_error_is_the_sample_deviation_over_the_root_of_the_count()
 
 def test_what_seeds_have_in_common_cancels_in_the_paired_difference() -> None:
     seeds = np.array([0.0, 10.0, -5.0, 3.0])
-    difference = paired_difference(seeds + [0.1, 0.2, 0.1, 0.2], seeds)
+    difference = paired_difference(seeds + np.array([0.1, 0.2, 0.1, 0.2]), seeds)
     assert difference.mean == pytest.approx(0.15)
     assert difference.standard_error == pytest.approx(0.1 / math.sqrt(3) / 2)
     assert 0.0999 < difference.low < difference.mean < difference.high < 0.2001

@@ -100,7 +100,7 @@ def test_swept_values_reach_nested_fields_and_task_weights(base: RankerExperimen
 def test_a_part_that_is_not_set_comes_to_be_with_its_defaults(base: RankerExperiment) -> None:
     swept = apply_parameters(base, {"ranking.balancing.method": "cagrad", "ranking.balancing.conflict_aversion": 0.3})
     assert swept.ranking.balancing == BalancingConfig(method="cagrad", conflict_aversion=0.3)
-    with pytest.raises(ConfigError, match="balancing.conflict"):
+    with pytest.raises(ConfigError, match=r"balancing\.conflict"):
         apply_parameters(base, {"ranking.balancing.conflict": 0.3})
 
 

@@ -1,0 +1,15 @@
+"""The sweep of MultiBalance: how long its running means remember, and the choices that the algorithm leaves open."""
+
+from ray import tune
+
+from rayrec.training.sweeping import SweepSpace
+
+SPACE = SweepSpace(
+    {
+        "ranking.balancing.decay": tune.choice([0.0, 0.9, 0.99, 0.999]),
+        "ranking.balancing.normalize": tune.choice([True, False]),
+        "ranking.balancing.statistic": tune.choice(["gram", "summed_gradient"]),
+        "ranking.balancing.ridge": tune.loguniform(1e-4, 1.0),
+    },
+    settings={"ranking.balancing.method": "multibalance"},
+)
