@@ -96,14 +96,17 @@ def print_summary(path: Path) -> None:
     log = Log.open(path)
     found = json.loads((path / "import.json").read_text(encoding="utf-8"))
     width = max(12, *(len(task) + 2 for task in log.schema.task_names))
-    print(f"{path}: {sum(found['rows'].values()):,} rows in {found['seconds']:.1f} s")
+    rows = sum(found["rows"].values())
+    print(f"{path}: {rows:,} rows in {found['seconds']:.1f} s ({rows / max(found['seconds'], 0.001):,.0f} rows/s)")
     print(f"{'split':<8}{'rows':>14}" + "".join(f"{task:>{width}}" for task in log.schema.task_names))
     for split in SPLITS:
         if split in found["rows"]:
             counts = [found["labels"][split][task] for task in log.schema.task_names]
             cells = [f"{c['positive'] / c['observed']:.4f}" if c["observed"] else "no labels" for c in counts]
             print(f"{split:<8}{found['rows'][split]:>14,}" + "".join(f"{cell:>{width}}" for cell in cells))
-    if found["quarantined"]:
+    if not found["quarantined"]:
+        print("quarantined: none")
+    else:
         print(f"quarantined: {sum(found['quarantined'].values()):,} rows, in {path / 'quarantine'}")
         for reason, count in sorted(found["quarantined"].items(), key=lambda item: -item[1]):
             print(f"{count:>14,}  {reason}")

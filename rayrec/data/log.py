@@ -108,9 +108,12 @@ class Log:
 def read_footer(file: Path) -> pq.FileMetaData:
     """Parquet footer. Raises LogError naming the file when it is truncated, empty or no Parquet at all."""
     try:
+        if file.stat().st_size == 0:
+            raise LogError(f"{file}: the file is empty")
         return pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
-        raise LogError(f"{file}: not a readable Parquet file (truncated or damaged): {error}") from None
+        reason = " ".join(str(error).split())
+        raise LogError(f"{file}: not a readable Parquet file (truncated or damaged): {reason}") from None
 
 
 def check_columns(file: Path | str, found: pa.Schema, schema: LogSchema) -> None:
@@ -180,6 +183,10 @@ class LogWriter:
             self._append("quarantine", table.cast(QUARANTINE_SCHEMA))
             for reason in table.column("reason").value_counts().to_pylist():
                 self.quarantined[reason["values"]] += reason["counts"]
+
+    def add_file(self, name: str, text: str) -> None:
+        """A further file of the log, beside schema.json."""
+        write_text_atomically(self._partial / name, text)
 
     def finish(self, details: Mapping[str, Any]) -> None:
         """Write schema.json and import.json (``details`` plus the row counts), then put the log in its place."""

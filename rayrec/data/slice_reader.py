@@ -12,11 +12,12 @@ from rayrec.data.log import LogError, check_columns
 from rayrec.data.packing import PackedRows, needed_columns, pack
 from rayrec.data.schema import CategoricalFeature, Feature, LogSchema, SequenceFeature
 from rayrec.data.stream_plan import Slice
+from rayrec.data.value_checks import ValueProblem, check_values
 
 
 @dataclass(frozen=True)
 class SliceReader:
-    """What is read of each slice. Small when pickled: vocabularies stay behind."""
+    """What is read of each slice, and checked. Small when pickled: vocabularies stay behind."""
 
     schema: LogSchema
     extras: tuple[str, ...] = ()
@@ -30,7 +31,8 @@ class SliceReader:
         return 4 * (values + sum(f.max_length for f in schema.sequences)) + 8 * len(self.extras)
 
     def read(self, slices: Iterable[Slice]) -> Iterator[PackedRows]:
-        """One block a slice, in order. Raises LogError naming the file when it cannot be read or is not what was planned."""
+        """One block a slice, in order. Raises LogError naming the file when it cannot be read or is not what was planned, and
+        column and row (in the file, from 1) of a value that must not be in a log."""
         columns = needed_columns(self.schema, self.extras)
         path, file = "", None
         try:
@@ -48,8 +50,13 @@ class SliceReader:
                     raise LogError(
                         f"{group.path}: row group {group.index} cannot be read (file truncated, damaged or removed): {error}"
                     ) from None
+                rows = table.slice(piece.start, piece.rows)
                 try:
-                    packed = pack(table.slice(piece.start, piece.rows), self.schema, extras=self.extras)
+                    packed = pack(rows, self.schema, extras=self.extras)
+                    check_values(rows, packed, self.schema)
+                except ValueProblem as problem:
+                    before = sum(file.metadata.row_group(i).num_rows for i in range(group.index)) + piece.start
+                    raise LogError(f"{group.path}: row {before + problem.row + 1}, {problem.what}") from None
                 except LogError as error:
                     raise LogError(f"{group.path}: {error}") from None
                 yield packed
@@ -106,4 +113,7 @@ def _check_unchanged(file: pq.ParquetFile, piece: Slice) -> None:
 
 
 def _bare(feature: Feature) -> Feature:
-    return replace(feature, vocabulary=None) if isinstance(feature, CategoricalFeature | SequenceFeature) else feature
+    """The feature with nothing of its vocabulary but the number of ids."""
+    if isinstance(feature, CategoricalFeature | SequenceFeature) and feature.vocabulary is not None:
+        return replace(feature, vocabulary=None, encoding="hash", buckets=max(1, len(feature.vocabulary)))
+    return feature

@@ -325,28 +325,6 @@ def test_an_unknown_extra_is_named_at_once(log: Log) -> None:
         LogStream(log, "train", SMALL, extras=("rows",))
 
 
-def test_a_truncated_file_is_named_at_once(damaged: Log) -> None:
-    file = damaged.files("train")[1]
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(LogError, match=rf"{file}: not a readable Parquet file \(truncated or damaged\)"):
-        LogStream(damaged, "train", SMALL)
-
-
-def test_an_absent_column_is_named_at_once(damaged: Log) -> None:
-    file = damaged.files("train")[1]
-    pq.write_table(pq.read_table(file).drop_columns(["id"]), file)
-    with pytest.raises(LogError, match=f"{file}: column 'id' is absent; the schema expects int32"):
-        LogStream(damaged, "train", SMALL)
-
-
-def test_a_column_of_another_type_is_named_at_once(damaged: Log) -> None:
-    file = damaged.files("train")[2]
-    rows = pq.read_table(file)
-    pq.write_table(rows.set_column(rows.column_names.index("x"), "x", pa.array(["1.5"] * len(rows))), file)
-    with pytest.raises(LogError, match=f"{file}: column 'x' is string, expected float"):
-        LogStream(damaged, "train", SMALL)
-
-
 def shorten(file: Path) -> None:
     pq.write_table(pq.read_table(file).slice(0, 150), file, row_group_size=100)
 
