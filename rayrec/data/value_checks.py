@@ -60,7 +60,7 @@ def _suspects(table: pa.Table, packed: PackedRows, schema: LogSchema) -> Iterato
         yield categorical[j].name, f"an id must be at least 0 and below {sizes[j]}", unknown[:, j]
     for sequence, ids in zip(schema.sequences, packed.sequences, strict=True):
         size = schema.encoder_of(sequence).size
-        outside: Bad = (ids.view(np.uint32) >= size).any(axis=1)
+        outside: Bad = np.logical_or.reduce(ids.view(np.uint32) >= size, axis=1)
         yield sequence.name, f"ids must be at least 0 and below {size}", outside
     if packed.weights is not None:
         assert schema.weight is not None
