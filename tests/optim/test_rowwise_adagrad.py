@@ -42,3 +42,42 @@ def test_sparse_dense_and_whole_table_updates_follow_the_formula(
 def test_parameters_that_are_no_tables_are_refused() -> None:
     with pytest.raises(ValueError, match=r"tables, not shape \(2, 3, 4\)"):
         RowwiseAdagrad([nn.Parameter(torch.zeros(2, 3, 4))])
+
+
+def test_with_one_column_it_is_torch_adagrad() -> None:
+    ours, reference = (nn.Parameter(torch.linspace(-1, 1, 6).unsqueeze(1)) for _ in range(2))
+    optimizers = RowwiseAdagrad([ours], lr=0.3, eps=1e-10), torch.optim.Adagrad([reference], lr=0.3, eps=1e-10)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        ours.grad = torch.randn(6, 1, generator=generator)
+        reference.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, reference)
+
+
+def test_a_row_looked_up_twice_takes_one_step_with_the_sum_of_its_gradients() -> None:
+    tables = []
+    for rows, values in (([3, 1, 3], [[1.0, 2.0], [5.0, 6.0], [3.0, -1.0]]), ([1, 3], [[5.0, 6.0], [4.0, 1.0]])):
+        table = nn.Parameter(torch.ones(4, 2))
+        optimizer = RowwiseAdagrad([table], lr=0.1)
+        table.grad = torch.sparse_coo_tensor(torch.tensor([rows]), torch.tensor(values), (4, 2), check_invariants=True)
+        optimizer.step()
+        tables.append((table.detach(), optimizer.state[table]["sum"]))
+    for ours, expected in zip(*tables, strict=True):
+        torch.testing.assert_close(ours, expected)
+    table, sums = tables[0]
+    assert torch.equal(table[[0, 2]], torch.ones(2, 2))  # untouched, and so are their accumulators
+    assert torch.equal(sums[[0, 2]], torch.zeros(2))
+    torch.testing.assert_close(sums[3], torch.tensor((4.0**2 + 1.0**2) / 2))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_weight_decay_leaves_rows_without_a_gradient_alone(sparse: bool) -> None:
+    table = nn.Parameter(torch.ones(4, 2))
+    gradient = torch.zeros(4, 2)
+    gradient[1] = 1.0
+    table.grad = gradient.to_sparse(1) if sparse else gradient
+    RowwiseAdagrad([table], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(table.detach()[[0, 2, 3]], torch.ones(3, 2))
+    torch.testing.assert_close(table.detach()[1], torch.full((2,), 0.9))

@@ -1,0 +1,120 @@
+"""Streaming binary metrics against scikit-learn, closed forms, and themselves however the rows are dealt out."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor
+
+from rayrec.metrics import BinaryMetrics
+
+BIN = 1 / 512  # width of a histogram bin in logits
+
+
+def random_rows(rows: int, tasks: int = 1, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, T), labels (B, T) that they half explain, weights (B,)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, tasks, generator=generator) * 2 - 1
+    labels = (torch.rand(rows, tasks, generator=generator) < (0.5 * logits).sigmoid()).float()
+    return logits, labels, torch.rand(rows, generator=generator) * 3
+
+
+def metrics_of(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> BinaryMetrics:
+    metrics = BinaryMetrics(logits.shape[1])
+    metrics.update(logits, labels, weights)
+    return metrics
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_log_loss_and_auc_agree_with_scikit_learn(weighted: bool) -> None:
+    logits, labels, weights = random_rows(5_000, 3)
+    results = metrics_of(logits, labels, weights if weighted else None).compute()
+    for task, result in enumerate(results):
+        truth, sample_weight = labels[:, task].numpy(), weights.numpy() if weighted else None
+        probability = logits[:, task].double().sigmoid().numpy()
+        assert result.log_loss == pytest.approx(log_loss(truth, probability, sample_weight=sample_weight), rel=1e-9)
+        assert result.auc == pytest.approx(roc_auc_score(truth, probability, sample_weight=sample_weight), abs=2e-4)
+        assert (result.rows, result.positives) == (5_000, truth.sum())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-40, 40), st.booleans(), st.integers(1, 3)), min_size=2, max_size=40).filter(
+        lambda rows: len({label for _, label, _ in rows}) == 2
+    )
+)
+def test_auc_is_exact_where_scores_lie_on_the_grid_ties_included(rows: list[tuple[int, bool, int]]) -> None:
+    bins, labels, weights = (torch.tensor(column) for column in zip(*rows, strict=True))
+    logits = (bins * BIN).unsqueeze(1)
+    (result,) = metrics_of(logits, labels.float().unsqueeze(1), weights.float()).compute()
+    assert result.auc == pytest.approx(roc_auc_score(labels.numpy(), bins.numpy(), sample_weight=weights.numpy()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=5), st.integers(0, 100))
+def test_states_of_any_parts_add_up_to_that_of_the_whole(cuts: list[int], seed: int) -> None:
+    logits, labels, weights = random_rows(60, 2, seed=seed)
+    edges = [0, *sorted(cuts), 60]
+    parts = [metrics_of(logits[a:b], labels[a:b], weights[a:b]) for a, b in itertools.pairwise(edges)]
+    joint = BinaryMetrics(2)
+    joint.load_state(torch.stack([part.state() for part in parts]).sum(0))
+    torch.testing.assert_close(joint.state(), metrics_of(logits, labels, weights).state())
+
+
+def test_normalized_entropy_is_log_loss_over_the_entropy_of_the_base_rate() -> None:
+    labels = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]).unsqueeze(1)
+    rate = torch.full((5, 1), math.log(0.2 / 0.8))
+    (result,) = metrics_of(rate, labels).compute()
+    assert result.normalized_entropy == pytest.approx(1.0)
+    assert result.log_loss == pytest.approx(-(0.2 * math.log(0.2) + 0.8 * math.log(0.8)))
+    assert (result.calibration_ratio, result.ece) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-7))
+    (half,) = metrics_of(torch.zeros(5, 1), labels).compute()
+    assert half.normalized_entropy == pytest.approx(math.log(2) / result.log_loss)
+    assert half.calibration_ratio == pytest.approx(2.5)
+    assert half.ece == pytest.approx(0.3)
+
+
+def test_ece_finds_a_shift_of_the_logits_that_auc_cannot_see() -> None:
+    generator = torch.Generator().manual_seed(1)
+    true = torch.randn(200_000, 1, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(200_000, 1, generator=generator, dtype=torch.float64) < true.sigmoid()).double()
+    (good,), (shifted,) = metrics_of(true, labels).compute(), metrics_of(true + 1, labels).compute()
+    expected = float((true + 1).sigmoid().mean() - true.sigmoid().mean())
+    assert good.ece < 0.006
+    assert shifted.ece == pytest.approx(expected, abs=0.004)
+    assert shifted.auc == pytest.approx(good.auc, abs=1e-5)
+
+
+def test_rows_without_a_label_do_not_count() -> None:
+    logits, labels, _ = random_rows(400, 2)
+    masked = labels.clone()
+    masked[::3, 1] = torch.nan
+    observed = ~masked[:, 1].isnan()
+    both = metrics_of(logits, masked).compute()
+    (alone,) = metrics_of(logits[observed, 1:], labels[observed, 1:]).compute()
+    assert both[1].rows == int(observed.sum())
+    assert (both[1].auc, both[1].calibration_curve) == (pytest.approx(alone.auc), alone.calibration_curve)
+    assert both[1].log_loss == pytest.approx(alone.log_loss)
+    assert both[0].rows == 400
+
+
+@pytest.mark.parametrize("labels", [torch.ones(3, 1), torch.zeros(3, 1), torch.full((3, 1), torch.nan)])
+def test_what_one_class_leaves_undefined_is_nan(labels: Tensor) -> None:
+    (result,) = metrics_of(torch.randn(3, 1), labels).compute()
+    assert math.isnan(result.auc)
+    assert math.isnan(result.normalized_entropy)
+
+
+def test_diverged_logits_and_wrong_shapes_are_refused() -> None:
+    metrics = BinaryMetrics(1)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        metrics.update(torch.tensor([[torch.nan]]), torch.ones(1, 1))
+    metrics.update(torch.tensor([[torch.nan]]), torch.full((1, 1), torch.nan))  # nobody looks at that row
+    with pytest.raises(ValueError, match=r"logits \(2, 2\), labels \(2, 2\); expected both to be \(rows, 1\)"):
+        metrics.update(torch.zeros(2, 2), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="state of shape"):
+        metrics.load_state(torch.zeros(2, 5))

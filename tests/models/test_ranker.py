@@ -1,0 +1,219 @@
+"""The ranker's parts against naive references, and its split into embed, represent and heads."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayrec.batch import Batch
+from rayrec.models.layers.dense_input import DenseInput
+from rayrec.models.layers.field_embedding import FieldEmbedding
+from rayrec.models.layers.interaction import CrossNetwork, DotInteraction
+from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
+
+INPUTS = RankerInputs(
+    dense_mean=(0.5, 1.0),
+    dense_std=(2.0, 0.5),
+    dense_log1p=(False, True),
+    dense_missing=(True, False),
+    categorical_sizes=(5, 7, 4),
+    sequence_sizes=(7, 6),
+    sequence_shares=(1, None),
+    num_tasks=3,
+)
+SMALL = RankerArchitecture(embedding_dim=4, trunk=(8, 6), tower=(5,))
+ARCHITECTURES = {
+    "stacked": SMALL,
+    "low_rank": RankerArchitecture(embedding_dim=4, cross_rank=2, trunk=(8, 6), tower=(5,)),
+    "parallel": RankerArchitecture(embedding_dim=4, structure="parallel", trunk=(8, 6), tower=(5,)),
+    "dot": RankerArchitecture(embedding_dim=4, interaction="dot", trunk=(8, 6), tower=(5,)),
+    "parallel_dot": RankerArchitecture(embedding_dim=4, interaction="dot", structure="parallel", trunk=(8,), tower=()),
+    "experts": RankerArchitecture(embedding_dim=4, experts=4, expert=(9, 7), trunk=(8,), tower=(5,)),
+    "no_trunk": RankerArchitecture(embedding_dim=4, interaction="none", trunk=(), tower=()),
+    "deep_only": RankerArchitecture(embedding_dim=4, wide=False, trunk=(8,), tower=(5,)),
+    "deep_experts": RankerArchitecture(embedding_dim=4, wide=False, experts=2, expert=(3,), trunk=(8,), tower=()),
+}
+
+
+def some_batch(rows: int = 11) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda size, *shape: torch.randint(0, size, shape, generator=generator)  # noqa: E731
+    dense = torch.rand(rows, 2, generator=generator) * 3
+    dense[::4, 0] = torch.nan
+    return Batch(
+        dense=dense,
+        categorical=torch.stack([draw(size, rows) for size in INPUTS.categorical_sizes], dim=1),
+        labels=draw(2, rows, 3).float(),
+        sequences=(draw(7, rows, 3), draw(6, rows, 2)),
+    )
+
+
+def trained(architecture: RankerArchitecture) -> Ranker:
+    """A ranker whose every parameter is random: zeros would hide what they are multiplied by."""
+    torch.manual_seed(0)
+    model = Ranker(INPUTS, architecture)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def test_full_cross_follows_equation_1_of_dcn_v2() -> None:
+    network, x0 = CrossNetwork(5, 3), torch.randn(6, 5)
+    expected = torch.empty(6, 5)
+    for row in range(6):
+        x = x0[row].clone()
+        for layer in network.layers:
+            assert isinstance(layer, nn.Linear)
+            x = torch.stack(
+                [
+                    x0[row, i] * (sum(layer.weight[i, j] * x[j] for j in range(5)) + layer.bias[i]) + x[i]
+                    for i in range(5)
+                ]
+            )
+        expected[row] = x
+    torch.testing.assert_close(network(x0), expected)
+
+
+def test_low_rank_cross_is_a_full_one_with_the_product_of_its_factors() -> None:
+    low, full, x = CrossNetwork(6, 2, rank=2), CrossNetwork(6, 2), torch.randn(4, 6)
+    with torch.no_grad():
+        for factors, layer in zip(low.layers, full.layers, strict=True):
+            assert isinstance(factors, nn.Sequential)
+            assert isinstance(layer, nn.Linear)
+            down, up = factors
+            layer.weight.copy_(up.weight @ down.weight)
+            layer.bias.copy_(up.bias)
+    torch.testing.assert_close(low(x), full(x))
+
+
+def test_one_cross_layer_with_identity_weights_squares_its_input() -> None:
+    network, x = CrossNetwork(4, 1), torch.randn(3, 4)
+    (layer,) = network.layers
+    assert isinstance(layer, nn.Linear)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    torch.testing.assert_close(network(x), x.square() + x)
+
+
+def test_dot_interaction_gives_each_pair_once() -> None:
+    vectors = torch.randn(5, 4, 3)
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    expected = torch.stack([(vectors[:, i] * vectors[:, j]).sum(1) for i, j in pairs], dim=1)
+    torch.testing.assert_close(DotInteraction(4)(vectors), expected)
+
+
+def test_dense_input_standardizes_clips_and_marks_missing_values() -> None:
+    layer = DenseInput([1.0, 0.0, 3.0], [2.0, 1.0, 0.0], [False, True, False], [True, False, False])
+    given = torch.tensor([[torch.nan, -(torch.e - 1), 3.5], [1e9, torch.e - 1, 2.0]])
+    expected = torch.tensor([[0.0, -1.0, 0.5, 1.0], [10.0, 1.0, -1.0, 0.0]])
+    torch.testing.assert_close(layer(given), expected)
+
+
+def test_fields_have_rows_of_their_own_and_sequences_share_them() -> None:
+    embedding = FieldEmbedding((5, 7), 3, sequence_sizes=(7, 6), sequence_shares=(1, None))
+    rows = embedding.table.weight
+    assert rows.shape == (5 + 7 + 6, 3)
+    ids, shared, own = torch.tensor([[4, 2]]), torch.tensor([[6, 2, 0]]), torch.tensor([[1, 0]])
+    out = embedding(ids, [shared, own])
+    expected = torch.cat([rows[4], rows[5 + 2], (rows[5 + 6] + rows[5 + 2]) / 2, rows[12 + 1]])
+    torch.testing.assert_close(out[0], expected)
+    total = embedding.total(ids, [shared, own])
+    torch.testing.assert_close(total[0], expected.view(4, 3).sum(0))
+
+
+def test_padding_changes_no_pooled_sequence_and_gets_no_gradient() -> None:
+    embedding = FieldEmbedding((), 3, sequence_sizes=(6,), sequence_shares=(None,))
+    ids = torch.tensor([[2, 5], [3, 0], [0, 0]])
+    padded = torch.cat([ids, torch.zeros(3, 4, dtype=torch.int64)], dim=1)
+    nothing = torch.empty(3, 0, dtype=torch.int64)
+    out = embedding(nothing, [padded])
+    assert torch.equal(out, embedding(nothing, [ids]))
+    assert torch.equal(out[2], torch.zeros(3))
+    out.sum().backward()
+    gradient = embedding.table.weight.grad
+    assert gradient is not None
+    assert gradient.any(1).tolist() == [False, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_forward_is_heads_of_the_representation_as_wide_as_announced(name: str) -> None:
+    model, batch = trained(ARCHITECTURES[name]), some_batch()
+    h = model.represent(batch)
+    assert h.shape == (11, model.representation_width)
+    logits = model.heads(h)
+    assert logits.shape == (11, 3)
+    assert torch.equal(model(batch), logits)
+    assert logits.std(0).min() > 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_slot_t_of_an_own_representation_for_each_task_feeds_only_task_t(name: str) -> None:
+    model = trained(ARCHITECTURES[name])
+    h = torch.randn(3, 11, model.representation_width, requires_grad=True)
+    logits = model.heads(h)
+    expected = torch.stack([model.heads(h[t])[:, t] for t in range(3)], dim=1)
+    torch.testing.assert_close(logits, expected)
+    for t in range(3):
+        (gradient,) = torch.autograd.grad(logits[:, t].sum(), h, retain_graph=True)
+        assert gradient.flatten(1).any(1).tolist() == [slot == t for slot in range(3)]
+
+
+def test_mmoe_mixes_experts_by_each_tasks_own_softmax_gate() -> None:
+    architecture = ARCHITECTURES["experts"]
+    model, batch = trained(architecture), some_batch()
+    assert model.experts is not None
+    assert model.gates is not None
+    assert model.wide_dense is not None
+    x = model.embed(batch)
+    features, wide = x[:, : model.wide_columns.start], x[:, model.wide_columns]
+    h = model.trunk(model.interaction(features))
+    expected = []
+    for t in range(3):
+        gate = (h @ model.gates.weight[4 * t : 4 * t + 4].T + model.gates.bias[4 * t : 4 * t + 4]).softmax(1)  # (B, E)
+        mixture = torch.zeros(11, 7)
+        for e in range(4):
+            out: Tensor = h
+            for layer in model.experts.hidden:
+                out = (out @ layer.weight[e] + layer.bias[e]).relu()
+            mixture += gate[:, e : e + 1] * out
+        hidden = model.towers.hidden[0]
+        last = model.towers.last
+        assert last is not None
+        tower = (mixture @ hidden.weight[t] + hidden.bias[t]).relu() @ last.weight[t] + last.bias[t]
+        linear = x[:, model.dense_columns] @ model.wide_dense.weight[t]
+        expected.append(tower.squeeze(1) + wide[:, t] + linear)
+    torch.testing.assert_close(model(batch), torch.stack(expected, dim=1))
+
+
+def test_the_wide_part_adds_a_linear_model_of_all_features() -> None:
+    model, batch = trained(SMALL), some_batch()
+    assert model.wide is not None
+    assert model.wide_dense is not None
+    with_wide = model(batch)
+    linear = model.wide_dense(model.dense_input(batch.dense))
+    linear = linear + model.wide(batch.categorical, batch.sequences).unflatten(1, (-1, 3)).sum(1)
+    nn.init.zeros_(model.wide.table.weight)
+    nn.init.zeros_(model.wide_dense.weight)
+    torch.testing.assert_close(with_wide - model(batch), linear)
+
+
+def test_dropout_on_the_inputs_leaves_the_wide_part_alone() -> None:
+    architecture = RankerArchitecture(embedding_dim=4, trunk=(8,), tower=(), embedding_dropout=0.999)
+    model, batch = trained(architecture).train(), some_batch()
+    h = model.represent(batch)
+    assert torch.equal(h[:, -3:], model.eval().represent(batch)[:, -3:])
+    assert (h[:, :-3] != model.represent(batch)[:, :-3]).any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"embedding_dim": 0}, "must be at least 1"),
+        ({"trunk": (8, 0)}, "must be at least 1"),
+        ({"experts": -1}, "must be at least 0"),
+        ({"experts": 2, "expert": ()}, "at least one layer size in expert"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
+    ],
+)
+def test_impossible_architectures_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RankerArchitecture(**wrong)  # type: ignore[arg-type]
