@@ -1,4 +1,4 @@
-"""Train a model: python -m jobs.train ranker --log LOG --name NAME.
+"""Train a model: python -m jobs.train ranker --log LOG --name NAME, or lm --corpus CORPUS --name NAME.
 
 Running the same command again goes on where a killed run stopped. ``repeat`` trains again from the config that an MLflow run
 logged.
@@ -12,6 +12,7 @@ import tyro
 from rayrec.tasks.task import COUNTS
 from rayrec.training.experiment import ScalingOptions
 from rayrec.training.kinds import read_experiment
+from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.ray_train import FinishedRun, fit
 from rayrec.training.run_report import metric_names
@@ -33,6 +34,19 @@ class TrainRanker:
 
 
 @dataclass(frozen=True)
+class TrainLanguageModel:
+    """Train a small decoder from scratch on a corpus of jobs.import_text.
+
+    name: the run's name and folder; running it again resumes it. register: name in the model registry for the bundle.
+    """
+
+    name: str
+    experiment: Annotated[LanguageModelExperiment, tyro.conf.arg(name="")]
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    register: str | None = None
+
+
+@dataclass(frozen=True)
 class Repeat:
     """Train again with the whole config of an earlier MLflow run."""
 
@@ -42,10 +56,14 @@ class Repeat:
     register: str | None = None
 
 
-Command = Annotated[TrainRanker, tyro.conf.subcommand("ranker")] | Annotated[Repeat, tyro.conf.subcommand("repeat")]
+Command = (
+    Annotated[TrainRanker, tyro.conf.subcommand("ranker")]
+    | Annotated[TrainLanguageModel, tyro.conf.subcommand("lm")]
+    | Annotated[Repeat, tyro.conf.subcommand("repeat")]
+)
 
 
-def train(command: TrainRanker | Repeat) -> FinishedRun:
+def train(command: TrainRanker | TrainLanguageModel | Repeat) -> FinishedRun:
     """Run one command; prints where the results are."""
     if isinstance(command, Repeat):
         experiment = read_experiment(Tracker().config_text(command.run_id), f"run {command.run_id}")

@@ -8,7 +8,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rayrec
-from rayrec.data.schema import LogSchema, SchemaError, read_schema, write_schema
+from rayrec.data.schema import LogSchema, read_schema
 from rayrec.models.ranker import Ranker
 from rayrec.tasks.ranking import RankerConfig, ranker_inputs
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
@@ -39,7 +39,7 @@ class BundleError(ValueError):
 class BundleMetadata:
     """What ``config.json`` holds. ``metrics``: split -> task -> metric -> value (None where undefined)."""
 
-    kind: Literal["ranker"]
+    kind: Literal["ranker", "language_model", "retriever"]
     model_config: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     run_config: Mapping[str, Any]
@@ -73,6 +73,30 @@ def save_bundle(
     overwrite: bool = False,
 ) -> Path:
     """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
+    return write_model(
+        folder,
+        kind="ranker",
+        model=model,
+        model_config=model_config,
+        texts={SCHEMA: to_json(schema)},
+        metrics=metrics,
+        run_config=run_config,
+        overwrite=overwrite,
+    )
+
+
+def write_model(
+    folder: Path | str,
+    *,
+    kind: Literal["ranker", "language_model", "retriever"],
+    model: nn.Module,
+    model_config: Any,
+    texts: Mapping[str, str],
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    run_config: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write a bundle of any kind, whole or not at all: ``config.json``, the weights, and further JSON ``texts`` by file name."""
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise BundleError(f"{folder}: exists already")
@@ -81,13 +105,14 @@ def save_bundle(
     partial.mkdir(parents=True)
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, partial / WEIGHTS)
-        write_schema(schema, partial / SCHEMA)
+        for name, text in texts.items():
+            write_text_atomically(partial / name, text)
         metadata = BundleMetadata(
-            kind="ranker",
+            kind=kind,
             model_config=to_plain(model_config),
             metrics=metrics,
             run_config=run_config,
-            sha256={name: _sha256(partial / name) for name in (WEIGHTS, SCHEMA)},
+            sha256={name: _sha256(partial / name) for name in (WEIGHTS, *texts)},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             rayrec=rayrec.__version__,
             torch=torch.__version__,
@@ -108,31 +133,47 @@ def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
     Raises BundleError that says what is wrong; nothing in a bundle is ever unpickled or executed.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such bundle folder")
-    for name in (CONFIG, SCHEMA, WEIGHTS):
-        if not (folder / name).is_file():
-            raise BundleError(f"{folder}: {name} is missing")
+    metadata = read_metadata(folder, "ranker", (SCHEMA,))
     try:
-        metadata = from_json(BundleMetadata, (folder / CONFIG).read_bytes(), str(folder / CONFIG))
-        for name in (WEIGHTS, SCHEMA):
-            if _sha256(folder / name) != metadata.sha256.get(name):
-                raise BundleError(f"{folder / name}: does not match the sha256 in {CONFIG}; it was changed or cut")
         schema = read_schema(folder / SCHEMA)
         config = from_plain(RankerConfig, dict(metadata.model_config), f"{folder / CONFIG}: model_config")
         if replace(config.inputs, auxiliary_heads=0) != ranker_inputs(schema):
             raise BundleError(f"{folder}: the model's inputs do not fit {SCHEMA}")
-        weights = load_file(folder / WEIGHTS)
-    except SchemaError as error:
+    except ConfigError as error:  # SchemaError is one
         raise BundleError(str(error)) from None
+    model = Ranker(config.inputs, config.architecture)
+    load_weights(model, folder)
+    return Bundle(folder, metadata.kind, schema, model.to(device).eval(), metadata)
+
+
+def read_metadata(folder: Path, kind: str, texts: Sequence[str]) -> BundleMetadata:
+    """A bundle's metadata after a check of its files (weights and ``texts``), hashes and kind. Raises BundleError."""
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder")
+    if not (folder / CONFIG).is_file():
+        raise BundleError(f"{folder}: {CONFIG} is missing")
+    try:
+        metadata = from_json(BundleMetadata, (folder / CONFIG).read_bytes(), str(folder / CONFIG))
     except ConfigError as error:
         raise BundleError(str(error)) from None
+    if metadata.kind != kind:
+        raise BundleError(f"{folder}: holds a {metadata.kind}, not a {kind}")
+    for name in (WEIGHTS, *texts):
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder}: {name} is missing")
+        if _sha256(folder / name) != metadata.sha256.get(name):
+            raise BundleError(f"{folder / name}: does not match the sha256 in {CONFIG}; it was changed or cut")
+    return metadata
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load a bundle's weights into a model of exactly their names and shapes. Raises BundleError."""
+    try:
+        weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise BundleError(f"{folder / WEIGHTS}: {error}") from None
-    model = Ranker(config.inputs, config.architecture)
     _check_shapes(model, weights, folder / WEIGHTS)
     model.load_state_dict(weights)
-    return Bundle(folder, metadata.kind, schema, model.to(device).eval(), metadata)
 
 
 def _check_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor], file: Path) -> None:

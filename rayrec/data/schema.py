@@ -149,8 +149,8 @@ class LogSchema:
         repeated = sorted({name for name in columns if columns.count(name) > 1})
         if repeated:
             raise SchemaError(f"schema {self.name!r}: columns used twice: {', '.join(repeated)}")
-        if not self.tasks:
-            raise SchemaError(f"schema {self.name!r}: at least one task is needed")
+        if not self.tasks and not all(isinstance(feature, SequenceFeature) for feature in self.features):
+            raise SchemaError(f"schema {self.name!r}: at least one task is needed (only token blocks have none)")
         task_names = [task.name for task in self.tasks]
         if len(set(task_names)) < len(task_names):
             raise SchemaError(f"schema {self.name!r}: two tasks have the same name")

@@ -49,7 +49,8 @@ class Task(Protocol[B]):
     curve_metrics: metrics of ``summarize`` that are followed over training; the first one is drawn in reports.
     """
 
-    methods: nn.Module
+    @property
+    def methods(self) -> nn.Module: ...
 
     @property
     def curve_metrics(self) -> tuple[str, ...]: ...

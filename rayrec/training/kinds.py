@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag, TypeAdapter
 
+from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.ranker_run import RankerExperiment
 from rayrec.typed_json import parse
 
@@ -13,7 +14,10 @@ def _kind(value: Any) -> str | None:
     return value.get("kind", "ranker") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
-AnyExperiment = Annotated[Annotated[RankerExperiment, Tag("ranker")], Discriminator(_kind)]
+AnyExperiment = Annotated[
+    Annotated[RankerExperiment, Tag("ranker")] | Annotated[LanguageModelExperiment, Tag("language_model")],
+    Discriminator(_kind),
+]
 
 _ADAPTER: TypeAdapter[AnyExperiment] = TypeAdapter(AnyExperiment)
 

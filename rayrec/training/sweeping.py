@@ -36,6 +36,7 @@ from rayrec.training.tracking import Tracker, runs_folder
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
 
 E = TypeVar("E", bound=AnyExperiment)
+E_co = TypeVar("E_co", bound=AnyExperiment, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SweepSpace:
 
 
 @dataclass(frozen=True)
-class SweepConfig(Generic[E]):
+class SweepConfig(Generic[E_co]):
     """How a sweep runs.
 
     base: the experiment whose fields are swept.
@@ -60,7 +61,7 @@ class SweepConfig(Generic[E]):
     trial (GPUs, many workers); "auto" takes the second when the cluster has GPUs.
     """
 
-    base: E
+    base: E_co
     trials: int = 12
     concurrent: int | None = None
     grace_evaluations: int = 1

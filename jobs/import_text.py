@@ -1,0 +1,107 @@
+"""Documents to a corpus of token blocks for jobs.train lm: python -m jobs.import_text parquet --files FILES --out CORPUS.
+
+``amazon2018`` takes the item texts of a processed Amazon 2018 folder. The tokenizer is a byte-level BPE trained on the training
+split, unless --tokenizer names a local tokenizer folder.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from rayrec.data.log import LogError
+from rayrec.data.sequences.amazon2018 import read_amazon2018_processed
+from rayrec.data.sequences.interactions import InteractionsError
+from rayrec.data.text_stream import TextImport, documents, text_files, write_blocks, write_documents
+from rayrec.text.tokenizer import TokenizerError, read_tokenizer, train_tokenizer
+from rayrec.training.cluster import connect
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """out: the corpus's folder. vocabulary: tokens of the BPE that is trained. tokenizer: folder of one to use instead.
+
+    block_tokens: tokens predicted in a row. reader: "ray" tokenizes with Ray Data, "in_process" in this process.
+    """
+
+    out: Path
+    vocabulary: int = 4096
+    tokenizer: Path | None = None
+    block_tokens: int = 128
+    valid_share: float = 0.05
+    test_share: float = 0.05
+    seed: int = 0
+    reader: Literal["ray", "in_process"] = "ray"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ImportParquet:
+    """Parquet files with one document a row. files: a file, or a folder whose Parquet files are read in order of name."""
+
+    files: Path
+    options: Annotated[ImportOptions, tyro.conf.arg(name="")]
+    column: str = "text"
+
+
+@dataclass(frozen=True)
+class ImportAmazon2018:
+    """Item texts of a processed Amazon 2018 folder (<name>.inter.json, <name>.item.json): one document an item."""
+
+    folder: Path
+    options: Annotated[ImportOptions, tyro.conf.arg(name="")]
+    name: str = "Scientific"
+
+
+Command = (
+    Annotated[ImportParquet, tyro.conf.subcommand("parquet")]
+    | Annotated[ImportAmazon2018, tyro.conf.subcommand("amazon2018")]
+)
+
+
+def run(command: ImportParquet | ImportAmazon2018) -> Path:
+    """Make the corpus; prints what it holds."""
+    if isinstance(command, ImportParquet):
+        files = tuple(file.resolve() for file in text_files(command.files))
+        return _import(_source(files, command.column, command.options), command.options)
+    items = read_amazon2018_processed(command.folder, command.name).items
+    with tempfile.TemporaryDirectory(prefix="rayrec-text-") as folder:
+        file = write_documents(items.texts.to_pylist(), Path(folder) / "items.parquet")
+        return _import(_source((file,), "text", command.options), command.options)
+
+
+def _source(files: tuple[Path, ...], column: str, options: ImportOptions) -> TextImport:
+    return TextImport(
+        files, column, options.block_tokens, options.valid_share, options.test_share, options.seed, options.reader
+    )
+
+
+def _import(source: TextImport, options: ImportOptions) -> Path:
+    if options.tokenizer is None:
+        tokenizer = train_tokenizer(documents(source, "train"), options.vocabulary)
+    else:
+        tokenizer = read_tokenizer(options.tokenizer)
+    if source.reader == "ray":
+        connect()
+    out = write_blocks(source, tokenizer.json, tokenizer.separator, options.out, overwrite=options.overwrite)
+    details = json.loads((out / "import.json").read_text(encoding="utf-8"))
+    for split, counts in details["text"].items():
+        blocks = details["rows"].get(split, 0)
+        print(f"{split:<6}{counts['documents']:>10,} documents {counts['tokens']:>12,} tokens {blocks:>9,} blocks")
+    print(f"corpus: {out}, {tokenizer.vocabulary:,} tokens in the vocabulary")
+    return out
+
+
+def main() -> None:
+    try:
+        run(tyro.cli(Command, description=__doc__))
+    except (LogError, InteractionsError, TokenizerError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

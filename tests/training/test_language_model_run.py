@@ -1,0 +1,141 @@
+"""Language models train in the one worker loop: they learn, resume bit for bit, and come back from their bundle."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rayrec.bundle import BundleError, load_bundle
+from rayrec.data.log import LogError
+from rayrec.data.streams import StreamConfig
+from rayrec.data.text_stream import TextImport, documents, write_blocks
+from rayrec.language_model_bundle import load_language_model
+from rayrec.metrics.perplexity import Perplexity
+from rayrec.optim import OptimizerConfig
+from rayrec.text.tokenizer import train_tokenizer
+from rayrec.training.checkpoint import Progress, best_weights, read_progress
+from rayrec.training.experiment import train_here
+from rayrec.training.kinds import read_experiment
+from rayrec.training.language_model_run import LanguageModelExperiment
+from rayrec.training.loop import LoopConfig
+from rayrec.training.reporters import CheckpointWriter, FolderReporter
+from rayrec.training.run_report import run_sections
+from rayrec.typed_json import to_json
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language of 26 sentences: what follows a number is certain, which number comes is not."""
+    folder = tmp_path_factory.mktemp("corpus")
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(0, 26, (240, 8), generator=generator).tolist()
+    texts = [" ".join(f"item {n} follows {chr(97 + n)} after {n * n}." for n in row) for row in numbers]
+    pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+    source = TextImport((folder / "texts.parquet",), block_tokens=32, valid_share=0.1, reader="in_process")
+    tokenizer = train_tokenizer(documents(source, "train"), 300)
+    return write_blocks(source, tokenizer.json, tokenizer.separator, folder / "blocks")
+
+
+@pytest.fixture
+def experiment(corpus: Path) -> LanguageModelExperiment:
+    return LanguageModelExperiment(
+        corpus,
+        optimizer=OptimizerConfig(learning_rate=3e-3, embeddings="adamw", embedding_learning_rate=3e-3),
+        loop=LoopConfig(epochs=1, threads=1, evaluate_every_steps=8, checkpoint_every_steps=3, gradient_clip=1.0),
+        stream=StreamConfig(batch_size=24, reader="in_process"),
+    )
+
+
+def train(experiment: LanguageModelExperiment, folder: Path) -> tuple[Path, Progress]:
+    reporter = FolderReporter(folder)
+    train_here(experiment, reporter, say=lambda text: None)
+    latest = reporter.latest()
+    assert latest is not None
+    return latest, read_progress(latest)
+
+
+class KilledAfterTwo(FolderReporter):
+    reports = 0
+
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
+        super().report(metrics, write)
+        self.reports += 1
+        if self.reports == 2:
+            raise KeyboardInterrupt
+
+
+def test_it_learns_resumes_bit_for_bit_and_comes_back_from_its_bundle(
+    experiment: LanguageModelExperiment, tmp_path: Path
+) -> None:
+    latest, progress = train(experiment, tmp_path / "undisturbed")
+    curve = [p.value for p in progress.curve if p.split == "valid" and p.metric == "perplexity" and p.task]
+    assert curve[0] is not None
+    assert curve[-1] is not None
+    assert curve[-1] < 0.5 * curve[0] < 0.5 * 300
+    text = progress.evaluations["test"]["text"]
+    assert text["perplexity"] == pytest.approx(math.exp(text["cross_entropy"] or 0))
+    assert any(p.split == "train" and p.metric == "perplexity" for p in progress.curve)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_here(experiment, KilledAfterTwo(tmp_path / "killed"), say=lambda text: None)
+    resumed, resumed_progress = train(experiment, tmp_path / "killed")
+    for name, tensor in best_weights(latest).items():
+        assert torch.equal(tensor, best_weights(resumed)[name]), name
+    assert replace(resumed_progress, seconds=0) == replace(progress, seconds=0)
+
+    folder = experiment.save_bundle(latest, tmp_path / "bundle")
+    bundle = load_language_model(folder)
+    assert bundle.metadata.metrics["test"]["text"] == text
+    prompt = "item 7 follows"
+    ids = torch.tensor(bundle.tokenizer.encode([prompt]))
+    with torch.no_grad():
+        logits = bundle.model(ids)
+    assert logits.shape == (1, ids.shape[1], bundle.tokenizer.vocabulary)
+    assert bundle.tokenizer.decode(ids[0].tolist()) == prompt
+    with pytest.raises(BundleError, match="holds a language_model, not a ranker"):
+        load_bundle(folder)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("item", "jtem"))
+    with pytest.raises(BundleError, match=r"tokenizer\.json: does not match the sha256"):
+        load_language_model(folder)
+
+    titles = [section.heading for section in run_sections(progress, experiment)]
+    assert "Metrics, test split" in titles
+    assert not any("Calibration" in title for title in titles)
+
+
+def test_an_experiment_of_language_models_is_read_back_as_one(experiment: LanguageModelExperiment) -> None:
+    assert read_experiment(to_json(experiment), "a run") == experiment
+
+
+def test_a_folder_that_is_no_corpus_is_refused_by_name(
+    experiment: LanguageModelExperiment, small_log: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LogError, match="not one of token blocks"):
+        replace(experiment, corpus=small_log).check()
+    with pytest.raises(LogError, match="not a log"):
+        replace(experiment, corpus=tmp_path).check()
+
+
+def test_perplexity_of_workers_is_that_of_all_their_tokens() -> None:
+    losses = torch.rand(7, 5) * 6
+    whole, one, other = Perplexity(), Perplexity(), Perplexity()
+    whole.update(losses)
+    one.update(losses[:2])
+    other.update(losses[2:])
+    one.load_state(one.state() + other.state())
+    assert one.compute().tokens == 35
+    assert one.compute().perplexity == pytest.approx(math.exp(float(losses.mean())), rel=1e-6)
+    assert one.compute().perplexity == pytest.approx(whole.compute().perplexity, rel=1e-9)
+    assert math.isnan(Perplexity().compute().perplexity)
+
+
+def test_a_corpus_remembers_what_it_was_made_of(corpus: Path) -> None:
+    details = json.loads((corpus / "import.json").read_text())
+    assert sum(counts["documents"] for counts in details["text"].values()) == 240
