@@ -15,6 +15,7 @@ from rayrec.training.kinds import read_experiment
 from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.ray_train import FinishedRun, fit
+from rayrec.training.retriever_run import RetrieverExperiment
 from rayrec.training.run_report import metric_names
 from rayrec.training.tracking import Tracker
 
@@ -47,6 +48,19 @@ class TrainLanguageModel:
 
 
 @dataclass(frozen=True)
+class TrainRetriever:
+    """Train a sequential retriever (SASRec, TIGER, dense, LIGER) on sequences of jobs.import_sequences.
+
+    name: the run's name and folder; running it again resumes it. register: name in the model registry for the bundle.
+    """
+
+    name: str
+    experiment: Annotated[RetrieverExperiment, tyro.conf.arg(name="")]
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    register: str | None = None
+
+
+@dataclass(frozen=True)
 class Repeat:
     """Train again with the whole config of an earlier MLflow run."""
 
@@ -59,11 +73,12 @@ class Repeat:
 Command = (
     Annotated[TrainRanker, tyro.conf.subcommand("ranker")]
     | Annotated[TrainLanguageModel, tyro.conf.subcommand("lm")]
+    | Annotated[TrainRetriever, tyro.conf.subcommand("retriever")]
     | Annotated[Repeat, tyro.conf.subcommand("repeat")]
 )
 
 
-def train(command: TrainRanker | TrainLanguageModel | Repeat) -> FinishedRun:
+def train(command: TrainRanker | TrainLanguageModel | TrainRetriever | Repeat) -> FinishedRun:
     """Run one command; prints where the results are."""
     if isinstance(command, Repeat):
         experiment = read_experiment(Tracker().config_text(command.run_id), f"run {command.run_id}")

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Tag, TypeAdapter
 
 from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.ranker_run import RankerExperiment
+from rayrec.training.retriever_run import RetrieverExperiment
 from rayrec.typed_json import parse
 
 
@@ -15,7 +16,9 @@ def _kind(value: Any) -> str | None:
 
 
 AnyExperiment = Annotated[
-    Annotated[RankerExperiment, Tag("ranker")] | Annotated[LanguageModelExperiment, Tag("language_model")],
+    Annotated[RankerExperiment, Tag("ranker")]
+    | Annotated[LanguageModelExperiment, Tag("language_model")]
+    | Annotated[RetrieverExperiment, Tag("retriever")],
     Discriminator(_kind),
 ]
 

@@ -19,10 +19,21 @@ from rayrec.data.sequences.splits import Examples, SequenceSplit
 
 @dataclass(frozen=True)
 class HistoryBatch:
-    """history: (B, L) int64, left-padded with 0, newest item last; target: (B,) int64, the item that came next."""
+    """history: (B, L) int64, left-padded with 0, newest item last.
+
+    target: (B,) int64, the item that came next; for windows (B, L), the item that came next after each position, 0 at padding.
+    """
 
     history: Tensor
     target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "HistoryBatch":
+        return HistoryBatch(
+            self.history.to(device, non_blocking=non_blocking), self.target.to(device, non_blocking=non_blocking)
+        )
 
 
 def histories(

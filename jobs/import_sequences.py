@@ -1,0 +1,155 @@
+"""Raw files to user histories: python -m jobs.import_sequences amazon2014 --source FOLDER --name Beauty --out SEQUENCES.
+
+One row a user, items with their text and attributes; see rayrec/data/sequences/interactions.py. A broken file is one error that
+names file and line, and nothing half-written remains.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from rayrec.data.sequences import InteractionsError, SequenceData, leave_one_out, write_sequences
+from rayrec.data.sequences.amazon2014 import read_amazon2014
+from rayrec.data.sequences.amazon2018 import read_amazon2018_processed, read_amazon2018_raw
+from rayrec.data.sequences.events import EventFilter
+from rayrec.data.sequences.movielens import read_movielens
+from rayrec.data.sequences.steam import read_steam
+from rayrec.data.sequences.table import TableColumns, read_table
+from rayrec.data.sequences.yelp import read_yelp
+
+
+@dataclass(frozen=True)
+class Destination:
+    """out: folder to write; it appears whole or not at all."""
+
+    out: Path
+    overwrite: bool = False
+
+
+To = Annotated[Destination, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Amazon2014:
+    """The S3-Rec files NAME.txt and NAME_item2attributes.json in ``source``."""
+
+    source: Path
+    name: str
+    to: To
+
+    def read(self) -> SequenceData:
+        return read_amazon2014(self.source, self.name)
+
+
+@dataclass(frozen=True)
+class Amazon2018:
+    """NAME.inter.json and NAME.item.json in ``source``."""
+
+    source: Path
+    name: str
+    to: To
+
+    def read(self) -> SequenceData:
+        return read_amazon2018_processed(self.source, self.name)
+
+
+@dataclass(frozen=True)
+class Amazon2018Raw:
+    """Public raw reviews and metadata, JSON lines, plain or gzipped."""
+
+    reviews: Path
+    metadata: Path
+    to: To
+    events: EventFilter = field(default_factory=EventFilter)
+
+    def read(self) -> SequenceData:
+        return read_amazon2018_raw(self.reviews, self.metadata, self.events)
+
+
+@dataclass(frozen=True)
+class Steam:
+    """Steam reviews and games."""
+
+    reviews: Path
+    games: Path
+    to: To
+    events: EventFilter = field(default_factory=EventFilter)
+
+    def read(self) -> SequenceData:
+        return read_steam(self.reviews, self.games, self.events)
+
+
+@dataclass(frozen=True)
+class Yelp:
+    """The academic data set's folder. since: leave out reviews before this date (YYYY-MM-DD)."""
+
+    source: Path
+    to: To
+    since: str | None = None
+    events: EventFilter = field(default_factory=EventFilter)
+
+    def read(self) -> SequenceData:
+        return read_yelp(self.source, self.events, since=self.since)
+
+
+@dataclass(frozen=True)
+class MovieLens:
+    """A MovieLens folder."""
+
+    source: Path
+    to: To
+    events: EventFilter = field(default_factory=EventFilter)
+
+    def read(self) -> SequenceData:
+        return read_movielens(self.source, self.events)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Your own Parquet or CSV files: events, and items with text or attributes."""
+
+    file: Path
+    to: To
+    items: Path | None = None
+    columns: TableColumns = field(default_factory=TableColumns)
+    events: EventFilter = field(default_factory=EventFilter)
+
+    def read(self) -> SequenceData:
+        return read_table(self.file, self.items, self.columns, self.events)
+
+
+Import = Amazon2014 | Amazon2018 | Amazon2018Raw | Steam | Yelp | MovieLens | Table
+
+
+def run(command: Import) -> Path:
+    """Import, write and print what is there."""
+    data = command.read()
+    folder = write_sequences(command.to.out, data, overwrite=command.to.overwrite)
+    interactions, split = data.interactions, leave_one_out(data.interactions)
+    texts = np.asarray([bool(text) for text in data.items.texts.to_pylist()])
+    print(
+        f"{folder}: {interactions.num_users:,} users, {interactions.num_items:,} items ({int(texts.sum()):,} with text), "
+        f"{len(interactions.items):,} interactions; median history {int(np.median(interactions.lengths))}"
+    )
+    print(f"leave-one-out: {len(split.test):,} targets, {len(split.cold_items):,} items that training never sees")
+    return folder
+
+
+def main() -> None:
+    commands: dict[str, Callable[..., Import]] = {
+        "amazon2014": Amazon2014, "amazon2018": Amazon2018, "amazon2018-raw": Amazon2018Raw, "steam": Steam, "yelp": Yelp,
+        "movielens": MovieLens, "table": Table,
+    }  # fmt: skip
+    try:
+        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+    except InteractionsError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

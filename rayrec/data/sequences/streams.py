@@ -1,0 +1,111 @@
+"""Batches of histories epoch by epoch: shuffled, sharded over ranks, resumable at any step; only the histories are stored."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from rayrec.data.sequences.batches import (
+    HistoryBatch,
+    TrainingPrefixes,
+    TrainingWindows,
+    evaluation_batches,
+    example_batch,
+    shuffled_batches,
+    window_batch,
+)
+from rayrec.data.sequences.interactions import Interactions
+from rayrec.data.sequences.splits import Examples, SequenceSplit
+from rayrec.data.streams import StreamPosition
+
+
+@dataclass(frozen=True)
+class SequenceStreamConfig:
+    """batch_size: training rows a batch of one rank. evaluation_batch_size: users a batch of an evaluation.
+
+    valid_examples: judge so many validation targets, the same ones each time, instead of all (generative models judge slowly).
+    """
+
+    batch_size: int = 256
+    evaluation_batch_size: int = 512
+    seed: int = 0
+    valid_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.evaluation_batch_size, self.valid_examples or 1) < 1 or self.seed < 0:
+            raise ValueError("batch_size, evaluation_batch_size and valid_examples must be at least 1, seed at least 0")
+
+
+class TrainingSequences:
+    """A rank's share of the training windows (``windows``) or prefixes; see ``batches``. All ranks make equally many steps."""
+
+    def __init__(
+        self, interactions: Interactions, split: SequenceSplit, config: SequenceStreamConfig, *, length: int, windows: bool,
+        rank: int = 0, world_size: int = 1, start: StreamPosition | None = None,
+    ) -> None:  # fmt: skip
+        self._interactions, self._config, self._length = interactions, config, length
+        self._examples = TrainingWindows(split, length) if windows else TrainingPrefixes(split)
+        self._rank, self._world_size = rank, world_size
+        self._position = start or StreamPosition()
+        self._lengths = np.minimum(self._examples.locate(np.arange(len(self._examples))).positions, length)
+        self.steps_per_epoch = -(-len(self._examples) // config.batch_size) // world_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"{len(self._examples):,} training examples are too few for a batch on each of {world_size} workers"
+            )
+
+    @property
+    def position(self) -> StreamPosition:
+        return self._position
+
+    def epoch_batches(self) -> Iterator[tuple[HistoryBatch, None]]:
+        """The rest of the current epoch."""
+        epoch, size = self._position.epoch, self._config.batch_size
+        numbers = shuffled_batches(
+            len(self._examples), size, seed=self._config.seed, epoch=epoch, lengths=self._lengths
+        )
+        first = self._position.step
+        own = islice(
+            numbers, first * self._world_size + self._rank, self.steps_per_epoch * self._world_size, self._world_size
+        )
+        for step, rows in enumerate(own, first + 1):
+            ended = step == self.steps_per_epoch
+            self._position = StreamPosition(epoch + 1, 0) if ended else StreamPosition(epoch, step)
+            yield self._batch(rows), None
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _batch(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> HistoryBatch:
+        located = self._examples.locate(rows)
+        if isinstance(self._examples, TrainingWindows):
+            return HistoryBatch(*window_batch(self._interactions, located, self._length))
+        return example_batch(self._interactions, located, self._length)
+
+
+class JudgedSequences:
+    """A rank's share of the targets of one split; each ``epoch_batches()`` is one pass."""
+
+    def __init__(
+        self, interactions: Interactions, examples: Examples, config: SequenceStreamConfig, *, length: int,
+        rank: int = 0, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        self._interactions, self._config, self._length = interactions, config, length
+        self._examples = examples.take(np.arange(rank, len(examples), world_size))
+
+    def epoch_batches(self) -> Iterator[HistoryBatch]:
+        size = self._config.evaluation_batch_size
+        for _, batch in evaluation_batches(self._interactions, self._examples, self._length, size):
+            yield batch
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def sample_examples(examples: Examples, count: int | None, seed: int) -> Examples:
+    """``count`` of the examples, the same ones for the same seed; all of them when there are no more, or None is asked for."""
+    if count is None or count >= len(examples):
+        return examples
+    rows = np.random.default_rng((seed, 1)).choice(len(examples), count, replace=False)
+    return examples.take(np.sort(rows))

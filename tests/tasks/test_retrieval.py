@@ -1,0 +1,201 @@
+"""Retrievers of every kind from sequences to bundle: trained by the loop, judged by each method, loaded again."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from rayrec.bundle import BundleError
+from rayrec.data.sequences import Interactions, ItemTable, SequenceData, leave_one_out, write_sequences
+from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig
+from rayrec.data.streams import StreamPosition
+from rayrec.models.liger import LigerConfig
+from rayrec.models.sasrec import SASRecConfig
+from rayrec.models.t5 import T5Config
+from rayrec.optim import OptimizerConfig
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
+from rayrec.retrieval.rqvae import RqVaeConfig
+from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.retriever_bundle import RetrieverBundle, load_retriever
+from rayrec.tasks.retrieval import Method, ModelName, RetrievalConfig
+from rayrec.tasks.semantic_id_files import read_semantic_ids, write_semantic_ids
+from rayrec.training.experiment import train_here
+from rayrec.training.loop import LoopConfig, Worker
+from rayrec.training.reporters import FolderReporter
+from rayrec.training.retriever_run import RetrieverExperiment, SplitConfig
+from rayrec.typed_json import ConfigError
+
+ITEMS, COLD = 30, 29
+METHODS: tuple[Method, ...] = ("dense", "generative", "hybrid")
+T5 = T5Config(dim=16, feed_forward=32, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1, dropout=0.0)
+RETRIEVAL = RetrievalConfig(
+    sasrec=SASRecConfig(dim=16, layers=1, max_length=4, dropout=0.0),
+    liger=LigerConfig(T5, projection=(16,), projection_dropout=0.0, input_dropout=0.0, max_length=4),
+    beams=10,
+)
+
+
+def sequence_data() -> SequenceData:
+    """Users walk round 1, 2, ... 28, 1, ...; items 29 and 30 are reached by some users' last step only."""
+    generator = np.random.default_rng(0)
+    starts = generator.integers(0, 28, 300)
+    lengths = generator.integers(4, 7, 300)
+    walks = [np.arange(s, s + n) % 28 + 1 for s, n in zip(starts, lengths, strict=True)]
+    for walk in walks[:20]:
+        walk[-1] = COLD
+    walks[20][-1] = ITEMS
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = ItemTable.of([f"item-{i}" for i in range(1, ITEMS + 1)])
+    users = pa.array([f"user-{i}" for i in range(300)])
+    return SequenceData(Interactions(offsets, np.concatenate(walks).astype(np.int32), ITEMS), items, users)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Imported sequences and semantic IDs."""
+    folder = tmp_path_factory.mktemp("retrieval")
+    sequences = write_sequences(folder / "sequences", sequence_data())
+    torch.manual_seed(0)
+    tokenizer = TokenizerConfig(kmeans=ResidualKMeansConfig(2, 6, iterations=5))
+    ids = write_semantic_ids(folder / "ids", fit_tokenizer(torch.randn(ITEMS, 8), tokenizer), "random")
+    return sequences, ids
+
+
+def experiment(folders: tuple[Path, Path], model: ModelName, epochs: int = 12) -> RetrieverExperiment:
+    return RetrieverExperiment(
+        folders[0],
+        folders[1],
+        retrieval=replace(RETRIEVAL, model=model),
+        optimizer=OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2),
+        loop=LoopConfig(epochs=epochs, patience=None, threads=1),
+        stream=SequenceStreamConfig(batch_size=64),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(
+    folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[ModelName], RetrieverBundle]:
+    """A trained bundle of each model, made when first asked for."""
+
+    @cache
+    def bundle(model: ModelName) -> RetrieverBundle:
+        wanted, folder = experiment(folders, model), tmp_path_factory.mktemp(model)
+        wanted.check()
+        reporter = FolderReporter(folder / "checkpoints")
+        train_here(wanted, reporter, say=lambda text: None)
+        checkpoint = reporter.latest()
+        assert checkpoint is not None
+        return load_retriever(wanted.save_bundle(checkpoint, folder / "bundle"))
+
+    return bundle
+
+
+@torch.no_grad()
+def judged(folders: tuple[Path, Path], bundle: RetrieverBundle, method: Method) -> dict[str, dict[str, float | None]]:
+    """Test metrics by group."""
+    task, data = experiment(folders, bundle.saved.retrieval.model).task(), sequence_data().interactions
+    evaluation = task.new_evaluation()
+    for batch in JudgedSequences(data, leave_one_out(data).test, SequenceStreamConfig(), length=4).epoch_batches():
+        task.observe(evaluation, task.ranks(bundle.model, batch, method), batch)
+    return task.summarize(evaluation)
+
+
+@pytest.mark.parametrize("model", ["sasrec", "tiger", "dense", "liger"])
+def test_every_model_trains_is_judged_and_comes_back_from_its_bundle(
+    folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle], model: ModelName
+) -> None:
+    bundle = trained(model)
+    test = bundle.metadata.metrics["test"]
+    assert test["all"]["users"] == 300.0
+    assert test["cold"]["users"] == 21.0
+    in_set = test["in_set"]["recall@5"]
+    assert in_set is not None
+    assert in_set > 0.8
+    assert bundle.names[28] == "item-29"
+    found = judged(folders, bundle, "generative" if model == "tiger" else "dense")
+    assert found["in_set"] == pytest.approx(test["in_set"], abs=1e-9)
+    assert found["cold"] == pytest.approx(test["cold"], abs=1e-9)
+
+
+def test_hybrid_ranks_cold_items_at_least_as_well_as_dense_alone(
+    folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle]
+) -> None:
+    recalls = {method: judged(folders, trained("liger"), method) for method in METHODS}
+    hybrid, dense = recalls["hybrid"], recalls["dense"]
+    for name, value in hybrid["cold"].items():
+        assert value is not None
+        assert value >= (dense["cold"][name] or 0.0)  # fewer candidates compete, and every cold item is one
+    assert (hybrid["cold"]["recall@10"] or 0.0) > 0.5
+    assert (hybrid["in_set"]["recall@5"] or 0.0) > 0.8
+    assert (recalls["generative"]["in_set"]["recall@5"] or 0.0) > 0.8
+
+
+def test_sampled_softmax_draws_from_the_training_popularity(folders: tuple[Path, Path]) -> None:
+    retrieval = replace(RETRIEVAL, sasrec=replace(RETRIEVAL.sasrec, sampled_items=15))
+    wanted = replace(experiment(folders, "sasrec"), retrieval=retrieval)
+    task = wanted.task()
+    data = sequence_data().interactions
+    counts = np.zeros(ITEMS + 1, np.int64)
+    for user in range(300):
+        for item in data.items[data.offsets[user] : data.offsets[user + 1] - 2]:
+            counts[item] += 1
+    assert task.catalogue.counts.tolist() == counts.tolist()
+    batch, _ = next(wanted.data(Worker()).open_training(StreamPosition(), 1).epoch_batches())
+    torch.manual_seed(0)
+    loss = task.loss(task.build(), batch)
+    assert loss.total.isfinite()
+
+
+def test_a_model_without_its_inputs_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs semantic_ids"):
+        replace(experiment(folders, "tiger"), semantic_ids=None).check()
+    few = fit_tokenizer(torch.randn(5, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(1, 3)))
+    write_semantic_ids(tmp_path / "few", few, "random")
+    with pytest.raises(ConfigError, match="semantic IDs of 5 items"):
+        replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "few").check()
+    with pytest.raises(ConfigError, match="no such file"):
+        replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "absent").check()
+    with pytest.raises(ConfigError, match="must be adamw"):
+        replace(experiment(folders, "tiger"), optimizer=OptimizerConfig())
+    with pytest.raises(ConfigError, match="needs valid_from"):
+        SplitConfig("temporal")
+
+
+def test_a_method_without_its_head_is_refused(folders: tuple[Path, Path]) -> None:
+    wanted = experiment(folders, "dense")
+    task = wanted.task()
+    batch = next(wanted.data(Worker()).open_evaluation("test", 1).epoch_batches())
+    with pytest.raises(ConfigError, match="needs a generative head"):
+        task.ranks(task.build(), batch, "hybrid")
+
+
+@pytest.mark.parametrize("method", ["kmeans", "rqvae"])
+def test_semantic_ids_come_back_from_disk_and_encode_new_items_alike(tmp_path: Path, method: str) -> None:
+    torch.manual_seed(0)
+    raw = 5 + 3 * torch.randn(40, 8)
+    small = RqVaeConfig(hidden=(8,), latent=4, levels=2, codebook_size=4, epochs=2)
+    config = TokenizerConfig(method, ResidualKMeansConfig(2, 4), small)  # type: ignore[arg-type]
+    made = fit_tokenizer(raw, config)
+    found = read_semantic_ids(write_semantic_ids(tmp_path / "ids", made, "test")).items
+    assert torch.equal(found.ids.codes, made.ids.codes)
+    assert torch.equal(found.tokenizer.encode(raw), made.ids.codes[:, :-1])
+    assert found.report == made.report
+    torch.testing.assert_close(found.tokenizer.standardized(raw), found.embeddings)
+
+
+def test_a_bundle_that_was_changed_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    wanted = experiment(folders, "sasrec", epochs=1)
+    reporter = FolderReporter(tmp_path / "checkpoints")
+    train_here(wanted, reporter, say=lambda text: None)
+    checkpoint = reporter.latest()
+    assert checkpoint is not None
+    bundle = wanted.save_bundle(checkpoint, tmp_path / "bundle")
+    (bundle / "items.json").write_text('{"names": ["a"]}')
+    with pytest.raises(BundleError, match=r"items.json.*sha256"):
+        load_retriever(bundle)
