@@ -9,6 +9,7 @@ import math
 import shlex
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from rayrec.data.log import Log
@@ -18,7 +19,8 @@ from rayrec.data.schema import CategoricalFeature, DenseFeature, SequenceFeature
 def example_request(log: Log, split: str = "test", candidates: int = 5) -> dict[str, Any]:
     """A ``POST /v1/rank`` body of the first rows of a split (else of the first split). Features that agree on all rows become the
     context."""
-    split = split if split in log.splits else log.splits[0]
+    if split not in log.splits and log.splits:
+        split = log.splits[0]
     rows = next(pq.ParquetFile(log.files(split)[0]).iter_batches(batch_size=candidates)).to_pylist()
     values = [{f.name: _raw(log, f, row[f.name]) for f in log.schema.features} for row in rows]
     shared = {n for n in values[0] if all(json.dumps(v[n]) == json.dumps(values[0][n]) for v in values)}
@@ -39,8 +41,8 @@ def curl_command(url: str, body: dict[str, Any] | None = None, *, token: bool) -
 
 def _raw(log: Log, feature: Any, value: Any) -> Any:
     if isinstance(feature, DenseFeature):
-        # float32 on disk: six significant digits bring back what was imported
-        return None if value is None or math.isnan(value) else float(f"{value:.6g}")
+        # float32 on disk: the shortest digits that give the same float32
+        return None if value is None or math.isnan(value) else float(str(np.float32(value)))
     if isinstance(feature, CategoricalFeature):
         return _decode(feature, value)
     if isinstance(feature, SequenceFeature):
@@ -50,8 +52,8 @@ def _raw(log: Log, feature: Any, value: Any) -> Any:
 
 
 def _decode(feature: CategoricalFeature, index: int | None) -> str | None:
-    if not index:
-        return None
+    if not index:  # missing, or unknown to the vocabulary
+        return None if feature.allow_missing else f"another {feature.name}"
     if feature.encoding == "hash":
         return f"{feature.name}-{index}"
     assert feature.vocabulary is not None  # an opened log is fitted

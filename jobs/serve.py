@@ -51,7 +51,7 @@ def run(command: Serve, stop: threading.Event) -> None:
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
         print(f"  {try_line(deployed.url, bundle)}", flush=True)
         while not stop.wait(command.follow_s):
-            resolved = _follow(command.model, resolved, deployed)
+            resolved = follow(command.model, resolved, deployed)
 
 
 def reference_to(resolved: ResolvedModel) -> ModelReference:
@@ -62,13 +62,14 @@ def reference_to(resolved: ResolvedModel) -> ModelReference:
 def try_line(url: str, bundle: Bundle) -> str:
     """A command to paste: a request of rows of the log that the model was trained on, else what the service is."""
     token = token_sha256() is not None
-    log = bundle.metadata.run_config.get("log")
-    if isinstance(log, str) and Path(log).is_dir():
-        return curl_command(f"{url}/v1/rank", example_request(Log.open(log)), token=token)
-    return curl_command(f"{url}/v1/model", token=token)
+    try:
+        body = example_request(Log.open(Path(str(bundle.metadata.run_config.get("log")))))
+    except LogError:  # moved, or on another machine
+        return curl_command(f"{url}/v1/model", token=token)
+    return curl_command(f"{url}/v1/rank", body, token=token)
 
 
-def _follow(model: str, served: ResolvedModel, deployed: DeployedRanker) -> ResolvedModel:
+def follow(model: str, served: ResolvedModel, deployed: DeployedRanker) -> ResolvedModel:
     """What is served from now on. A version that cannot be loaded changes nothing and is told once."""
     try:
         found = resolve_model(model)

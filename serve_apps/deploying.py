@@ -16,6 +16,7 @@ from serve_apps.ranker import RankerService
 from serve_apps.served_ranker import ModelReference
 
 APPLICATION = "ranker"
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # requests are counted in the metrics
 
 
 class DeploymentError(RuntimeError):
@@ -41,6 +42,7 @@ class DeployedRanker:
                         "name": APPLICATION,
                         "route_prefix": "/",
                         "import_path": "serve_apps.ranker:build",
+                        "logging_config": _LOGGING,
                         "args": to_plain(self.service),
                         "deployments": [{"name": "Ranker", "user_config": to_plain(reference)}],
                     }
@@ -70,7 +72,7 @@ def serving(service: RankerService, host: str, port: int) -> Iterator[DeployedRa
         raise ConfigError(
             f"host {host} can be reached from other machines: set {TOKEN_VARIABLE}, or serve on 127.0.0.1"
         )
-    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 30})
+    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 30}, logging_config=_LOGGING)
     with tempfile.TemporaryDirectory(prefix="rayrec-metrics-", ignore_cleanup_errors=True) as folder:
         try:
             yield DeployedRanker(f"http://{host}:{port}", replace(service, token_sha256=token, metrics_folder=folder))

@@ -1,0 +1,144 @@
+"""A served ranker under load: latency and requests per second, a new version and a killed replica in between.
+
+Two replicas, the proxy and the clients share this machine. Each client is a thread with one open connection that asks again as
+soon as it has its answer: 20 candidates of raw values, 26 categorical and 13 dense features. A request fails when its reply is
+not 200. In the kill, and only there, a client asks once more when a connection breaks or a reply is a 5xx: ranking changes
+nothing, so asking twice is safe.
+"""
+
+import json
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import tyro
+
+from benchmarks.http_load import Demand, Load, run_load
+from rayrec.bundle import save_bundle
+from rayrec.data.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
+from rayrec.tasks.ranking import RankingConfig, RankingTask
+from rayrec.training.cluster import connect
+from serve_apps.deploying import serving
+from serve_apps.ranker import RankerService
+from serve_apps.served_ranker import ModelReference
+
+DENSE = [f"i{j}" for j in range(1, 14)]
+CATEGORICAL = [f"c{j}" for j in range(1, 27)]
+
+
+@dataclass(frozen=True)
+class ServingBenchmark:
+    """clients: at a time. seconds: of each measurement. repeats: of each, interleaved; medians are reported."""
+
+    clients: tuple[int, ...] = (1, 8, 32)
+    seconds: float = 8.0
+    repeats: int = 3
+    candidates: int = 20
+    change_clients: int = 8
+
+
+def main(config: ServingBenchmark) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="rayrec-serving-") as folder:
+        first, second = write_bundles(Path(folder))
+        connect(num_cpus=2)
+        with serving(RankerService(), "127.0.0.1", free_port()) as deployed:
+            deployed.deploy(ModelReference(str(first), "ranker", "1"))
+            bodies = [request_body(config.candidates, seed) for seed in range(64)]
+
+            def demand(clients: int, seconds: float, *, ask_twice: bool = False) -> Demand:
+                return Demand(f"{deployed.url}/v1/rank", bodies, clients, seconds, ask_twice)
+
+            run_load(demand(max(config.clients), 2.0))  # warm
+            runs: dict[int, list[Load]] = {clients: [] for clients in config.clients}
+            for _ in range(config.repeats):
+                for clients in config.clients:
+                    runs[clients].append(run_load(demand(clients, config.seconds)))
+            redeploy = run_load(
+                demand(config.change_clients, config.seconds),
+                lambda: deployed.deploy(ModelReference(str(second), "ranker", "2")),
+            )
+            kill = run_load(demand(config.change_clients, 2 * config.seconds, ask_twice=True), kill_one_replica)
+    report(runs, redeploy, kill)
+
+
+def write_bundles(folder: Path) -> tuple[Path, Path]:
+    """Two untrained rankers of the default architecture, 26 hashed fields of 100,000 buckets and 13 numbers."""
+    schema = LogSchema(
+        name="serving",
+        features=(
+            *(DenseFeature(name, transform="log1p", statistics=DenseStatistics(1.0, 1.0, 0.1)) for name in DENSE),
+            *(CategoricalFeature(name, encoding="hash", buckets=100_000) for name in CATEGORICAL),
+        ),
+        tasks=(TaskLabel("click"), TaskLabel("buy", observed_when="click")),
+    )
+    task = RankingTask(schema, RankingConfig())
+    return tuple(  # type: ignore[return-value]
+        save_bundle(
+            folder / name, model=task.build(), model_config=task.model_config, schema=schema, metrics={}, run_config={}
+        )
+        for name in ("first", "second")
+    )
+
+
+def request_body(candidates: int, seed: int) -> str:
+    """The user's half of the features in the context, the item's half in the candidates."""
+    generator = np.random.default_rng(seed)
+
+    def values(names: list[str]) -> dict[str, Any]:
+        return {
+            name: round(float(generator.exponential(5)), 3) if name in DENSE else f"{generator.integers(1 << 40):x}"
+            for name in names
+        }
+
+    body = {
+        "context": values(DENSE[:6] + CATEGORICAL[:13]),
+        "candidates": [values(DENSE[6:] + CATEGORICAL[13:]) for _ in range(candidates)],
+    }
+    return json.dumps(body)
+
+
+def kill_one_replica() -> None:
+    """SIGKILL to the process of one replica; they descend from the Ray that this process started."""
+    replicas = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "".join(process.cmdline()[:1]).startswith("ray::ServeReplica:ranker:Ranker")
+    ]
+    assert len(replicas) == RankerService().replicas, replicas
+    replicas[0].kill()
+
+
+def report(runs: dict[int, list[Load]], redeploy: Load, kill: Load) -> None:
+    """The table, and the JSON line."""
+    result: dict[str, Any] = {"clients": {}}
+    print(f"{'clients':>10}{'p50 ms':>10}{'p99 ms':>10}{'rps':>10}{'failed':>10}")
+    for clients, loads in runs.items():
+        p50, p99 = (float(np.median([np.percentile(load.milliseconds, q) for load in loads])) for q in (50, 99))
+        rps = float(np.median([len(load.milliseconds) / load.seconds for load in loads]))
+        failed = sum(load.failed for load in loads)
+        print(f"{clients:>10}{p50:>10.1f}{p99:>10.1f}{rps:>10.0f}{failed:>10}")
+        result["clients"][str(clients)] = {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "rps": round(rps, 1)}
+    for name, load in (("redeploy", redeploy), ("kill", kill)):
+        answered = len(load.milliseconds)
+        print(
+            f"{name}: {answered} answered, {load.failed} failed, {load.repeated} asked twice, slowest "
+            f"{max(load.milliseconds):.0f} ms, answered by {', '.join(load.models)}"
+        )
+        result[f"{name}_failed"] = load.failed
+    print(json.dumps(result))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ServingBenchmark, description=__doc__))

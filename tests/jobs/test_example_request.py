@@ -1,0 +1,52 @@
+"""Requests made of rows of a log are requests that the service takes, and mean those rows."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+
+from jobs.example_request import example_request
+from rayrec.data.encoding import LogEncoder
+from rayrec.data.log import Log, LogWriter
+from rayrec.data.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, SequenceFeature, TaskLabel
+from serve_apps.ranking_request import RankRequests
+
+
+def test_a_request_of_logged_rows_encodes_to_these_rows(tmp_path: Path) -> None:
+    schema = LogSchema(
+        name="shop",
+        features=(
+            DenseFeature("price", statistics=DenseStatistics(0.0, 1.0, 0.0)),
+            CategoricalFeature("city", vocabulary=("b", "a"), allow_missing=False),
+            SequenceFeature("seen", max_length=3, shares="city"),
+        ),
+        tasks=(TaskLabel("click"),),
+    )
+    rows = pa.table(
+        {
+            "price": pa.array([16777215.0, 0.1, None], pa.float32()),
+            "city": pa.array([2, 0, 1], pa.int32()),  # 0: seen too seldom for the vocabulary
+            "seen": pa.array([[1, 2], [], [2]], pa.list_(pa.int32())),
+            "click": pa.array([1, 0, 0], pa.float32()),
+        }
+    )
+    with LogWriter(tmp_path / "log", schema) as writer:
+        writer.write("train", rows)
+        writer.finish({})
+    request = RankRequests(schema, 10).parse(json.dumps(example_request(Log.open(tmp_path / "log"))).encode())
+    encoded = LogEncoder(schema).encode_values(request.columns)
+    assert encoded.to_pydict() == rows.drop_columns(["click"]).to_pydict()
+
+
+def test_what_all_rows_share_stands_in_the_context(tmp_path: Path) -> None:
+    schema = LogSchema(
+        name="shop",
+        features=(CategoricalFeature("user", vocabulary=("u", "v")), CategoricalFeature("item", vocabulary=("i", "j"))),
+        tasks=(TaskLabel("click"),),
+    )
+    with LogWriter(tmp_path / "log", schema) as writer:
+        columns = {"user": pa.array([2, 2], pa.int32()), "item": pa.array([1, 2], pa.int32())}
+        writer.write("test", pa.table({**columns, "click": pa.array([0, 1], pa.float32())}))
+        writer.finish({})
+    request = example_request(Log.open(tmp_path / "log"))
+    assert request == {"context": {"user": "v"}, "candidates": [{"item": "i"}, {"item": "j"}]}

@@ -1,0 +1,123 @@
+"""The service on a real Ray Serve: answers in batches, a new version under load, a full queue, shared metrics."""
+
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.example_request import example_request
+from jobs.serve import follow
+from rayrec.data.log import Log
+from rayrec.tasks.ranking import RankingConfig
+from rayrec.training.tracking import Tracker, resolve_model
+from rayrec.typed_json import ConfigError
+from serve_apps.deploying import DeployedRanker, serving
+from serve_apps.ranker import RankerService
+from serve_apps.served_ranker import ModelReference, load_ranker
+
+
+@pytest.fixture(scope="module")
+def deployed(ray_session: None, bundles: tuple[Path, Path]) -> Iterator[DeployedRanker]:
+    """Two replicas; small queues, so that a burst fills them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with serving(RankerService(max_running=4, max_waiting=8, max_candidates=200), "127.0.0.1", port) as service:
+        service.deploy(ModelReference(str(bundles[0]), "small", "1"))
+        yield service
+
+
+@pytest.fixture(scope="module")
+def body(small_log: Path) -> dict[str, Any]:
+    return example_request(Log.open(small_log), candidates=5)
+
+
+def test_answers_are_those_of_the_bundle(
+    deployed: DeployedRanker, bundles: tuple[Path, Path], body: dict[str, Any]
+) -> None:
+    reply = httpx.post(f"{deployed.url}/v1/rank", json=body)
+    assert reply.status_code == 200, reply.text
+    ranker = load_ranker(ModelReference(str(bundles[0])), 200)
+    (expected,) = ranker.rank([ranker.requests.parse(json.dumps(body).encode())])
+    assert reply.json()["probabilities"]["click"] == pytest.approx(expected.probabilities[:, 0].tolist(), rel=1e-5)
+    assert httpx.post(f"{deployed.url}/v1/rank", json={"candidates": [{"age": "old"}]}).status_code == 422
+
+
+def test_a_burst_is_answered_or_refused_with_retry_after(deployed: DeployedRanker, body: dict[str, Any]) -> None:
+    large = {**body, "candidates": body["candidates"] * 40}
+    with httpx.Client(limits=httpx.Limits(max_connections=64), timeout=30) as client, ThreadPoolExecutor(64) as pool:
+        replies = list(pool.map(lambda _: client.post(f"{deployed.url}/v1/rank", json=large), range(128)))
+    counts = Counter(reply.status_code for reply in replies)
+    assert set(counts) == {200, 503}, counts
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies if reply.status_code == 503)
+
+
+def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_nothing(
+    deployed: DeployedRanker, bundles: tuple[Path, Path], body: dict[str, Any], tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    seen: list[tuple[int, str]] = []
+
+    def ask() -> None:
+        with httpx.Client(timeout=30) as client:
+            while not stop.is_set():
+                reply = client.post(f"{deployed.url}/v1/rank", json=body)
+                seen.append((reply.status_code, reply.json()["model"] if reply.status_code == 200 else reply.text))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.5)
+        deployed.deploy(ModelReference(str(bundles[1]), "small", "2"))
+        after = len(seen)
+        time.sleep(0.5)
+        deployed.deploy(ModelReference(str(tmp_path / "nothing here"), "small", "3"))
+        time.sleep(0.5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert {status for status, _ in seen} == {200}
+    assert {model for _, model in seen} == {"small/1", "small/2"}
+    assert {model for _, model in seen[after + len(threads) :]} == {
+        "small/2"
+    }  # those in flight may still name the old one
+    metrics = httpx.get(f"{deployed.url}/metrics").text
+    values = {
+        name: float(value) for name, value in (line.rsplit(" ", 1) for line in metrics.splitlines() if line[0] != "#")
+    }
+    assert values['rayrec_model_replicas{model="small/2"}'] == 2  # of both replicas, whichever answers
+    assert values["rayrec_model_load_failures_total"] == 2
+    assert values['rayrec_requests_total{path="/v1/rank",status="200"}'] >= len(seen)
+    assert values["rayrec_batch_requests_count"] < values["rayrec_batch_requests_sum"]  # some batches held several
+
+
+def test_an_alias_that_moves_brings_its_version_into_force(
+    deployed: DeployedRanker, bundles: tuple[Path, Path], body: dict[str, Any], runs: Path
+) -> None:
+    tracker = Tracker()
+    for folder in bundles:
+        run = tracker.start("a-run", RankingConfig())
+        tracker.log_folder(run, folder, "bundle")
+        tracker.register(run, "moving")
+    reference = "models:/moving@serving"
+    served = follow(reference, resolve_model("models:/moving/1"), deployed)
+    assert httpx.post(f"{deployed.url}/v1/rank", json=body).json()["model"] == "moving/2"
+    tracker.point_alias("moving", "serving", "1")
+    assert follow(reference, served, deployed).version == "1"
+    assert {httpx.get(f"{deployed.url}/healthz").json()["model"] for _ in range(8)} == {"moving/1"}
+
+
+def test_an_open_host_needs_a_token(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYREC_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="RAYREC_TOKEN"), serving(RankerService(), "0.0.0.0", 0):
+        pass
