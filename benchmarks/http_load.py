@@ -1,7 +1,7 @@
 """Clients that ask an HTTP service as fast as it answers, in a light process of their own.
 
-Reads one JSON line (the fields of Demand, bodies as text) from standard input, prints "started" when all clients are connected and
-one JSON line (the fields of Load) at the end. Each client is a thread with one open connection.
+Reads one JSON line (the fields of Demand, bodies as text) from standard input, prints "started" when all clients are connected
+and one JSON line (the fields of Load) at the end. Each client is a thread with one open connection.
 """
 
 import http.client
