@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+import tune_spaces.apollo
 import tune_spaces.lspr
 import tune_spaces.multibalance
 import tune_spaces.ranker
@@ -19,7 +20,7 @@ from rayrec.training.sweep_trial import ranked
 from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
 from rayrec.training.tracking import Tracker
 
-RankerSpace = Literal["ranker", "lspr", "scr", "multibalance", "task_weights"]
+RankerSpace = Literal["ranker", "lspr", "scr", "multibalance", "task_weights", "apollo"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class SweepRanker:
                 return tune_spaces.scr.SPACE
             case "multibalance":
                 return tune_spaces.multibalance.SPACE
+            case "apollo":
+                return tune_spaces.apollo.SPACE
             case "task_weights":
                 return tune_spaces.task_weights.space(self.config.base.task().schema.task_names)
 

@@ -38,7 +38,7 @@ def apollo_param_groups(
     2. ``apollo`` with ``batch_dims=1``: other 3-D parameters (k, m, n), stacks of k matrices, as per-task towers have them.
     3. ``adamw``: parameters of modules called one of ``heads`` anywhere in their dotted name; matrices whose smaller
        dimension is below ``smallest_dimension``, where a projection saves nothing.
-    4. ``adamw`` without weight decay: vectors and scalars (biases, norms).
+    4. ``adamw`` without weight decay: vectors and scalars (biases, norms), and stacks (k, 1, n) of them.
     5. ``adamw`` or ``rowwise_adagrad``, as ``embeddings`` says: embedding tables. A weight tied to an ``nn.Embedding`` counts
        as a table. Only row-wise Adagrad takes sparse gradients (``nn.Embedding(sparse=True)``).
 
@@ -60,10 +60,10 @@ def apollo_param_groups(
         if id(parameter) in tables:
             table_params.append(parameter)
             continue
-        if parameter.dim() < 2:
+        batch_dims = 1 if parameter.dim() == 3 and id(parameter) not in convolutions else 0
+        if parameter.dim() < 2 or (batch_dims and parameter.shape[1] == 1):
             vectors.append(parameter)
             continue
-        batch_dims = 1 if parameter.dim() == 3 and id(parameter) not in convolutions else 0
         _, rows, columns = matrix_shape(parameter.shape, batch_dims)
         if set(name.split(".")) & set(heads) or min(rows, columns) < smallest_dimension:
             plain.append(parameter)

@@ -1,24 +1,59 @@
-"""Which optimizer trains a model: embedding tables by row-wise Adagrad, everything else by AdamW."""
+"""Which optimizer trains a model: one for matrices and vectors, and row-wise Adagrad or the same one for embedding tables."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from rayrec.optim.apollo import Apollo
+from rayrec.optim.apollo_groups import apollo_param_groups
+from rayrec.optim.galore import Galore
 from rayrec.optim.optimizer_chain import OptimizerChain
 from rayrec.optim.rowwise_adagrad import RowwiseAdagrad
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """learning_rate, weight_decay, beta1, beta2: AdamW on all parameters but embedding tables (biases are not decayed).
+class ProjectionConfig:
+    """How APOLLO, APOLLO-Mini and GaLore project gradients; AdamW ignores it.
 
-    embeddings: "rowwise_adagrad" touches only looked-up rows; "adamw" treats tables like the rest, with the embedding
+    rank: rows of the projection, at most a matrix's smaller dimension; None = ``rank_share`` of that, and 1 for APOLLO-Mini.
+    scale: None = the papers': 1 for APOLLO (the update times sqrt(scale)), 128 for Mini, 0.25 for GaLore (times scale).
+    period: steps until the projection is renewed. seed: where random projections come from.
+    norm_growth: how much an update of APOLLO may grow in norm from one step to the next; None = without limit.
+    """
+
+    rank: int | None = None
+    rank_share: float = 0.25
+    scale: float | None = None
+    period: int = 200
+    seed: int = 0
+    norm_growth: float | None = 1.01
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "period"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"projection.{name} must be at least 1, not {value}")
+        if not 0 < self.rank_share <= 1:
+            raise ValueError(f"projection.rank_share must lie in (0, 1], not {self.rank_share}")
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"projection.scale must be above 0, not {self.scale}")
+        if self.norm_growth is not None and not self.norm_growth >= 1:
+            raise ValueError(f"projection.norm_growth must be at least 1, or None, not {self.norm_growth}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """optimizer: what trains matrices; with APOLLO and GaLore, vectors, heads and narrow matrices are AdamW's.
+
+    learning_rate, weight_decay, beta1, beta2: for all parameters but embedding tables (vectors are not decayed).
+    embeddings: "rowwise_adagrad" touches only looked-up rows; "adamw" treats tables as AdamW does, with the embedding
     learning rate and weight decay.
     embedding_weight_decay: L2 on looked-up rows (row-wise Adagrad) or decoupled decay of all rows (AdamW).
     """
 
+    optimizer: Literal["adamw", "apollo", "apollo_mini", "galore"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
     beta1: float = 0.9
@@ -26,6 +61,7 @@ class OptimizerConfig:
     embeddings: Literal["rowwise_adagrad", "adamw"] = "rowwise_adagrad"
     embedding_learning_rate: float = 0.02
     embedding_weight_decay: float = 0.0
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "embedding_learning_rate"):
@@ -45,28 +81,69 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     With row-wise Adagrad the model's ``nn.Embedding`` tables are switched to sparse gradients, except on GPUs, where nccl
     cannot reduce them.
     """
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    table_ids = {id(table.weight) for table in tables}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in table_ids]
-    weights = [table.weight for table in tables if table.weight.requires_grad]
-    groups = [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    rowwise = config.embeddings == "rowwise_adagrad"
-    if weights and not rowwise:
-        groups.append(
-            {"params": weights, "weight_decay": config.embedding_weight_decay, "lr": config.embedding_learning_rate}
-        )
-    adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
+    if config.embeddings == "rowwise_adagrad":
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.sparse = not module.weight.is_cuda
+    if config.optimizer in ("apollo", "apollo_mini"):
+        return Apollo(_groups(model, config), lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    return _build_chain(model, config)
+
+
+def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    projection, mini = config.projection, config.optimizer == "apollo_mini"
+    rank = projection.rank if projection.rank is not None else 1 if mini else projection.rank_share
+    return apollo_param_groups(
+        model,
+        weight_decay=config.weight_decay,
+        rank=rank,
+        scale_type="tensor" if mini else "channel",
+        scale=projection.scale,
+        projection_period=projection.period,
+        norm_growth=projection.norm_growth,
+        seed=projection.seed,
+        embeddings=config.embeddings,
+        embedding_lr=config.embedding_learning_rate,
+        embedding_weight_decay=config.embedding_weight_decay,
     )
-    if not weights or not rowwise:
-        return adamw
-    for table in tables:
-        table.sparse = not table.weight.is_cuda
-    embeddings = RowwiseAdagrad(weights, lr=config.embedding_learning_rate, weight_decay=config.embedding_weight_decay)
-    return OptimizerChain([adamw, embeddings])
+
+
+def _build_chain(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, GaLore beside it, and row-wise Adagrad beside both, as far as there are parameters for each."""
+    galore: list[dict[str, Any]] = []
+    adamw: list[dict[str, Any]] = []
+    rowwise: list[dict[str, Any]] = []
+    parts: list[torch.optim.Optimizer] = []
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "galore":
+        for group in _groups(model, config):
+            if group["kind"] == "apollo":
+                galore.append({name: group[name] for name in ("params", "rank", "batch_dims", "weight_decay")})
+            else:
+                own = {name: value for name, value in group.items() if name not in ("kind", "eps")}
+                (rowwise if group["kind"] == "rowwise_adagrad" else adamw).append(own)
+    else:
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        embeddings = {
+            "params": [p for p in trained if id(p) in tables],
+            "weight_decay": config.embedding_weight_decay,
+            "lr": config.embedding_learning_rate,
+        }
+        others = [p for p in trained if id(p) not in tables]
+        adamw = [
+            {"params": [p for p in others if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        (rowwise if config.embeddings == "rowwise_adagrad" else adamw).append(embeddings)
+    if galore:
+        scale = 0.25 if config.projection.scale is None else config.projection.scale
+        period = config.projection.period
+        parts.append(Galore(galore, lr=config.learning_rate, betas=betas, scale=scale, projection_period=period))
+    for groups in (adamw, rowwise):
+        groups[:] = [group for group in groups if group["params"]]
+    if adamw:
+        parts.append(torch.optim.AdamW(adamw, lr=config.learning_rate, betas=betas, fused=True))
+    if rowwise:
+        parts.append(RowwiseAdagrad(rowwise, lr=config.embedding_learning_rate))
+    return parts[0] if len(parts) == 1 else OptimizerChain(parts)

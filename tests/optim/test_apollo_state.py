@@ -26,12 +26,13 @@ class TinyModel(nn.Module):
         self.table = nn.Embedding(30, 16, sparse=sparse)
         self.layers = nn.Sequential(nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 16, bias=False))
         self.towers = nn.Parameter(torch.randn(3, 16, 8) / 4)
+        self.shifts = nn.Parameter(torch.zeros(3, 1, 8))
         self.conv = nn.Conv1d(8, 8, 3, padding=1)
         self.head = nn.Linear(8, 1)
 
     def forward(self, ids: Tensor) -> Tensor:  # (B,) -> (B,)
         hidden = self.layers(self.table(ids))
-        features = torch.einsum("bd,tdk->btk", hidden, self.towers)  # (B, 3, 8)
+        features = torch.einsum("bd,tdk->btk", hidden, self.towers) + self.shifts.transpose(0, 1)  # (B, 3, 8)
         return self.head(self.conv(features.transpose(1, 2)).mean(2)).squeeze(1)
 
 
@@ -144,7 +145,7 @@ def test_groups_hold_every_parameter_once_and_put_it_where_documented() -> None:
         ("apollo", 0, ["conv.weight", "layers.0.weight", "layers.2.weight"]),
         ("apollo", 1, ["towers"]),
         ("adamw", None, ["head.weight"]),
-        ("adamw", None, ["conv.bias", "head.bias", "layers.0.bias"]),
+        ("adamw", None, ["conv.bias", "head.bias", "layers.0.bias", "shifts"]),
         ("rowwise_adagrad", None, ["table.weight"]),
     ]
     assert groups[-1]["lr"] == 0.5

@@ -1,0 +1,100 @@
+"""From an optimizer's config to an optimizer that trains."""
+
+import io
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from rayrec.optim import OptimizerConfig, ProjectionConfig, build_optimizer
+from rayrec.optim.apollo import Apollo
+
+Name = Literal["adamw", "apollo", "apollo_mini", "galore"]
+NAMES: tuple[Name, ...] = ("adamw", "apollo", "apollo_mini", "galore")
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(20, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LambdaLR, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        ids = torch.randint(0, 20, (64,), generator=torch.Generator().manual_seed(step))
+        loss = (model(ids).squeeze(1) - (ids % 2)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("embeddings", ["rowwise_adagrad", "adamw"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_learns_every_parameter_and_resumes_bit_for_bit(name: Name, embeddings: Any) -> None:
+    config = OptimizerConfig(
+        optimizer=name, learning_rate=0.01, embeddings=embeddings, projection=ProjectionConfig(period=7, rank_share=0.5)
+    )
+    weights: list[dict[str, torch.Tensor]] = []
+    for interrupted in (False, True):
+        model = make_model()
+        start = {key: value.clone() for key, value in model.state_dict().items()}
+        optimizer = build_optimizer(model, config)
+        schedule = LambdaLR(optimizer, lambda step: 1.0 - step / 100)
+        losses = train(model, optimizer, schedule, range(25))
+        if interrupted:
+            file = io.BytesIO()
+            torch.save([model.state_dict(), optimizer.state_dict(), schedule.state_dict()], file)
+            model = make_model()
+            optimizer = build_optimizer(model, config)
+            schedule = LambdaLR(optimizer, lambda step: 1.0 - step / 100)
+            saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+            for part, state in zip((model, optimizer, schedule), saved, strict=True):
+                part.load_state_dict(state)  # type: ignore[attr-defined]
+        losses += train(model, optimizer, schedule, range(25, 60))
+        weights.append(model.state_dict())
+    assert losses[-1] < 0.5 * losses[0]
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+        assert not torch.equal(value, start[key]), key
+
+
+def test_mini_has_rank_one_and_one_scaling_a_matrix_unless_told_otherwise() -> None:
+    settings = {}
+    for name, rank in (("apollo", None), ("apollo_mini", None), ("apollo", 4), ("apollo_mini", 2)):
+        optimizer = build_optimizer(
+            make_model(), OptimizerConfig(optimizer=name, projection=ProjectionConfig(rank=rank))
+        )  # type: ignore[arg-type]
+        assert isinstance(optimizer, Apollo)
+        group = optimizer.param_groups[0]
+        settings[name, rank] = (group["rank"], group["scale_type"], group["scale"])
+    assert settings == {
+        ("apollo", None): (4, "channel", 1.0),  # a quarter of 16
+        ("apollo_mini", None): (1, "tensor", 128.0),
+        ("apollo", 4): (4, "channel", 1.0),
+        ("apollo_mini", 2): (2, "tensor", 128.0),
+    }
+
+
+def test_tables_have_their_own_learning_rate_and_decay() -> None:
+    for name in NAMES:
+        config = OptimizerConfig(
+            optimizer=name, embeddings="adamw", embedding_learning_rate=0.5, embedding_weight_decay=0.25
+        )
+        model = make_model()
+        (group,) = [
+            g for g in build_optimizer(model, config).param_groups if any(p is model[0].weight for p in g["params"])
+        ]
+        assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0}, {"period": 0}, {"rank_share": 1.5}, {"scale": 0.0}, {"norm_growth": 0.9}]
+)
+def test_wrong_projections_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"projection.{next(iter(wrong))} must"):
+        ProjectionConfig(**wrong)
