@@ -52,8 +52,8 @@ class SliceReader:
                     ) from None
                 rows = table.slice(piece.start, piece.rows)
                 try:
+                    check_values(rows, self.schema)
                     packed = pack(rows, self.schema, extras=self.extras)
-                    check_values(rows, packed, self.schema)
                 except ValueProblem as problem:
                     before = sum(file.metadata.row_group(i).num_rows for i in range(group.index)) + piece.start
                     raise LogError(f"{group.path}: row {before + problem.row + 1}, {problem.what}") from None

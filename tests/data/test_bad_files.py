@@ -170,8 +170,8 @@ BAD_VALUES = [
     ("user", 51, "an id must be at least 0 and below 51 (given: 51)"),
     ("history", [1, 4], "ids must be at least 0 and below 4 (given: [1, 4])"),
     ("pages", [-2], "ids must be at least 0 and below 3 (given: [-2])"),
-    ("weight", -0.5, "a weight must not be negative (given: -0.5)"),
-    ("weight", float("inf"), "a weight must be finite (given: inf)"),
+    ("weight", -0.5, "a weight must be finite and not negative (given: -0.5)"),
+    ("weight", float("inf"), "a weight must be finite and not negative (given: inf)"),
 ]
 
 
