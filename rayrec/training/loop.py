@@ -1,6 +1,6 @@
 """The one worker loop that trains every task: in a Ray Train worker, in a Tune trial, or in a plain process.
 
-Each step: batch -> task.loss -> backward -> clip -> optimizer -> schedule. At every evaluation and every
+Each step: batches -> task.loss -> backward -> clip -> optimizer -> schedule. At every evaluation and every
 ``checkpoint_every_steps`` the whole state is captured, so that a killed run goes on with the very next batch.
 """
 
@@ -42,6 +42,7 @@ class LoopConfig:
     epochs: passes over the labeled log.
     warmup_steps, schedule: linear warm-up of the learning rate, then constant, or cosine / linear decay to zero at the end.
     gradient_clip: largest global gradient norm; None = no clipping.
+    accumulate_batches: batches whose mean gradient makes one step (fewer at the end of an epoch); ``steps`` are updates.
     evaluate_every_steps: None = at the end of each epoch.
     checkpoint_every_steps: checkpoints between evaluations; None = only at evaluations.
     patience: stop after that many evaluations without a gain of ``min_gain``; None = never stop early.
@@ -54,6 +55,7 @@ class LoopConfig:
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     gradient_clip: float | None = 10.0
+    accumulate_batches: int = 1
     evaluate_every_steps: int | None = None
     checkpoint_every_steps: int | None = None
     patience: int | None = 2
@@ -63,7 +65,7 @@ class LoopConfig:
     progress_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "evaluate_every_steps", "checkpoint_every_steps", "threads"):
+        for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -147,7 +149,7 @@ def run_training(
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
     with (
         closing(data.open_training(position, config.epochs)) as stream,
-        closing(loop.open_validation(stream.steps_per_epoch)) as validation,
+        closing(loop.open_validation(loop.updates(stream))) as validation,
     ):
         loop.train(stream, validation)
     return loop.finish()
@@ -181,6 +183,23 @@ def learning_rate_factor(config: LoopConfig, steps: int) -> Callable[[int], floa
         return 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
 
     return factor
+
+
+@dataclass(frozen=True)
+class UpdateShare:
+    """A batch's place among the ``batches`` of one update."""
+
+    batches: int
+    first: bool
+    last: bool
+
+
+def share_of_update(next_batch: int, batches_per_epoch: int, accumulate: int) -> UpdateShare:
+    """The place of the batch before ``next_batch`` (0: the epoch's last batch). No update spans two epochs."""
+    index = (next_batch or batches_per_epoch) - 1
+    start = index - index % accumulate
+    batches = min(accumulate, batches_per_epoch - start)
+    return UpdateShare(batches, index == start, index == start + batches - 1)
 
 
 def reduce_evaluation(evaluation: Evaluation, worker: Worker) -> None:
@@ -240,36 +259,44 @@ class _Loop(Generic[B]):
         passes = epochs if every is None else epochs * steps_per_epoch // every + 1
         return self.data.open_evaluation("valid", passes)
 
+    def updates(self, stream: TrainingStream[B]) -> int:
+        """Steps in an epoch."""
+        return -(-stream.steps_per_epoch // self.config.accumulate_batches)
+
     def train(self, stream: TrainingStream[B], validation: EvaluationStream[B]) -> None:
         config, state = self.config, self.state
-        factor = learning_rate_factor(config, config.epochs * stream.steps_per_epoch)
+        updates_per_epoch = self.updates(stream)
+        factor = learning_rate_factor(config, config.epochs * updates_per_epoch)
         state.schedule.lr_lambdas = [factor] * len(state.optimizer.param_groups)
         for group, base in zip(state.optimizer.param_groups, state.schedule.base_lrs, strict=True):
             group["lr"] = base * factor(state.schedule.last_epoch)
         window = _Window(self.task)
         while state.progress.epoch < config.epochs:
             for batch, unlabeled in stream.epoch_batches():
-                parts = self._update(batch, unlabeled, window)
-                position = stream.position
+                position = stream.position  # of the next batch
+                share = share_of_update(position.step, stream.steps_per_epoch, config.accumulate_batches)
+                parts = self._update(batch, unlabeled, window, share)
                 state.progress = replace(
                     state.progress,
                     epoch=position.epoch,
                     step_in_epoch=position.step,
-                    step=state.progress.step + 1,
+                    step=state.progress.step + share.last,
                     rows=state.progress.rows + len(batch) * self.worker.size,
                 )
-                self._show(parts, window, stream.steps_per_epoch)
+                if not share.last:
+                    continue
+                self._show(parts, window, updates_per_epoch)
                 at_end = position.step == 0
                 every, between = config.evaluate_every_steps, config.checkpoint_every_steps
                 if at_end if every is None else (state.progress.step % every == 0):
-                    self._close_window(window, stream.steps_per_epoch)
-                    if self._evaluate(validation, stream.steps_per_epoch):
+                    self._close_window(window, updates_per_epoch)
+                    if self._evaluate(validation, updates_per_epoch):
                         return
                 elif between is not None and state.progress.step % between == 0:
-                    self._close_window(window, stream.steps_per_epoch)
+                    self._close_window(window, updates_per_epoch)
                     self._checkpoint()
         if config.evaluate_every_steps is not None and state.progress.step % config.evaluate_every_steps != 0:
-            self._evaluate(validation, stream.steps_per_epoch)  # the last steps count too
+            self._evaluate(validation, updates_per_epoch)  # the last steps count too
 
     def finish(self) -> Progress:
         """Evaluate the best weights on every split but train and write the last checkpoint."""
@@ -290,22 +317,32 @@ class _Loop(Generic[B]):
         self._checkpoint()
         return state.progress
 
-    def _update(self, batch: B, unlabeled: B | None, window: "_Window[B]") -> Mapping[str, Tensor]:
+    def _update(
+        self, batch: B, unlabeled: B | None, window: "_Window[B]", share: "UpdateShare"
+    ) -> Mapping[str, Tensor]:
         state, started = self.state, time.perf_counter()
         state.model.train()
         batch = batch.to(self.worker.device, non_blocking=True)
         unlabeled = None if unlabeled is None else unlabeled.to(self.worker.device, non_blocking=True)
-        with self.autocast():
-            total, parts, outputs = self.step_module(batch, unlabeled)
-        state.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        if self.config.gradient_clip is not None:
-            clip_gradients(state.model.parameters(), self.config.gradient_clip)
-        state.optimizer.step()
-        state.schedule.step()
+        if share.first:
+            state.optimizer.zero_grad(set_to_none=True)
+        with self._gradient_exchange(share.last):
+            with self.autocast():
+                total, parts, outputs = self.step_module(batch, unlabeled)
+            (total / share.batches).backward()
+        if share.last:
+            if self.config.gradient_clip is not None:
+                clip_gradients(state.model.parameters(), self.config.gradient_clip)
+            state.optimizer.step()
+            state.schedule.step()
         window.add(parts, outputs, batch)
         state.progress = replace(state.progress, seconds=state.progress.seconds + time.perf_counter() - started)
         return parts
+
+    def _gradient_exchange(self, wanted: bool) -> AbstractContextManager[None]:
+        """Workers exchange gradients once an update, at its last batch."""
+        module = self.step_module
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not wanted else nullcontext()
 
     def _evaluate(self, validation: EvaluationStream[B], steps_per_epoch: int) -> bool:
         """One validation pass, early stopping, a checkpoint. True when training should stop."""

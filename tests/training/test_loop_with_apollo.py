@@ -8,6 +8,7 @@ import torch
 
 from rayrec.optim import OptimizerConfig, ProjectionConfig
 from rayrec.training.checkpoint import best_weights
+from rayrec.training.loop import share_of_update
 from rayrec.training.ranker_run import RankerExperiment
 from tests.training.test_loop import Killed, KilledAfter, experiment, train, train_here  # noqa: F401  (a fixture)
 
@@ -27,3 +28,29 @@ def test_a_killed_run_of_a_low_rank_optimizer_ends_as_an_undisturbed_one(
     for name, tensor in best_weights(undisturbed).items():
         assert torch.equal(tensor, best_weights(resumed)[name]), name
     assert (progress.evaluations["test"]["click"]["auc"] or 0.0) > 0.7
+
+
+def test_accumulated_batches_make_one_update_and_resume_between_updates(
+    experiment: RankerExperiment,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """23 batches of 512 rows an epoch: 6 updates of 4 batches, the last of 3."""
+    config = OptimizerConfig(optimizer="apollo", projection=ProjectionConfig(period=5))
+    loop = replace(experiment.loop, accumulate_batches=4, checkpoint_every_steps=4, gradient_clip=0.5)
+    chosen = replace(experiment, optimizer=config, loop=loop)
+    undisturbed, progress = train(chosen, tmp_path / "undisturbed")
+    assert progress.step == 2 * 6
+    assert progress.rows == 2 * 23 * 512
+    with pytest.raises(Killed):
+        train_here(chosen, KilledAfter(tmp_path / "killed", 1), say=lambda text: None)
+    resumed, resumed_progress = train(chosen, tmp_path / "killed")
+    assert replace(resumed_progress, seconds=0) == replace(progress, seconds=0)
+    for name, tensor in best_weights(undisturbed).items():
+        assert torch.equal(tensor, best_weights(resumed)[name]), name
+
+
+def test_shares_of_an_update_add_up_to_one_within_each_epoch() -> None:
+    shares = [share_of_update((index + 1) % 7, 7, 3) for index in range(7)]
+    assert [share.batches for share in shares] == [3, 3, 3, 3, 3, 3, 1]
+    assert [share.first for share in shares] == [True, False, False, True, False, False, True]
+    assert [share.last for share in shares] == [False, False, True, False, False, True, True]
