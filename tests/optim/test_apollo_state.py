@@ -101,6 +101,26 @@ def test_the_state_holds_moments_norms_step_counts_and_seeds_only() -> None:
     assert shapes["layers.0.weight"]["step"].item() == 4
 
 
+@pytest.mark.parametrize(("scale_type", "rank", "share"), [("channel", 0.25, 0.26), ("tensor", 1, 0.01)])
+def test_the_state_of_square_matrices_is_that_share_of_adamws(scale_type: Any, rank: int | float, share: float) -> None:
+    weights = [nn.Parameter(torch.zeros(256, 256)) for _ in range(3)]
+    optimizer, adamw = Apollo(weights, rank=rank, scale_type=scale_type), torch.optim.AdamW(weights)
+    for weight in weights:
+        weight.grad = torch.ones(256, 256)
+    optimizer.step()
+    adamw.step()
+    sizes = [
+        sum(value.nbytes for state in live.state.values() for value in state.values()) for live in (optimizer, adamw)
+    ]
+    assert 0 < sizes[0] <= share * sizes[1]
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for state in optimizer.state.values()
+        for value in state.values()
+    }
+    assert sum(storages.values()) == sizes[0]  # views of stacks, with nothing around them
+
+
 def test_a_deep_copy_goes_on_as_the_original() -> None:
     model, optimizer = make(nonfinite="raise", state_dtype=torch.float64)
     train(model, optimizer, range(4))
