@@ -52,6 +52,13 @@ class LlamaConfig:
     vocabulary: int
     shape: LlamaShape
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        shape = self.shape
+        layer = 4 * shape.hidden**2 + 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
+        return shape.layers * layer + (2 * self.vocabulary + 1) * shape.hidden
+
 
 class LlamaLanguageModel(nn.Module):
     """Token ids (B, T) int64 to logits of the next token (B, T, vocabulary). Initialized from N(0, 0.02²)."""

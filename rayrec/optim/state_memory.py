@@ -23,8 +23,8 @@ _STEP_BYTES = 4  # a () float32 tensor a parameter
 class GroupMemory:
     """One parameter group. kind: what updates it ("adamw", "apollo", "galore", "rowwise_adagrad").
 
-    numbers: parameters counted one by one. gradient_bytes: dense gradients; those of sparse tables depend on the batch and count 0.
-    state_bytes: every tensor that the optimizer keeps for the group and writes to a checkpoint.
+    numbers: parameters counted one by one. gradient_bytes: dense gradients; those of sparse tables depend on the batch and count
+    0. state_bytes: every tensor that the optimizer keeps for the group and writes to a checkpoint.
     """
 
     kind: str

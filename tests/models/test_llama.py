@@ -58,7 +58,7 @@ def test_a_later_token_does_not_change_earlier_logits(model: LlamaLanguageModel)
 def test_the_60m_shape_has_58_million_parameters() -> None:
     with torch.device("meta"):
         model = LlamaLanguageModel(LlamaConfig(32_000, SHAPES["60m"]))
-    assert sum(p.numel() for p in model.parameters()) == 58_073_600
+    assert sum(p.numel() for p in model.parameters()) == model.config.parameters == 58_073_600
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
