@@ -103,24 +103,32 @@ def test_vectors_follow_torch_adamw() -> None:
     assert relative_difference(ours, theirs) < 1e-6
 
 
+def signed_permutation(seed: int, period: int, rank: int, size: int) -> Tensor:
+    """Orthogonal, and Adam does not notice it: coordinates change their order and sign only."""
+    generator = torch.Generator().manual_seed(seed + period)
+    signs = 2.0 * torch.randint(0, 2, (size, 1), generator=generator) - 1.0
+    return signs * torch.eye(size)[torch.randperm(size, generator=generator)]
+
+
+@pytest.mark.parametrize("scale_type", ["channel", "tensor"])
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (8, 8), (40, 30), (30, 40)])
-def test_channel_scales_at_full_rank_with_an_orthogonal_projection_are_adams_norm_ratios(
-    shape: tuple[int, int],
+def test_scales_at_full_rank_with_an_orthogonal_projection_are_adams_norm_ratios(
+    shape: tuple[int, int], scale_type: Any
 ) -> None:
-    """At the first step Adam's direction has entries g / (|g| sqrt(1 - b2) / (1 - b1) + eps), wherever P is the identity."""
     (parameter,) = parameters([shape])
-    before = parameter.detach().clone()
-    optimizer = Apollo(
-        [parameter], lr=0.1, rank=1.0, norm_growth=None, draw=lambda seed, period, rank, size: torch.eye(rank, size)
-    )
-    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    parameter.grad = gradient
-    optimizer.step()
-    adam = 0.1 * gradient / (math.sqrt(0.001) * gradient.abs() + 1e-6)
-    dim = 1 if shape[0] >= shape[1] else 0
-    ratio = adam.norm(dim=dim, keepdim=True) / gradient.norm(dim=dim, keepdim=True)
-    expected = before - 0.1 * math.sqrt(0.001) / 0.1 * ratio * gradient
-    torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
+    expected = parameter.detach().clone()
+    optimizer = Apollo([parameter], lr=0.1, rank=1.0, scale_type=scale_type, norm_growth=None, draw=signed_permutation)
+    mean, square = torch.zeros(shape), torch.zeros(shape)
+    dim = (0, 1) if scale_type == "tensor" else 1 if shape[0] >= shape[1] else 0
+    for step in range(1, 7):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        parameter.grad = gradient
+        optimizer.step()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        adam = mean / (square.sqrt() + 1e-6)
+        ratio = adam.norm(dim=dim, keepdim=True) / gradient.norm(dim=dim, keepdim=True)
+        expected -= 0.1 * math.sqrt(1 - 0.999**step) / (1 - 0.9**step) * ratio * gradient
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12), (40, 30), (30, 40)])
