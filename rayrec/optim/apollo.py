@@ -148,7 +148,7 @@ class Apollo(torch.optim.Optimizer):
 
     def _finite(self) -> bool:
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        values = [g._values() if g.is_sparse else g for g in gradients]
+        values = [v for v in (g._values() if g.is_sparse else g for g in gradients) if v.numel()]
         if not values:
             return True
         norms = torch.stack([norm.float().to(values[0].device) for norm in torch._foreach_norm(values, float("inf"))])

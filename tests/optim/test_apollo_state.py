@@ -251,6 +251,16 @@ def test_a_nonfinite_gradient_propagates_is_skipped_or_raised_as_asked(value: fl
             assert optimizer.state[model.towers]["step"].item() == 2
 
 
+def test_a_table_without_a_looked_up_row_is_finite_and_stays_as_it_is() -> None:
+    model, optimizer = make(sparse=True, nonfinite="raise")
+    before = model.table.weight.detach().clone()
+    model.table.weight.grad = torch.sparse_coo_tensor(
+        torch.empty(1, 0, dtype=torch.int64), torch.empty(0, 16), (30, 16)
+    )
+    optimizer.step()
+    assert torch.equal(model.table.weight, before)
+
+
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
