@@ -63,7 +63,7 @@ def try_line(url: str, bundle: Bundle) -> str:
     """A command to paste: a request of rows of the log that the model was trained on, else what the service is."""
     token = token_sha256() is not None
     try:
-        body = example_request(Log.open(Path(str(bundle.metadata.run_config.get("log")))))
+        body = example_request(Log.open(Path(str(bundle.metadata.run_config.get("log")))), candidates=2)
     except LogError:  # moved, or on another machine
         return curl_command(f"{url}/v1/model", token=token)
     return curl_command(f"{url}/v1/rank", body, token=token)

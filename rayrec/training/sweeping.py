@@ -126,7 +126,7 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[Any
     connect()
     results = _tuner(folder, record, space, task.objective_mode).fit()
     tracker = Tracker(record.tracking_uri)
-    trials = tuple(_trial(results[i], folder, tracker) for i in range(len(results)))
+    trials = tuple(_trial(results[i], folder, tracker, _most_evaluations(config)) for i in range(len(results)))
     best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
     if best is None or best.checkpoint is None:
         raise RuntimeError(
@@ -173,10 +173,9 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
     storage = folder / "trials"
     if Tuner.can_restore(str(storage)):
         return Tuner.restore(str(storage), trainable=trainable, resume_unfinished=True, resume_errored=True)
-    loop = config.base.loop
     scheduler = ASHAScheduler(
         time_attr="evaluations",
-        max_t=10_000 if loop.evaluate_every_steps else loop.epochs,
+        max_t=_most_evaluations(config),
         grace_period=config.grace_evaluations,
         reduction_factor=config.reduction,
     )
@@ -203,6 +202,12 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
             callbacks=[_ShowTrials(config.trials)],
         ),
     )
+
+
+def _most_evaluations(config: SweepConfig[AnyExperiment]) -> int:
+    """ASHA ends a trial there: the last evaluation on the validation split; only the winner needs those of other splits."""
+    loop = config.base.loop
+    return 10_000 if loop.evaluate_every_steps else loop.epochs
 
 
 class _ShowTrials(ray.tune.Callback):
@@ -300,7 +305,7 @@ def trial_record(folder: Path, trial_id: str) -> Path:
     return folder / "records" / f"{trial_id}.json"
 
 
-def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker) -> Trial:
+def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker, most_evaluations: int) -> Trial:
     note = trial_record(folder, Path(result.path).name)
     progress: Progress | None = None
     checkpoint = result.checkpoint
@@ -320,7 +325,12 @@ def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker) -> Trial:
         objective=None if progress is None else progress.best_objective,
         evaluations=0 if progress is None else progress.passes,
         seconds=0.0 if progress is None else progress.seconds,
-        stopped_early=progress is not None and not progress.finished and result.error is None,
+        stopped_early=(
+            progress is not None
+            and not progress.finished
+            and progress.passes < most_evaluations
+            and result.error is None
+        ),
         error=None if result.error is None else str(result.error).strip().splitlines()[-1],
         checkpoint=None if checkpoint is None else Path(checkpoint.path),
     )
