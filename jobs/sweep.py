@@ -1,4 +1,4 @@
-"""Sweep a space of experiments on a log: python -m jobs.sweep ranker --space lspr --name NAME --base.log LOG --trials 12.
+"""Sweep a space of experiments: python -m jobs.sweep ranker --space lspr --name NAME --base.log LOG --trials 12.
 
 Running the same command again goes on where a killed sweep stopped.
 """
@@ -9,12 +9,15 @@ from typing import Annotated, Literal
 import tyro
 
 import tune_spaces.apollo
+import tune_spaces.language_model
 import tune_spaces.lspr
 import tune_spaces.multibalance
 import tune_spaces.ranker
 import tune_spaces.scr
 import tune_spaces.task_weights
 from jobs.train import print_result
+from rayrec.training.kinds import AnyExperiment
+from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.sweep_trial import ranked
 from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
@@ -52,9 +55,31 @@ class SweepRanker:
                 return tune_spaces.task_weights.space(self.config.base.task().schema.task_names)
 
 
-def run(command: SweepRanker) -> FinishedSweep:
+@dataclass(frozen=True)
+class SweepLanguageModel:
+    """Sweep a language model.
+
+    name: the sweep's name and folder. space: what is swept, a module of ``tune_spaces``.
+    register: name in the model registry for the winner; its alias "serving" then points to it.
+    """
+
+    name: str
+    config: Annotated[SweepConfig[LanguageModelExperiment], tyro.conf.arg(name="")]
+    space: Literal["language_model", "apollo"] = "language_model"
+    register: str | None = None
+
+    def parameters(self) -> SweepSpace:
+        match self.space:
+            case "language_model":
+                return tune_spaces.language_model.SPACE
+            case "apollo":
+                return tune_spaces.apollo.SPACE
+
+
+def run(command: SweepRanker | SweepLanguageModel) -> FinishedSweep:
     """Run the sweep, register its winner when asked, print the trials."""
-    config = replace(command.config, base=command.config.base.absolute())
+    config: SweepConfig[AnyExperiment] = command.config
+    config = replace(config, base=config.base.absolute())
     finished = sweep(command.name, command.space, command.parameters(), config)
     if command.register is not None:
         registered = Tracker().register(finished.winner.mlflow_run, command.register)
@@ -78,7 +103,7 @@ def print_trials(finished: FinishedSweep) -> None:
 
 
 def main() -> None:
-    run(tyro.extras.subcommand_cli_from_dict({"ranker": SweepRanker}, description=__doc__))
+    run(tyro.extras.subcommand_cli_from_dict({"ranker": SweepRanker, "lm": SweepLanguageModel}, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import tune_spaces.apollo
+import tune_spaces.language_model
 from rayrec.bundle import BundleError, load_bundle
 from rayrec.data.log import LogError
 from rayrec.data.streams import StreamConfig
@@ -26,6 +28,7 @@ from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.run_report import run_sections
+from rayrec.training.sweeping import SweepSpace, apply_parameters
 from rayrec.typed_json import to_json
 
 
@@ -112,6 +115,13 @@ def test_it_learns_resumes_bit_for_bit_and_comes_back_from_its_bundle(
 
 def test_an_experiment_of_language_models_is_read_back_as_one(experiment: LanguageModelExperiment) -> None:
     assert read_experiment(to_json(experiment), "a run") == experiment
+
+
+@pytest.mark.parametrize("space", [tune_spaces.language_model.SPACE, tune_spaces.apollo.SPACE])
+def test_sweep_spaces_name_fields_of_the_experiment(experiment: LanguageModelExperiment, space: SweepSpace) -> None:
+    swept = apply_parameters(experiment, {path: domain.sample() for path, domain in space.parameters.items()})
+    assert isinstance(swept, LanguageModelExperiment)
+    assert swept != experiment
 
 
 def test_a_folder_that_is_no_corpus_is_refused_by_name(
