@@ -79,7 +79,7 @@ def read_by_ray(reader: SliceReader, slices: Iterable[Slice], *, world_size: int
             yield PackedRows.from_arrow(table, reader.schema, reader.extras)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, LogError):
-            raise LogError(str(error.cause)) from None
+            raise LogError(str(error.cause).splitlines()[0]) from None  # Ray Data adds lines about retries
         raise
     finally:
         batches.close()

@@ -47,8 +47,9 @@ class SliceReader:
                     _check_unchanged(file, piece)
                     table = file.read_row_group(group.index, columns=columns, use_threads=self.threads)
                 except (pa.ArrowException, OSError) as error:
+                    reason = " ".join(str(error).split())
                     raise LogError(
-                        f"{group.path}: row group {group.index} cannot be read (file truncated, damaged or removed): {error}"
+                        f"{group.path}: row group {group.index} cannot be read (file truncated, damaged or removed): {reason}"
                     ) from None
                 rows = table.slice(piece.start, piece.rows)
                 try:

@@ -1,9 +1,12 @@
-"""KuaiRand: seven kinds of feedback on short videos (Gao et al., CIKM 2022), as a tab-separated log with a header.
+"""KuaiRand: seven kinds of feedback on short videos (Gao et al., CIKM 2022), as logs with a header, commas or tabs.
 
+Read are the published files (log_*.csv, like = is_like), or one that others made of them (any *.csv, like = label).
 Split by time, 70 / 10 / 20. Nothing that is known only after the impression is a feature: the time played is carried along as an
 extra. Hour and weekday are Beijing time, where the users are.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pyarrow.compute as pc
 from rayrec.data.importers.checking import RawSource
 from rayrec.data.importers.deriving import day_of_week, hour_of_day
 from rayrec.data.importers.public_dataset import PublicDataset
-from rayrec.data.importers.reading import find_files, read_delimited
+from rayrec.data.importers.reading import RawChunk, find_files, first_line, read_delimited
 from rayrec.data.raw_columns import as_times
 from rayrec.data.schema import CategoricalFeature, DenseFeature, LogSchema, TaskLabel
 from rayrec.data.splitting import TimeSplit
@@ -22,7 +25,7 @@ _BEIJING = 8
 _TASKS = {
     "click": "is_click",
     "long_view": "long_view",
-    "like": "label",
+    "like": "is_like",
     "comment": "is_comment",
     "follow": "is_follow",
     "forward": "is_forward",
@@ -33,12 +36,23 @@ _OTHERS = ("user_id", "video_id", "time_ms", "duration_ms", "play_time_ms")
 
 def _open_source(source: Path) -> RawSource:
     files = find_files(source, "*.csv", "*.csv.gz")
+    logs = [file for file in files if file.name.startswith("log_")]
     return RawSource(
         "kuairand",
-        lambda: chain.from_iterable(read_delimited(file, "\t", quoting=False) for file in files),
+        lambda: chain.from_iterable(map(_log, logs or files)),
         columns=(*_OTHERS, *_TASKS.values()),
         columns_of=_columns_of,
     )
+
+
+def _log(file: Path) -> Iterator[RawChunk]:
+    delimiter = "\t" if "\t" in first_line(file) else ","
+    for chunk in read_delimited(file, delimiter, quoting=False):
+        names = chunk.table.column_names
+        if "label" in names and "is_like" not in names:
+            renamed = ["is_like" if name == "label" else name for name in names]
+            chunk = replace(chunk, table=chunk.table.rename_columns(renamed))
+        yield chunk
 
 
 def _columns_of(raw: pa.Table) -> pa.Table:

@@ -143,6 +143,17 @@ def find_files(source: Path, *patterns: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
+def first_line(path: Path) -> str:
+    """The first line of a text file (also gzip) that is not blank. Raises SourceError for a file that is absent or damaged."""
+    require_file(path)
+    _require_text(path)
+    try:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+            return next((line for line in file if line.strip()), b"").decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: damaged: {error}") from None
+
+
 def _require_text(path: Path) -> None:
     """Look at the beginning only: a file of another kind is told from text by it."""
     try:
@@ -155,13 +166,12 @@ def _require_text(path: Path) -> None:
 
 
 def _header(path: Path, delimiter: str, quoting: bool) -> list[str]:
+    line = first_line(path)
     try:
-        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
-            line = next((line for line in file if line.strip()), b"").decode("utf-8-sig")
         names = next(
             csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE), []
         )
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise SourceError(f"{path}: damaged: {error}") from None
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

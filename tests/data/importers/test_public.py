@@ -141,6 +141,24 @@ def test_kuairand_hours_are_those_of_the_file(imported: Imported, data_root: Pat
     assert values(log, "weekday", table.filter(pc.equal(table.column("time_ms"), 1649664552983))) == ["0"]
 
 
+def test_kuairand_is_read_from_the_published_files_too(tmp_path: Path) -> None:
+    header = (
+        "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,play_time_ms,"
+        "duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
+    )
+    lines = [
+        f"{i % 5},{i % 9},20220408,1200,{1649400000000 + i},1,{i % 2},0,0,0,0,1,{i},9000,0,0,0,0,1" for i in range(60)
+    ]
+    (tmp_path / "data").mkdir()
+    for name, part in (("log_standard_4_08.csv", lines[:40]), ("log_standard_4_22.csv", lines[40:])):
+        (tmp_path / "data" / name).write_text("\n".join([header, *part]) + "\n")
+    (tmp_path / "data" / "video_features_basic.csv").write_text("video_id,author_id\n1,2\n")
+    log = Log.open(import_public("kuairand", tmp_path / "log", tmp_path / "data"))
+    assert rows(log).num_rows == 60
+    assert pc.sum(rows(log).column("like")).as_py() == 30
+    assert quarantined(log) == {}
+
+
 def test_criteo_test_rows_are_the_last_of_the_file(imported: Imported, data_root: Path) -> None:
     log = imported("criteo")
     lines = (data_root / "criteo_kaggle_10k" / "criteo_10k.tsv").read_text().splitlines()
