@@ -13,7 +13,7 @@ import torchjd.aggregation
 import torchjd.autojac
 import tyro
 
-from benchmarks.trunk_heavy import Step, random_batch, ratios_in_turn, training_step, trunk_heavy_task
+from benchmarks.trunk_heavy import Measured, Step, measure_in_turn, random_batch, training_step, trunk_heavy_task
 from rayrec.batch import Batch
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.optim import OptimizerConfig, build_optimizer
@@ -75,8 +75,8 @@ def torchjd_step(
     return step
 
 
-def measure(command: Command, tasks: int) -> tuple[dict[str, float], dict[str, float]]:
-    """By method the median ratio to the plain step, and the median seconds."""
+def measure(command: Command, tasks: int) -> dict[str, Measured]:
+    """By method, "plain" among them."""
     batch = random_batch(command.batch_size, tasks).to(command.device)
     configs = CHEAP | (SLOW if command.slow_rounds else {})
     steps = {
@@ -87,26 +87,33 @@ def measure(command: Command, tasks: int) -> tuple[dict[str, float], dict[str, f
         steps["pcgrad_torchjd"] = torchjd_step(command, batch, tasks, torchjd.aggregation.PCGrad())
         steps["mgda_torchjd"] = torchjd_step(command, batch, tasks, torchjd.aggregation.MGDA())
     rounds = {name: command.rounds if name in CHEAP else command.slow_rounds for name in steps}
-    return ratios_in_turn(steps, rounds, command.device)
+    return measure_in_turn(steps, rounds, command.device)
 
 
 def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(command.threads)
-    results: dict[int, dict[str, float]] = {}
+    results: dict[int, dict[str, Measured]] = {}
     for tasks in command.tasks:
-        results[tasks], times = measure(command, tasks)
-        names = [name for name in times if name != "plain"]
+        results[tasks] = measure(command, tasks)
+        names = [name for name in results[tasks] if name != "plain"]
         if len(results) == 1:
             print(
                 f"batch {command.batch_size:,}, {command.threads} threads, {command.device}; times over the plain step's"
             )
-            print("tasks  plain s  " + "  ".join(f"{name:>18}" for name in names))
-        cells = "  ".join(f"{results[tasks][name]:>18.3f}" for name in names)
-        print(f"{tasks:>5}  {times['plain']:>7.3f}  {cells}", flush=True)
+            print("tasks  clock  plain s  " + "  ".join(f"{name:>18}" for name in names))
+        row = results[tasks]
+        print(f"{tasks:>5}   wall  {row['plain'].seconds:>7.3f}  " + "  ".join(f"{row[n].ratio:>18.3f}" for n in names))
+        print(f"{'':>5}    cpu  {'':>7}  " + "  ".join(f"{row[n].cpu_ratio:>18.3f}" for n in names), flush=True)
     names = [name for name in next(iter(results.values())) if name != "plain"]
-    over = {f"{name}_over_sum": {str(tasks): round(row[name], 4) for tasks, row in results.items()} for name in names}
-    print(json.dumps(over))
+    over = {
+        f"{name}_over_sum": {str(tasks): round(row[name].ratio, 4) for tasks, row in results.items()} for name in names
+    }
+    cpu = {
+        f"{name}_cpu_over_sum": {str(tasks): round(row[name].cpu_ratio, 4) for tasks, row in results.items()}
+        for name in names
+    }
+    print(json.dumps(over | cpu))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 import tyro
 
-from benchmarks.trunk_heavy import random_batch, ratios_in_turn, training_step, trunk_heavy_task
+from benchmarks.trunk_heavy import measure_in_turn, random_batch, training_step, trunk_heavy_task
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.tasks.ranking import RankingConfig
 
@@ -49,15 +49,20 @@ def main() -> None:
         )
         for name, config in configs.items()
     }
-    ratios, times = ratios_in_turn(steps, dict.fromkeys(steps, command.rounds), command.device)
+    measured = measure_in_turn(steps, dict.fromkeys(steps, command.rounds), command.device)
     print(
-        f"batch {command.batch_size:,}, {command.threads} threads, {command.device}; plain step {times['plain']:.3f} s"
+        f"batch {command.batch_size:,}, {command.threads} threads, {command.device}; plain step {measured['plain'].seconds:.3f} s"
     )
-    print(f"{'method':<10}" + "".join(f"{f'rows {fraction:g}':>12}" for fraction in command.fractions))
-    over = {name: {str(f): round(ratios[f"{name} {f}"], 4) for f in command.fractions} for name in METHODS}
-    for name, row in over.items():
-        print(f"{name:<10}" + "".join(f"{value:>12.3f}" for value in row.values()))
-    print(json.dumps({f"{name}_over_plain": row for name, row in over.items()}))
+    print(f"{'method':<10}{'clock':>6}" + "".join(f"{f'rows {fraction:g}':>12}" for fraction in command.fractions))
+    report: dict[str, dict[str, float]] = {}
+    for name in METHODS:
+        rows = [measured[f"{name} {fraction}"] for fraction in command.fractions]
+        print(f"{name:<10}{'wall':>6}" + "".join(f"{row.ratio:>12.3f}" for row in rows))
+        print(f"{'':<10}{'cpu':>6}" + "".join(f"{row.cpu_ratio:>12.3f}" for row in rows))
+        fractions = [str(fraction) for fraction in command.fractions]
+        report[f"{name}_over_plain"] = {f: round(row.ratio, 4) for f, row in zip(fractions, rows, strict=True)}
+        report[f"{name}_cpu_over_plain"] = {f: round(row.cpu_ratio, 4) for f, row in zip(fractions, rows, strict=True)}
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,31 +54,47 @@ def training_step(task: RankingTask, batch: Batch, *, bf16: bool = False, unlabe
     return step
 
 
-def seconds(step: Step, device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    step()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+@dataclass(frozen=True)
+class Measured:
+    """Medians over rounds: seconds of a step, and over step "plain" of the same round its wall-clock and its CPU time.
 
-
-def ratios_in_turn(
-    steps: Mapping[str, Step], rounds: Mapping[str, int], device: str
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Let the steps take turns and compare each with step "plain" of the same round.
-
-    rounds: how often a step has its turn, by name. Returns by name the median ratio to "plain", and the median seconds.
+    The CPU time of all threads is what to look at on a machine that does other things too.
     """
+
+    seconds: float
+    ratio: float
+    cpu_ratio: float
+
+
+def measure_in_turn(steps: Mapping[str, Step], rounds: Mapping[str, int], device: str) -> dict[str, Measured]:
+    """Let the steps take turns, each as often as ``rounds`` says, and compare each with step "plain" of the same round."""
     for step in steps.values():
         step()  # warm up
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(max(rounds.values())):
         for name in steps if turn % 2 == 0 else reversed(list(steps)):  # nobody always runs behind the same neighbour
             if turn < rounds[name]:
-                times[name].append(seconds(steps[name], device))
-    ratios = {
-        name: statistics.median(t / p for t, p in zip(own, times["plain"], strict=False)) for name, own in times.items()
-    }
-    return ratios, {name: statistics.median(own) for name, own in times.items()}
+                times[name].append(_timed(steps[name], device))
+    measured = {}
+    for name, own in times.items():
+        ratios = [
+            (wall / plain, cpu / plain_cpu)
+            for (wall, cpu), (plain, plain_cpu) in zip(own, times["plain"], strict=False)
+        ]
+        measured[name] = Measured(
+            statistics.median(wall for wall, _ in own),
+            statistics.median(ratio for ratio, _ in ratios),
+            statistics.median(ratio for _, ratio in ratios),
+        )
+    return measured
+
+
+def _timed(step: Step, device: str) -> tuple[float, float]:
+    """Seconds of one step: wall clock, CPU time of all threads."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    started, cpu = time.perf_counter(), time.process_time()
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, time.process_time() - cpu
