@@ -4,11 +4,13 @@ Running the same command again goes on where a killed run stopped. ``repeat`` tr
 logged.
 """
 
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
+from rayrec.data.log import LogError
 from rayrec.tasks.task import COUNTS
 from rayrec.training.experiment import ScalingOptions
 from rayrec.training.kinds import read_experiment
@@ -18,6 +20,7 @@ from rayrec.training.ray_train import FinishedRun, fit
 from rayrec.training.retriever_run import RetrieverExperiment
 from rayrec.training.run_report import metric_names
 from rayrec.training.tracking import Tracker
+from rayrec.typed_json import ConfigError
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,10 @@ def print_result(finished: FinishedRun) -> None:
 
 
 def main() -> None:
-    train(tyro.cli(Command, description=__doc__))
+    try:
+        train(tyro.cli(Command, description=__doc__))
+    except (ConfigError, LogError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

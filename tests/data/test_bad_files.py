@@ -3,6 +3,7 @@
 The same for raw files, before they become a log: tests/data/importers/test_importing.py, and tests/jobs/test_import_logs.py.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import train
 from rayrec.data import log as log_module
 from rayrec.data.log import Log, LogError, LogWriter
 from rayrec.data.schema import (
@@ -148,6 +150,17 @@ def test_a_log_without_a_schema_or_with_a_broken_one_is_named(log: Log) -> None:
     (log.path / "schema.json").unlink()
     with pytest.raises(LogError, match=f"^{log.path}: not a log"):
         Log.open(log.path)
+
+
+def test_a_training_job_ends_with_one_line_and_leaves_nothing(
+    log: Log, file: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+    monkeypatch.setattr(sys, "argv", ["train", "ranker", "--name", "bad", "--log", str(log.path)])
+    with pytest.raises(SystemExit, match=rf"^error: {file}: not a readable Parquet file") as stop:
+        train.main()
+    assert "\n" not in str(stop.value.code)
+    assert not runs.exists()
 
 
 # Values: found when the block that holds them is read
