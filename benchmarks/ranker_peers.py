@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from rayrec.batch import Batch
 
-INSTALL = "the peers are not installed: pip install --no-deps deepctr-torch==0.3.0 fuxictr==2.3.10 h5py polars polars-runtime-32"
+INSTALL = "the peers are not installed: pip install --constraint requirements.lock --editable '.[bench]'"
 
 
 @dataclass(frozen=True)

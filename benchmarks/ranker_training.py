@@ -7,8 +7,8 @@ So ours also clips gradients and keeps training metrics; its embedding tables ar
 
 Tables: "small" has 1,000 ids a field; "criteo" has the field sizes of Criteo's Kaggle log, hashed to at most 100,000 ids a field.
 
-Peers, from PyPI (their pins are older than ours, hence without dependencies):
-pip install --no-deps deepctr-torch==0.3.0 fuxictr==2.3.10 h5py polars polars-runtime-32
+Peers, from PyPI:
+pip install --constraint requirements.lock "rayrec[bench]", or --editable ".[bench]" in a checkout.
 """
 
 import json

@@ -22,6 +22,7 @@ from rayrec.models.layers.dense_input import DenseInput
 from rayrec.models.layers.feed_forward import feed_forward
 from rayrec.models.layers.field_embedding import FieldEmbedding
 from rayrec.models.layers.interaction import CrossNetwork, DotInteraction
+from rayrec.models.layers.padded_linear import with_zero_columns
 from rayrec.models.layers.task_stack import StackedFeedForward
 
 
@@ -124,6 +125,7 @@ class Ranker(nn.Module):
         parallel = architecture.structure == "parallel"
         self.trunk = feed_forward(width if parallel else interacted, architecture.trunk, architecture.dropout)
         trunk_width = architecture.trunk[-1] if architecture.trunk else (width if parallel else interacted)
+        self.interacted_width, self.trunk_width = interacted, trunk_width
         shared = trunk_width + (interacted if parallel else 0)
         self.representation_width = shared  # D
         self.experts: StackedFeedForward | None = None
@@ -157,15 +159,15 @@ class Ranker(nn.Module):
 
     def represent_embedded(self, x: Tensor) -> Tensor:
         """h (B, D) of x (B, N) as ``embed`` gives it, perturbed or not."""
-        wide = x[:, self.wide_columns]
+        features, wide = x.tensor_split([self.wide_columns.start], dim=1)
         if self.wide_dense is not None:
             wide = wide + self.wide_dense(x[:, self.dense_columns])
-        x = self.embedding_dropout(x[:, : self.wide_columns.start])
-        interacted = self._interact(x)
+        features = with_zero_columns(self.embedding_dropout(features))
+        interacted = self._interact(features)
         if self.architecture.structure == "parallel":
-            h = torch.cat([interacted, self.trunk(x)], dim=1)
+            h = torch.cat([interacted[:, : self.interacted_width], self.trunk(features)[:, : self.trunk_width]], dim=1)
         else:
-            h = self.trunk(interacted)
+            h = self.trunk(interacted)[:, : self.trunk_width]
         if self.experts is not None and self.gates is not None:
             mixtures = self.experts(h)  # (E, B, De)
             h = torch.cat([mixtures.transpose(0, 1).flatten(1), self.gates(h)], dim=1)
@@ -206,6 +208,7 @@ class Ranker(nn.Module):
         return nn.Identity(), width
 
     def _interact(self, x: Tensor) -> Tensor:
+        """Both (B, ...) in and out with columns of zeros behind."""
         if not isinstance(self.interaction, DotInteraction):
             interacted: Tensor = self.interaction(x)
             return interacted
@@ -213,4 +216,5 @@ class Ranker(nn.Module):
         if self.dense_input.width:
             dense = self.dense_vector(x[:, self.dense_columns]).unsqueeze(1).to(vectors.dtype)
             vectors = torch.cat([vectors, dense], dim=1)
-        return torch.cat([x, self.interaction(vectors).to(x.dtype)], dim=1)
+        inputs = x[:, : self.wide_columns.start]
+        return with_zero_columns(torch.cat([inputs, self.interaction(vectors).to(x.dtype)], dim=1))

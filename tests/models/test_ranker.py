@@ -8,6 +8,7 @@ from rayrec.batch import Batch
 from rayrec.models.layers.dense_input import DenseInput
 from rayrec.models.layers.field_embedding import FieldEmbedding
 from rayrec.models.layers.interaction import CrossNetwork, DotInteraction
+from rayrec.models.layers.padded_linear import PaddedLinear, with_zero_columns
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 
 INPUTS = RankerInputs(
@@ -83,6 +84,33 @@ def test_low_rank_cross_is_a_full_one_with_the_product_of_its_factors() -> None:
             layer.weight.copy_(up.weight @ down.weight)
             layer.bias.copy_(up.bias)
     torch.testing.assert_close(low(x), full(x))
+
+
+def test_gradients_of_full_cross_layers_are_right() -> None:
+    network, x0 = CrossNetwork(5, 3).double(), torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    parameters = [x0, *network.parameters()]
+
+    def crossed(*_: Tensor) -> Tensor:  # gradcheck nudges the given tensors in place
+        out: Tensor = network(x0)
+        return out
+
+    assert torch.autograd.gradcheck(crossed, parameters)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_columns_of_zeros_behind_the_input_change_nothing(rank: int | None) -> None:
+    network, x = CrossNetwork(21, 2, rank=rank), torch.randn(6, 21, requires_grad=True)
+    layer = PaddedLinear(21, 3)
+    wide = with_zero_columns(x)
+    assert wide.shape == (6, 32)
+    assert not network(wide)[:, 21:].any()
+    results = []
+    for given in (x, wide):
+        out = torch.cat([network(given)[:, :21], layer(network(given)), layer(given)], dim=1)
+        gradients = torch.autograd.grad(out.square().sum(), [x, *network.parameters(), *layer.parameters()])
+        results.append((out, *gradients))
+    for expected, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_cross_layer_with_identity_weights_squares_its_input() -> None:

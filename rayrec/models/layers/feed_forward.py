@@ -4,12 +4,17 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from rayrec.models.layers.padded_linear import PaddedLinear
+
 
 def feed_forward(width: int, sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
-    """(B, width) to (B, sizes[-1]): each layer linear, ReLU, dropout; the identity when ``sizes`` is empty."""
+    """(B, width) to (B, sizes[-1]): each layer linear, ReLU, dropout; the identity when ``sizes`` is empty.
+
+    The input may have columns of zeros behind, see ``padded_linear``.
+    """
     layers: list[nn.Module] = []
     for size in sizes:
-        layers += [nn.Linear(width, size), nn.ReLU()]
+        layers += [nn.Linear(width, size) if layers else PaddedLinear(width, size), nn.ReLU()]
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
         width = size

@@ -1,17 +1,23 @@
 """Explicit feature interactions: the cross network of DCN-v2 and the dot products of DLRM."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 
 class CrossNetwork(nn.Module):
     """x_{l+1} = x_0 * (W_l x_l + b_l) + x_l (Wang et al. 2021, DCN V2, equation 1). (B, N) to (B, N).
 
+    The input may have columns of zeros behind, see ``padded_linear``; the output then has as many.
     rank: W_l = U_l V_l^T with that inner dimension (equation 2), or None for full matrices.
     """
 
     def __init__(self, width: int, layers: int, rank: int | None = None) -> None:
         super().__init__()
+        self.width, self.rank = width, rank
         self.layers = nn.ModuleList(
             nn.Linear(width, width)
             if rank is None
@@ -20,10 +26,53 @@ class CrossNetwork(nn.Module):
         )
 
     def forward(self, x0: Tensor) -> Tensor:
-        x = x0
+        extra = x0.shape[1] - self.width
+        if self.rank is None and not torch.is_autocast_enabled(x0.device.type):
+            layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+            weights = [pad(layer.weight, (0, extra, 0, extra)) if extra else layer.weight for layer in layers]
+            biases = [pad(layer.bias, (0, extra)) if extra else layer.bias for layer in layers]
+            crossed: Tensor = _FullCross.apply(x0, *weights, *biases)
+            return crossed
+        inputs = x0[:, : self.width]
+        x = inputs
         for layer in self.layers:
-            x = torch.addcmul(x, x0, layer(x).to(x0.dtype))
+            x = torch.addcmul(x, inputs, layer(x).to(x0.dtype))
+        return pad(x, (0, extra)) if extra else x
+
+
+class _FullCross(torch.autograd.Function):
+    """All full-matrix layers at once: x0 (B, N), weights (N, N), then biases (N,). Backward adds into its results where autograd
+    would write each term to memory of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x0: Tensor, *parameters: Tensor) -> Tensor:
+        layers = len(parameters) // 2
+        weights, biases = parameters[:layers], parameters[layers:]
+        inputs, projected = [], []
+        x = x0
+        for weight, bias in zip(weights, biases, strict=True):
+            inputs.append(x)
+            projected.append(torch.addmm(bias, x, weight.t()))
+            x = torch.addcmul(x, x0, projected[-1])
+        ctx.save_for_backward(*weights, *inputs, *projected)
         return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        layers = len(ctx.saved_tensors) // 3
+        weights, inputs, projected = (ctx.saved_tensors[i * layers : (i + 1) * layers] for i in range(3))
+        x0 = inputs[0]
+        at_weights, at_biases = [], []
+        at_x0, at_projected = torch.zeros_like(x0), torch.empty_like(x0)
+        at_x = gradient  # the gradient at a layer's output, then at its input
+        for i in reversed(range(layers)):
+            torch.mul(at_x, x0, out=at_projected)
+            at_x0.addcmul_(at_x, projected[i])
+            at_weights.append(at_projected.t() @ inputs[i])
+            at_biases.append(at_projected.sum(0))
+            at_x = torch.addmm(at_x, at_projected, weights[i])
+        return (at_x0.add_(at_x), *reversed(at_weights), *reversed(at_biases))
 
 
 class DotInteraction(nn.Module):
