@@ -1,0 +1,113 @@
+"""Semantic IDs of a catalogue: python -m jobs.semantic_ids --sequences SEQUENCES --embeddings EMBEDDINGS --out IDS.
+
+Residual k-means by default (seconds), or an RQ-VAE. Without embeddings the items' attributes are embedded instead. OUT/report
+shows usage, collisions, reconstruction, and items that share prefixes.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from rayrec.data.sequences import SequenceData, read_sequences
+from rayrec.data.sequences.item_embeddings import read_embeddings
+from rayrec.reporting import Section, Table, write_page
+from rayrec.retrieval.attribute_embeddings import attribute_embeddings
+from rayrec.retrieval.semantic_ids import SemanticIds
+from rayrec.retrieval.semantic_tokenizer import TokenizedItems, TokenizerConfig, fit_tokenizer
+from rayrec.tasks.semantic_id_files import write_semantic_ids
+from rayrec.typed_json import ConfigError
+
+ATTRIBUTES = "attributes"
+
+
+@dataclass(frozen=True)
+class MakeSemanticIds:
+    """Quantize item embeddings.
+
+    embeddings: folder of jobs.embed_items; None = attributes, embedded in ``attribute_dim`` dimensions.
+    """
+
+    sequences: Path
+    out: Path
+    embeddings: Path | None = None
+    attribute_dim: int = 128
+    tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=TokenizerConfig)
+
+
+def run(command: MakeSemanticIds) -> TokenizedItems:
+    """Fit, write and print the report."""
+    started, data = time.perf_counter(), read_sequences(command.sequences)
+    raw, encoder = item_embeddings(data, command)
+    items = fit_tokenizer(raw, command.tokenizer, _say)
+    folder = write_semantic_ids(command.out, items, encoder)
+    write_page(folder / "report", f"Semantic IDs: {data.source or command.sequences.name}", sections(items, data))
+    found = items.report
+    print(f"{'level':<8}{'reconstruction error':>22}{'codes used':>12}{'perplexity':>12}")
+    for level, row in enumerate(zip(found.reconstruction_error, found.usage, found.perplexity, strict=True), 1):
+        print(f"{level:<8}{row[0]:>22.4f}{row[1]:>12.3f}{row[2]:>12.1f}")
+    print(f"items that share their codes: {found.collision_rate:.4f}; largest collision: {found.largest_collision}")
+    print(
+        f"{folder}: {items.ids.num_items:,} items of {items.ids.level_sizes} codes, {time.perf_counter() - started:.1f} s"
+    )
+    return items
+
+
+def item_embeddings(data: SequenceData, command: MakeSemanticIds) -> tuple[torch.Tensor, str]:
+    """Raw embeddings (N, E) and what made them. Raises ConfigError when there is neither text nor an attribute."""
+    if command.embeddings is not None:
+        found, record = read_embeddings(command.embeddings, data.interactions.num_items)
+        return torch.from_numpy(found), record.encoder
+    attributes = data.items.attributes.to_pylist()
+    if not any(attributes):
+        raise ConfigError(f"{command.sequences}: its items have no attributes; give embeddings of jobs.embed_items")
+    return attribute_embeddings(attributes, command.attribute_dim), ATTRIBUTES
+
+
+def sections(items: TokenizedItems, data: SequenceData) -> tuple[Section, ...]:
+    """What the IDs are worth, and items that share prefixes."""
+    found = items.report
+    rows = tuple(
+        (str(level), f"{error:.4f}", f"{usage:.3f}", f"{perplexity:.1f}")
+        for level, (error, usage, perplexity) in enumerate(
+            zip(found.reconstruction_error, found.usage, found.perplexity, strict=True), 1
+        )
+    )
+    text = (
+        f"{found.collision_rate:.2%} of the items share their codes with another one; the largest collision has "
+        f"{found.largest_collision} items. Reconstruction error is the mean squared error over the variance."
+    )
+    table = Table(("level", "reconstruction error", "share of codes used", "perplexity"), rows)
+    return (Section("Codebooks", text, table=table), *(_shared(items.ids, data, depth) for depth in (1, 2)))
+
+
+def _shared(ids: SemanticIds, data: SequenceData, depth: int, groups: int = 5, members: int = 4) -> Section:
+    """Some of the largest groups of items with the same first ``depth`` codes."""
+    prefixes, inverse, counts = ids.codes[:, :depth].unique(dim=0, return_inverse=True, return_counts=True)
+    rows = []
+    for group in counts.argsort(descending=True, stable=True)[:groups].tolist():
+        for row in (inverse == group).nonzero().squeeze(1)[:members].tolist():
+            name = data.items.texts[row].as_py() or data.items.names[row].as_py()
+            rows.append(("-".join(map(str, prefixes[group].tolist())), str(int(counts[group])), name[:120]))
+    return Section(f"Items that share {depth} code{'s' if depth > 1 else ''}",
+                   table=Table(("prefix", "items", "some of them"), tuple(rows)))  # fmt: skip
+
+
+def _say(epoch: int, train: float, held_out: float) -> None:
+    if epoch % 100 == 0:
+        print(f"epoch {epoch:,}: training loss {train:.4f}, held-out reconstruction {held_out:.4f}", flush=True)
+
+
+def main() -> None:
+    try:
+        run(tyro.cli(MakeSemanticIds, description=__doc__))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

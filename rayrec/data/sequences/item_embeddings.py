@@ -1,0 +1,78 @@
+"""Text embeddings of a catalogue on disk, in shards that appear one by one, so that an interrupted job goes on where it was.
+
+<folder>/embeddings.json        encoder, dim, items, items a shard
+<folder>/part-00000.parquet     embedding: fixed-size list of float32; row r of shard s is item s * shard + r + 1
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+
+
+@dataclass(frozen=True)
+class EmbeddingRecord:
+    """What ``embeddings.json`` holds. source: what says which texts they are, a hash."""
+
+    encoder: str
+    dim: int
+    items: int
+    shard: int
+    source: str
+
+    @property
+    def shards(self) -> int:
+        return -(-self.items // self.shard)
+
+
+def open_embeddings(folder: Path, record: EmbeddingRecord) -> list[int]:
+    """Make the folder, or find it again: the shards that are still to be written.
+
+    Raises ConfigError when it holds embeddings of other texts or by another encoder.
+    """
+    file = folder / "embeddings.json"
+    if file.is_file():
+        found = from_json(EmbeddingRecord, file.read_bytes(), str(file))
+        if found != record:
+            raise ConfigError(f"{folder} holds other embeddings ({found}); choose another folder or remove it")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(file, to_json(record))
+    return [shard for shard in range(record.shards) if not _part(folder, shard).is_file()]
+
+
+def write_shard(folder: Path, shard: int, embeddings: NDArray[np.float32]) -> None:
+    """Embeddings (n, E) of one shard; the file appears whole."""
+    flat = pa.array(embeddings.astype(np.float32).ravel())
+    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])})
+    partial = folder / f".part-{shard:05d}.{os.getpid()}.partial"
+    pq.write_table(table, partial)
+    partial.rename(_part(folder, shard))
+
+
+def read_embeddings(folder: Path, num_items: int) -> tuple[NDArray[np.float32], EmbeddingRecord]:
+    """(N, E) of all items. Raises ConfigError when shards are missing or the catalogue has another number of items."""
+    file = folder / "embeddings.json"
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; make it with python -m jobs.embed_items")
+    record = from_json(EmbeddingRecord, file.read_bytes(), str(file))
+    if record.items != num_items:
+        raise ConfigError(f"{folder}: embeddings of {record.items:,} items for a catalogue of {num_items:,}")
+    missing = [shard for shard in range(record.shards) if not _part(folder, shard).is_file()]
+    if missing:
+        raise ConfigError(f"{_part(folder, missing[0])} is missing; run python -m jobs.embed_items again to go on")
+    parts = [pq.read_table(_part(folder, s)).column("embedding").combine_chunks() for s in range(record.shards)]
+    found = np.concatenate([part.flatten().to_numpy() for part in parts]).reshape(-1, record.dim)
+    if len(found) != num_items:
+        raise ConfigError(f"{folder}: {len(found):,} embeddings, expected {num_items:,}")
+    return found, record
+
+
+def _part(folder: Path, shard: int) -> Path:
+    return folder / f"part-{shard:05d}.parquet"

@@ -1,0 +1,147 @@
+"""A dense index of items by inner product: exact, FAISS HNSW or IVF-PQ behind one class; new items can be added."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """method: "exact" compares all; "hnsw" walks a graph of ``links`` neighbours a node; "ivf_pq" compares codes of
+    ``code_bytes`` bytes in ``probes`` of ``lists`` clusters, and the ``rerank`` * k best again by 8 bits a dimension.
+
+    links, build_effort, search_effort: of HNSW (its M, efConstruction, efSearch).
+    lists: None = about 4 * sqrt(items). rerank: 0 = codes decide alone.
+    """
+
+    method: Literal["exact", "hnsw", "ivf_pq"] = "exact"
+    links: int = 32
+    build_effort: int = 80
+    search_effort: int = 64
+    lists: int | None = None
+    probes: int = 32
+    code_bytes: int = 32
+    rerank: int = 10
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("links", "build_effort", "search_effort", "probes", "code_bytes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if (self.lists is not None and self.lists < 1) or self.rerank < 0:
+            raise ValueError("lists must be at least 1 and rerank at least 0")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """rows: (B, k) int64, best first, -1 where fewer were found. scores: (B, k) float32 inner products, -inf there."""
+
+    rows: Tensor
+    scores: Tensor
+
+
+class DenseIndex:
+    """Vectors by row number, in the order in which they were added. Build one by ``DenseIndex.build`` or ``load``."""
+
+    def __init__(self, index: faiss.Index, config: IndexConfig) -> None:
+        self._index, self.config = index, config
+        faiss.omp_set_num_threads(config.threads)
+        self._tune()
+
+    @staticmethod
+    def build(vectors: Tensor, config: IndexConfig) -> "DenseIndex":
+        """Of vectors (N, D) float32. Raises ValueError when IVF-PQ gets too few of them or D is no multiple of its code bytes."""
+        faiss.omp_set_num_threads(config.threads)
+        data = _as_array(vectors)
+        index = _empty(data.shape[1], len(data), config)
+        if not index.is_trained:
+            sample = np.random.default_rng(0).permutation(len(data))[: 50 * _lists(len(data), config)]
+            index.train(data[np.sort(sample)])
+        index.add(data)
+        return DenseIndex(index, config)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        return int(self._index.d)
+
+    def add(self, vectors: Tensor) -> None:
+        """Append vectors (n, D); they can be found at once."""
+        self._index.add(_as_array(vectors))
+
+    def search(self, queries: Tensor, k: int) -> Neighbours:
+        """The k vectors of largest inner product with each query (B, D)."""
+        if queries.shape[1] != self.dim:
+            raise ValueError(f"queries of {queries.shape[1]} dimensions for an index of {self.dim}")
+        scores, rows = self._index.search(_as_array(queries), k)
+        missing = torch.from_numpy(rows) < 0
+        return Neighbours(torch.from_numpy(rows), torch.from_numpy(scores).masked_fill(missing, -torch.inf))
+
+    def save(self, file: Path) -> Path:
+        """Write FAISS's own format (numbers only) under a temporary name, then rename."""
+        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        faiss.write_index(self._index, str(partial))
+        partial.rename(file)
+        return file
+
+    @staticmethod
+    def load(file: Path, config: IndexConfig) -> "DenseIndex":
+        """Raises ValueError when the file is no index."""
+        try:
+            return DenseIndex(faiss.read_index(str(file)), config)
+        except RuntimeError as error:
+            raise ValueError(f"{file}: {str(error).splitlines()[-1]}") from None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the serialized index."""
+        writer = faiss.VectorIOWriter()
+        faiss.write_index(self._index, writer)
+        return int(writer.data.size())
+
+    def _tune(self) -> None:
+        """Search settings are no part of the file."""
+        index = faiss.downcast_index(self._index)
+        if isinstance(index, faiss.IndexRefine):
+            index.k_factor = float(max(self.config.rerank, 1))
+            index = faiss.downcast_index(index.base_index)
+        if isinstance(index, faiss.IndexIVF):
+            index.nprobe = min(self.config.probes, index.nlist)
+        if isinstance(index, faiss.IndexHNSW):
+            index.hnsw.efSearch = self.config.search_effort
+
+
+def _empty(dim: int, count: int, config: IndexConfig) -> faiss.Index:
+    metric = faiss.METRIC_INNER_PRODUCT
+    if config.method == "exact":
+        return faiss.IndexFlatIP(dim)
+    if config.method == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, config.links, metric)
+        index.hnsw.efConstruction = config.build_effort
+        return index
+    lists = _lists(count, config)
+    if dim % config.code_bytes:
+        raise ValueError(f"{dim} dimensions are no multiple of code_bytes {config.code_bytes}")
+    if count < max(256, lists):
+        raise ValueError(f"ivf_pq needs at least {max(256, lists)} vectors to learn its codes from, not {count}")
+    description = f"IVF{lists},PQ{config.code_bytes}" + (",Refine(SQ8)" if config.rerank else "")
+    made = faiss.index_factory(dim, description, metric)
+    # polysemous training serves Hamming distances, which nothing here uses; it takes seconds however few vectors there are
+    faiss.downcast_index(faiss.extract_index_ivf(made)).do_polysemous_training = False
+    return made
+
+
+def _lists(count: int, config: IndexConfig) -> int:
+    return config.lists or max(1, int(4 * count**0.5))
+
+
+def _as_array(vectors: Tensor) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
+    return np.ascontiguousarray(vectors.detach().cpu().float().numpy())
