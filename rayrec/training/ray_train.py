@@ -16,7 +16,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from rayrec.reporting import Section, write_page
@@ -136,6 +136,7 @@ def ray_train_settings(folder: Path, scaling: ScalingOptions) -> RayTrainSetting
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),  # the loop reports its own progress
         ),
     )
 
@@ -158,8 +159,7 @@ def _train(folder: Path, record: RunRecord, scaling: ScalingOptions) -> Path:
 
 def worker_loop(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs; ``config`` holds the run's record as plain JSON."""
-    for name in ("ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the loop reports its own progress
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     record = from_plain(RunRecord, config["record"], "the run's record")
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
