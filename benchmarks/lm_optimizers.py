@@ -55,7 +55,7 @@ class Benchmark:
 
     source: Path = Path("shared/data/amazon2018_scientific_text")
     out: Path = field(default_factory=lambda: runs_folder() / "lm-optimizers")
-    documents: int = 1200
+    documents: int = 800
     vocabulary: int = 1024
     block_tokens: int = 128
     batch_size: int = 8
@@ -158,7 +158,7 @@ class Study:
                 warmup_steps=self.steps // 10,
                 schedule="cosine",
                 gradient_clip=1.0,
-                evaluate_every_steps=max(1, self.steps // 8),
+                evaluate_every_steps=max(1, self.steps // 6),
                 patience=None,
                 threads=benchmark.threads,
             ),
