@@ -134,9 +134,13 @@ def _empty(dim: int, count: int, config: IndexConfig) -> faiss.Index:
         raise ValueError(f"ivf_pq needs at least {max(256, lists)} vectors to learn its codes from, not {count}")
     description = f"IVF{lists},PQ{config.code_bytes}" + (",Refine(SQ8)" if config.rerank else "")
     made = faiss.index_factory(dim, description, metric)
-    # polysemous training serves Hamming distances, which nothing here uses; it takes seconds however few vectors there are
-    faiss.downcast_index(faiss.extract_index_ivf(made)).do_polysemous_training = False
+    _train_without_polysemy(faiss.downcast_index(faiss.extract_index_ivf(made)))
     return made
+
+
+def _train_without_polysemy(index: Any) -> None:
+    """Polysemous training serves Hamming distances, which nothing here uses; it takes seconds however few vectors there are."""
+    index.do_polysemous_training = False
 
 
 def _lists(count: int, config: IndexConfig) -> int:

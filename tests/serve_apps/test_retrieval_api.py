@@ -1,0 +1,234 @@
+"""What a client of the retrieval service sees, without Ray: answers of each method, new items, refusals."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
+from rayrec.models.sasrec import SASRec, SASRecConfig
+from rayrec.models.t5 import T5Config
+from rayrec.retrieval.beam_search import beam_search
+from rayrec.retrieval.index import IndexConfig
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
+from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.retrieval.trie import ItemTrie
+from rayrec.retriever_bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.tasks.retrieval import RetrievalConfig
+from rayrec.text.encoder import TextEncoder, TextEncoderConfig
+from serve_apps.ranking_request import RequestError
+from serve_apps.retrieval_api import build_retrieval_app
+from serve_apps.served_ranker import ModelReference
+from serve_apps.served_retriever import (
+    NewItem,
+    Retrieved,
+    RetrieveRequest,
+    ServedRetriever,
+    load_served_retriever,
+)
+from serve_apps.serving_metrics import ServingMetrics
+
+WORDS = ["red", "blue", "green", "shoe", "lamp", "book", "tea", "pan"]
+TEXTS = [f"{a} {b}" for a in WORDS for b in WORDS if a != b]  # 56 items
+LIGER = LigerConfig(
+    T5Config(dim=16, feed_forward=16, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1),
+    projection=(8,),
+    max_length=6,
+)
+
+
+class InProcess:
+    """A RetrievalService that answers each request by itself."""
+
+    def __init__(self, retriever: ServedRetriever) -> None:
+        self.current = retriever
+
+    async def retrieve(self, retriever: ServedRetriever, request: RetrieveRequest) -> Retrieved:
+        (answer,) = retriever.retrieve([request])
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+    async def add(self, retriever: ServedRetriever, item: NewItem) -> Mapping[str, Any]:
+        return retriever.add(item)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny text encoder in a local folder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = BertConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    BertModel(shape).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bundle(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LIGER with random weights over 56 items with text; the last three are cold."""
+    items = fit_tokenizer(
+        TextEncoder(TextEncoderConfig(encoder))(TEXTS), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 8))
+    )
+    seen = torch.ones(57, dtype=torch.bool)
+    seen[[0, 54, 55, 56]] = False
+    text = torch.nn.functional.pad(items.embeddings, (0, 0, 1, 0))
+    torch.manual_seed(0)
+    model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), LIGER)
+    ids = SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config)
+    return save_retriever(
+        tmp_path_factory.mktemp("bundle") / "liger",
+        modules=RetrieverModules(model, items.tokenizer),
+        saved=SavedRetriever(RetrievalConfig(model="liger", liger=LIGER), 56, ids),
+        names=tuple(TEXTS),
+        metrics={},
+        run_config={},
+    )
+
+
+def served(bundle: Path, journal: Path, index: IndexConfig | None = None) -> ServedRetriever:
+    return load_served_retriever(ModelReference(str(bundle), "liger", "1"), journal, index or IndexConfig())
+
+
+def client_of(retriever: ServedRetriever) -> TestClient:
+    app = build_retrieval_app(InProcess(retriever), ServingMetrics(), max_body_bytes=20_000, token_sha256=None)
+    return TestClient(app, base_url="http://127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    return client_of(served(bundle, tmp_path_factory.mktemp("journal")))
+
+
+HISTORY = ["red shoe", "blue lamp"]
+
+
+@torch.no_grad()
+def test_each_method_answers_with_the_models_own_ranking(bundle: Path, client: TestClient, tmp_path: Path) -> None:
+    retriever = served(bundle, tmp_path)
+    model = retriever.bundle.model
+    assert isinstance(model, Liger)
+    history = torch.tensor([[TEXTS.index(item) + 1 for item in HISTORY]])
+    dense = model.dense_scores(history)[0]
+    generated = beam_search(ItemTrie.of(model.item_tokens), model.decoding(history), 20).items[0].tolist()
+    wanted = {
+        "dense": dense.topk(5).indices.tolist(),
+        "generative": generated[:5],
+        "hybrid": sorted({*generated, 54, 55, 56}, key=lambda i: -float(dense[i]))[:5],
+    }
+    for method, numbers in wanted.items():
+        reply = client.post("/v1/retrieve", json={"history": HISTORY, "k": 5, "method": method}).json()
+        assert reply["items"] == [TEXTS[i - 1] for i in numbers]
+        assert reply["scores"] == sorted(reply["scores"], reverse=True)
+        assert reply["model"] == "liger/1"
+    assert client.post("/v1/retrieve", json={"history": HISTORY}).json()["method"] == "hybrid"
+
+
+def test_a_request_gets_the_same_answer_alone_and_in_a_batch(bundle: Path, tmp_path: Path) -> None:
+    retriever = served(bundle, tmp_path)
+    requests = [
+        RetrieveRequest(history=HISTORY, k=4, method=method) for method in ("dense", "generative", "hybrid")
+    ] + [RetrieveRequest(history=TEXTS[:9], k=7)]
+    together = retriever.retrieve(requests)
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = retriever.retrieve([request])
+        assert isinstance(answer, Retrieved)
+        assert isinstance(alone, Retrieved)
+        assert answer.items == alone.items
+        assert answer.scores == pytest.approx(alone.scores, abs=1e-5)
+
+
+def test_filters_leave_out_items_and_still_give_k(client: TestClient) -> None:
+    plain = client.post("/v1/retrieve", json={"history": HISTORY, "k": 6, "method": "dense"}).json()["items"]
+    body = {
+        "history": [*HISTORY, "unheard of"],
+        "k": 6,
+        "method": "dense",
+        "exclude": plain[:3],
+        "exclude_history": True,
+    }
+    reply = client.post("/v1/retrieve", json=body).json()
+    assert len(reply["items"]) == 6
+    assert not set(reply["items"]) & {*plain[:3], *HISTORY}
+    assert reply["ignored"] == ["unheard of"]
+
+
+@pytest.mark.parametrize("method", ["exact", "hnsw"])
+def test_a_cold_item_added_by_text_is_retrieved_by_the_next_request_on_every_replica(
+    bundle: Path, tmp_path: Path, method: Any
+) -> None:
+    replicas = [served(bundle, tmp_path, IndexConfig(method)) for _ in range(2)]
+    clients = [client_of(replica) for replica in replicas]
+    reply = clients[0].post("/v1/items", json={"item": "new", "text": "red red shoe"})
+    assert reply.status_code == 201
+    assert reply.json()["number"] == 57
+    assert len(reply.json()["semantic_id"]) == 3
+    for client in clients:
+        for way in ("dense", "hybrid"):
+            body = {"history": HISTORY, "k": 60, "method": way}
+            assert "new" in client.post("/v1/retrieve", json=body).json()["items"]
+        assert client.post("/v1/retrieve", json={"history": ["new"], "k": 3}).status_code == 200
+        assert client.get("/v1/model").json()["items_added"] == 1
+    assert clients[1].post("/v1/items", json={"item": "new", "text": "again"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"k": 3}, "history"),
+        ({"history": []}, "history"),
+        ({"history": ["nobody knows"]}, "history"),
+        ({"history": HISTORY, "k": 0}, "k"),
+        ({"history": HISTORY, "k": 201}, "k"),
+        ({"history": HISTORY, "method": "magic"}, "method"),
+        ({"history": HISTORY, "colour": "red"}, "colour"),
+        ({"history": [1]}, "history"),
+    ],
+)
+def test_a_wrong_request_names_its_field(client: TestClient, body: dict[str, Any], field: str) -> None:
+    reply = client.post("/v1/retrieve", json=body)
+    assert reply.status_code == 422
+    assert field in [problem["loc"][1] for problem in reply.json()["detail"]]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(["history", "k", "method", "exclude", "exclude_history", "item", "text", "other"]),
+    JSON | st.just(HISTORY),
+    max_size=5,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(FIELDS | JSON, st.sampled_from(["/v1/retrieve", "/v1/items"]))
+def test_generated_bad_requests_never_end_in_a_server_error(client: TestClient, body: Any, path: str) -> None:
+    assert client.post(path, json=body).status_code < 500
+
+
+def test_a_model_that_knows_items_by_number_retrieves_and_refuses_new_ones(tmp_path: Path) -> None:
+    config = SASRecConfig(dim=8, layers=1, max_length=4)
+    folder = save_retriever(
+        tmp_path / "sasrec", modules=RetrieverModules(SASRec(20, config), None),
+        saved=SavedRetriever(RetrievalConfig(sasrec=config), 20, None), names=tuple(map(str, range(1, 21))), metrics={},
+        run_config={},
+    )  # fmt: skip
+    retriever = served(folder, tmp_path)
+    client = client_of(retriever)
+    with torch.no_grad():
+        wanted = retriever.bundle.model.scores(torch.tensor([[3, 4]]))[0].topk(3).indices.tolist()  # type: ignore[union-attr]
+    assert client.post("/v1/retrieve", json={"history": ["3", "4"], "k": 3}).json()["items"] == [str(i) for i in wanted]
+    refused = client.post("/v1/items", json={"item": "new", "text": "words"})
+    assert refused.status_code == 422
+    assert "cannot take new ones" in refused.json()["detail"][0]["msg"]
+    assert client.post("/v1/retrieve", json={"history": ["3"], "method": "hybrid"}).status_code == 422
