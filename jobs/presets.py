@@ -1,4 +1,4 @@
-"""Starting settings of a ranker for each data set, tuned on its validation split; a sweep goes on from here."""
+"""Starting settings of a ranker for each data set, chosen on its validation split; a sweep goes on from here."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,29 +16,33 @@ def experiment_for(dataset: Literal["simulated"] | PublicName, log: Path) -> Ran
     """The experiment for ``log``, the data set of that name as imported or simulated."""
     match dataset:
         case "simulated" | "criteo":
-            return _experiment(log, batch_size=2048, epochs=2)
+            return _many_rows(log, batch_size=2048, epochs=2)
         case "census-income" | "census-income-education":
-            return _experiment(log, batch_size=1024, epochs=6, learning_rate=1e-3)
-        case "kuairand":
-            return _experiment(log, batch_size=1024, epochs=10, embedding_weight_decay=1e-3, embedding_dropout=0.3)
-        case "ipinyou" | "open-bandit" | "coat":
-            return _experiment(log, batch_size=512, epochs=6, embedding_weight_decay=1e-3)
+            return _many_rows(log, batch_size=1024, epochs=4)
+        case "kuairand" | "ipinyou" | "open-bandit" | "coat":
+            return _few_rows_many_ids(log)
 
 
-def _experiment(
-    log: Path,
-    *,
-    batch_size: int,
-    epochs: int,
-    learning_rate: float = 1e-3,
-    embedding_weight_decay: float = 0.0,
-    embedding_dropout: float = 0.0,
-) -> RankerExperiment:
-    architecture = RankerArchitecture(trunk=(128, 64), tower=(32,), dropout=0.1, embedding_dropout=embedding_dropout)
+def _many_rows(log: Path, *, batch_size: int, epochs: int) -> RankerExperiment:
+    """Enough rows for each id to learn interactions."""
+    return RankerExperiment(
+        log,
+        ranking=RankingConfig(RankerArchitecture(trunk=(128, 64), tower=(32,), dropout=0.2)),
+        optimizer=OptimizerConfig(embedding_learning_rate=0.05),
+        loop=LoopConfig(epochs=epochs, schedule="linear"),
+        stream=StreamConfig(batch_size=batch_size),
+    )
+
+
+def _few_rows_many_ids(log: Path) -> RankerExperiment:
+    """Ids seen a few times each: the wide part learns fast, the deep one is small and sees half of its inputs."""
+    architecture = RankerArchitecture(
+        embedding_dim=8, cross_layers=0, trunk=(32,), tower=(), dropout=0.5, embedding_dropout=0.5
+    )
     return RankerExperiment(
         log,
         ranking=RankingConfig(architecture),
-        optimizer=OptimizerConfig(learning_rate=learning_rate, embedding_weight_decay=embedding_weight_decay),
-        loop=LoopConfig(epochs=epochs),
-        stream=StreamConfig(batch_size=batch_size),
+        optimizer=OptimizerConfig(embedding_learning_rate=0.2, embedding_weight_decay=1e-4),
+        loop=LoopConfig(epochs=10),
+        stream=StreamConfig(batch_size=256),
     )

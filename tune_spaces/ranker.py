@@ -7,9 +7,10 @@ from rayrec.training.sweeping import SweepSpace
 SPACE = SweepSpace(
     {
         "optimizer.learning_rate": tune.loguniform(3e-4, 1e-2),
-        "optimizer.embedding_learning_rate": tune.loguniform(3e-3, 1e-1),
+        "optimizer.embedding_learning_rate": tune.loguniform(1e-2, 3e-1),
         "optimizer.weight_decay": tune.loguniform(1e-6, 1e-2),
-        "ranking.architecture.dropout": tune.uniform(0.0, 0.3),
-        "ranking.architecture.cross_layers": tune.choice([1, 2, 3]),
+        "optimizer.embedding_weight_decay": tune.loguniform(1e-6, 1e-3),
+        "ranking.architecture.dropout": tune.uniform(0.0, 0.5),
+        "ranking.architecture.cross_layers": tune.choice([0, 1, 2, 3]),
     }
 )
