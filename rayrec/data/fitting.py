@@ -24,7 +24,7 @@ from rayrec.data.schema import (
 
 _COUNTED = 4
 _LEAST_COUNTED = 1_000_000
-_PENDING = 500_000
+_PENDING = 100_000
 
 
 class SchemaFitter:
