@@ -46,6 +46,8 @@ class LoopConfig:
     evaluate_every_steps: None = at the end of each epoch.
     checkpoint_every_steps: checkpoints between evaluations; None = only at evaluations.
     patience: stop after that many evaluations without a gain of ``min_gain``; None = never stop early.
+    keep: the weights a run ends with: of its best evaluation, or the last ones (then nothing stops early): where the validation
+    split is not what the model will serve, as for a student of UKDSL, whose validation rows are impressions.
     precision: "bfloat16" runs matrix products in bf16 (autocast); "auto" does so on GPUs.
     threads: intra-op CPU threads of this worker; None leaves torch's setting.
     """
@@ -60,6 +62,7 @@ class LoopConfig:
     checkpoint_every_steps: int | None = None
     patience: int | None = 2
     min_gain: float = 0.0
+    keep: Literal["best", "last"] = "best"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int | None = None
     progress_seconds: float = 5.0
@@ -359,7 +362,7 @@ class _Loop(Generic[B]):
         points.append(CurvePoint(progress.step, epoch, "valid", "", self.task.objective_name.split("/")[1], objective))
         sign = 1.0 if self.task.objective_mode == "max" else -1.0
         best = progress.best_objective
-        gained = best is None or sign * (objective - best) > self.config.min_gain
+        gained = self.config.keep == "last" or best is None or sign * (objective - best) > self.config.min_gain
         if gained:
             state.best = copy_weights(state.model)
             progress = replace(progress, best_objective=objective, best_step=progress.step, evaluations_without_gain=0)
@@ -369,7 +372,7 @@ class _Loop(Generic[B]):
         if self.leads:
             metrics = {f"valid/{p.task}/{p.metric}" if p.task else f"valid/{p.metric}": p.value for p in points}
             self.log_metrics(metrics, progress.step)
-            mark = "best so far" if gained else f"best {state.progress.best_objective:.5f} at {progress.best_step:,}"
+            mark = "kept" if gained else f"best {state.progress.best_objective:.5f} at {progress.best_step:,}"
             self.say(f"step {progress.step:,}: {self.task.objective_name} {objective:.5f} ({mark})")
         self._checkpoint()
         patience = self.config.patience

@@ -1,0 +1,88 @@
+"""Rank a model's features without labels (SSFS): python -m jobs.select_features --bundle BUNDLE --log UNLABELED --keep 20.
+
+Prints every feature's influence and the ``ignored_features`` of a student that keeps the most influential ones.
+"""
+
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from rayrec.bundle import load_bundle
+from rayrec.data.log import Log
+from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.methods.feature_selection import (
+    FeatureSelectionConfig,
+    influences,
+    keep_most_influential,
+    permutation_importances,
+)
+from rayrec.scoring import features_of
+from rayrec.typed_json import to_json, write_text_atomically
+
+
+@dataclass(frozen=True)
+class SelectFeatures:
+    """Rank features by how much the predictions move when each is spoiled.
+
+    log: any log with the model's features; its labels are used only if ``labeled`` asks for permutation importance, to compare.
+    keep: how many features to keep. rows: at most that many are looked at, in shuffled order. out: also write the result as JSON.
+    """
+
+    bundle: Path
+    log: Path
+    keep: int
+    split: Literal["train", "valid", "test"] = "train"
+    rows: int = 65_536
+    batch_size: int = 4096
+    labeled: bool = False
+    out: Path | None = None
+    config: Annotated[FeatureSelectionConfig, tyro.conf.arg(name="")] = field(default_factory=FeatureSelectionConfig)
+
+
+@dataclass(frozen=True)
+class FeatureRanking:
+    """influence: of a feature, the sum over tasks of its share of a task's total. kept, ignored: names, most influential first."""
+
+    influence: dict[str, float]
+    kept: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def run(command: SelectFeatures) -> FeatureRanking:
+    """Rank, print and (where asked) write."""
+    bundle, log = load_bundle(command.bundle), Log.open(command.log)
+    view = Log(log.path, features_of(bundle.schema, log.schema, log.path))
+    rows = min(command.rows, view.rows(command.split))
+    size = min(command.batch_size, rows)
+    measure = permutation_importances if command.labeled else influences
+    with closing(LogStream(view, command.split, StreamConfig(size, reader="in_process"))) as stream:
+        found = measure(bundle.model, islice(stream.epoch_batches(), max(1, rows // size)), command.config)  # (F, T)
+    shares = torch.nan_to_num(found / found.clamp_min(0.0).sum(0)).sum(1)  # tasks differ in scale
+    schema = bundle.schema
+    names = [feature.name for part in (schema.dense, schema.categorical, schema.sequences) for feature in part]
+    influence = dict(sorted(zip(names, shares.tolist(), strict=True), key=lambda pair: -pair[1]))
+    kept = keep_most_influential(influence, budget=command.keep)
+    ranking = FeatureRanking(influence, kept, tuple(name for name in influence if name not in kept))
+    for name, value in influence.items():
+        print(f"{'keep' if name in kept else '    '}  {value:.6f}  {name}")
+    print(f"--experiment.ignored-features {' '.join(ranking.ignored)}")
+    if command.out is not None:
+        write_text_atomically(command.out, to_json(ranking))
+    return ranking
+
+
+def main() -> None:
+    try:
+        run(tyro.cli(SelectFeatures, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
