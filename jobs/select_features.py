@@ -47,7 +47,7 @@ class SelectFeatures:
 
 @dataclass(frozen=True)
 class FeatureRanking:
-    """influence: of a feature, the sum over tasks of its share of a task's total. kept, ignored: names, most influential first."""
+    """influence: of a feature, the sum over tasks of its share of a task's total. kept, ignored: most influential first."""
 
     influence: dict[str, float]
     kept: tuple[str, ...]
