@@ -5,6 +5,7 @@ the shard it was at.
 """
 
 import hashlib
+import logging
 import sys
 import time
 from dataclasses import dataclass, field
@@ -72,6 +73,9 @@ def _embed(command: EmbedItems, texts: pa.Array, waiting: list[int]) -> None:
     """Shard by shard in order; a shard is one block, so that it is written as soon as it is done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     context.execution_options.preserve_order = True
     blocks = []
     for shard in waiting:
@@ -81,7 +85,7 @@ def _embed(command: EmbedItems, texts: pa.Array, waiting: list[int]) -> None:
         ShardEncoder,
         fn_constructor_args=(command.encoder,),
         batch_size=None,
-        concurrency=command.encoders,
+        compute=ray.data.ActorPoolStrategy(size=command.encoders),
         num_cpus=command.cpus,
     )
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):

@@ -1,0 +1,215 @@
+"""Generative and dense retrieval compared: python -m jobs.compare_retrieval --sequences S --semantic-ids I --out FOLDER.
+
+SASRec, the dense text retriever, TIGER and LIGER on one split, with equal widths, equal epochs and several seeds: metrics in-set
+and cold, parameters, bytes of the index, time a user, training time; a table and quality against cost. Trains in this process;
+running the same command again goes on where a killed one stopped.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from matplotlib.figure import Figure
+
+from rayrec.models.liger import Liger
+from rayrec.models.sasrec import SASRec
+from rayrec.reporting import Section, Table, write_page
+from rayrec.reporting.page import number
+from rayrec.tasks.retrieval import ModelName
+from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.experiment import train_here
+from rayrec.training.reporters import FolderReporter
+from rayrec.training.retrieval_judging import Judgement, judge, methods_of
+from rayrec.training.retriever_run import RetrieverExperiment
+from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+
+COLUMNS = ("in_set recall@5", "in_set ndcg@5", "in_set recall@10", "in_set ndcg@10", "cold recall@10", "cold ndcg@10")
+
+
+@dataclass(frozen=True)
+class CompareRetrieval:
+    """Compare retrievers.
+
+    out: folder of checkpoints, results and report. experiment: what all have in common; its model and seeds are replaced.
+    beams: widths at which the generative and hybrid methods are judged.
+    """
+
+    out: Path
+    experiment: Annotated[RetrieverExperiment, tyro.conf.arg(name="")]
+    models: tuple[ModelName, ...] = ("sasrec", "dense", "tiger", "liger")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    beams: tuple[int, ...] = (20, 40, 100)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model trained with a seed, and how it is judged by each method."""
+
+    model: ModelName
+    seed: int
+    parameters: int
+    training_seconds: float
+    judgements: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model by a method: means and standard deviations over seeds, in the order of COLUMNS (None where undefined)."""
+
+    name: str
+    means: tuple[float | None, ...]
+    deviations: tuple[float | None, ...]
+    parameters: int
+    index_bytes: int
+    milliseconds: float
+    training_seconds: float
+    seeds: int
+
+
+def run(command: CompareRetrieval) -> list[Row]:
+    """Train what is not trained yet, judge, write and print the table."""
+    command.experiment.check()
+    trials = [
+        trial(command, model, seed)
+        for seed in command.seeds
+        for model in command.models
+    ]  # fmt: skip
+    rows = table(trials)
+    write_page(command.out / "report", "Retrieval compared", sections(rows, command))
+    print(
+        f"{'':<14}" + "".join(f"{name:>18}" for name in COLUMNS) + f"{'ms/user':>10}{'index kB':>10}{'training s':>12}"
+    )
+    for row in rows:
+        cells = "".join(f"{_cell(m, d):>18}" for m, d in zip(row.means, row.deviations, strict=True))
+        print(
+            f"{row.name:<14}{cells}{row.milliseconds:>10.3f}{row.index_bytes / 1e3:>10,.0f}{row.training_seconds:>12.1f}"
+        )
+    print(f"report: {command.out / 'report' / 'report.html'}")
+    print(json.dumps({row.name: dict(zip(COLUMNS, row.means, strict=True)) for row in rows}))
+    return rows
+
+
+def trial(command: CompareRetrieval, model: ModelName, seed: int) -> Trial:
+    """From its result file, or trained and judged now. Raises ConfigError when the folder stands for another experiment."""
+    folder = command.out / f"{model}-{seed}"
+    base = command.experiment.absolute()
+    experiment = replace(
+        base,
+        retrieval=replace(base.retrieval, model=model),
+        loop=replace(base.loop, seed=seed),
+        stream=replace(base.stream, seed=seed),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config, result = folder / "experiment.json", folder / "result.json"
+    if config.is_file() and from_json(RetrieverExperiment, config.read_bytes(), str(config)) != experiment:
+        raise ConfigError(f"{folder} holds another experiment; choose another --out, or remove it")
+    write_text_atomically(config, to_json(experiment))
+    if result.is_file():
+        return from_json(Trial, result.read_bytes(), str(result))
+    print(f"{model}, seed {seed}", flush=True)
+    reporter = FolderReporter(folder / "checkpoints")
+    train_here(experiment, reporter)
+    checkpoint = reporter.latest()
+    assert checkpoint is not None
+    task = experiment.task()
+    trained = task.build()
+    assert isinstance(trained, SASRec | Liger)
+    trained.load_state_dict(best_weights(checkpoint))
+    judgements = []
+    for method in methods_of(trained):
+        for beams in (None,) if method == "dense" else command.beams:
+            judgements.append(judge(experiment, task, trained, method, beams=beams))
+    parameters = sum(p.numel() for p in trained.parameters())
+    done = Trial(model, seed, parameters, read_progress(checkpoint).seconds, tuple(judgements))
+    write_text_atomically(result, to_json(done))
+    return done
+
+
+def table(trials: Sequence[Trial]) -> list[Row]:
+    """One row for each model and method, over all seeds."""
+    groups: dict[str, list[tuple[Trial, Judgement]]] = {}
+    for one in trials:
+        for judgement in one.judgements:
+            method = "" if len(one.judgements) == 1 else f" {judgement.method}"
+            beams = "" if judgement.beams is None else f" {judgement.beams}"
+            groups.setdefault(f"{one.model}{method}{beams}", []).append((one, judgement))
+    rows = []
+    for name, members in groups.items():
+        columns = []
+        for column in COLUMNS:
+            group, metric = column.split()
+            values = [value for _, j in members if (value := j.metrics[group][metric]) is not None]
+            columns.append(
+                (statistics.mean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None)
+            )
+        first, judgement = members[0]
+        rows.append(
+            Row(
+                name,
+                tuple(mean for mean, _ in columns),
+                tuple(deviation for _, deviation in columns),
+                first.parameters,
+                judgement.index_bytes,
+                statistics.median(j.milliseconds for _, j in members),
+                statistics.median(t.training_seconds for t, _ in members),
+                len(members),
+            )
+        )
+    return rows
+
+
+def sections(rows: Sequence[Row], command: CompareRetrieval) -> tuple[Section, ...]:
+    """The table, quality against cost, and the config."""
+    head = ("retriever", *COLUMNS, "parameters", "index bytes", "ms a user", "training s", "seeds")
+    cells = tuple(
+        (
+            row.name,
+            *(_cell(m, d) for m, d in zip(row.means, row.deviations, strict=True)),
+            f"{row.parameters:,}",
+            f"{row.index_bytes:,}",
+            number(row.milliseconds, 3),
+            number(row.training_seconds, 1),
+            str(row.seeds),
+        )
+        for row in rows
+    )
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for place, column in enumerate(("in_set ndcg@10", "cold ndcg@10"), 1):
+        panel = figure.add_subplot(1, 2, place)
+        for row in rows:
+            value = row.means[COLUMNS.index(column)]
+            if value is not None:
+                panel.plot(row.milliseconds, value, "o", color="#1d6fb8")
+                panel.annotate(
+                    row.name, (row.milliseconds, value), fontsize=7, xytext=(4, 3), textcoords="offset points"
+                )
+        panel.set(xscale="log", xlabel="milliseconds a user", ylabel=column)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+    return (
+        Section("Test targets", "Mean over seeds, standard deviation behind it.", table=Table(head, cells)),
+        Section("Quality against cost", figures={"quality_against_cost": figure}),
+        Section("What all have in common", code=to_json(command.experiment)),
+    )
+
+
+def _cell(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "n/a"
+    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+
+
+def main() -> None:
+    try:
+        run(tyro.cli(CompareRetrieval, description=__doc__))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
