@@ -164,11 +164,13 @@ class Apollo(torch.optim.Optimizer):
         for number, stack in enumerate(stacks):
             periods = stack.members_by_period(group["projection_period"])
             stack.steps.advance([i for members in periods.values() for i in members])
-            sizes, decay = self._sizes(group, stack) if periods else (stack.norms, None)
+            if not periods:
+                continue
+            sizes, decay = self._sizes(group, stack)
             for period, members in periods.items():
+                update = self._updater(group, stack, (index, number), period)
                 for start in range(0, len(members), stack.chunk):
-                    some = members[start : start + stack.chunk]
-                    self._update(group, stack, (index, number), some, period, sizes, decay)
+                    self._update(stack, members[start : start + stack.chunk], sizes, decay, update)
 
     def _sizes(self, group: dict[str, Any], stack: MatrixStack) -> tuple[Tensor, Tensor | None]:
         """What multiplies each matrix's limited direction (k,), and the decay, () or None."""
@@ -181,17 +183,13 @@ class Apollo(torch.optim.Optimizer):
             sizes = sizes.repeat_interleave(stack.matrices)
         return sizes, torch.full((), decay, dtype=dtype, device=sizes.device) if decay else None
 
-    def _update(
-        self, group: dict[str, Any], stack: MatrixStack, key: tuple[int, int], members: Sequence[int], period: int,
-        sizes: Tensor, decay: Tensor | None,
-    ) -> None:  # fmt: skip
-        """One step of some parameters of one shape: k = len(members) * stack.matrices matrices."""
-        params = [stack.params[i] for i in members]
-        gradients = [_gradient(p) for p in params]
-        smaller = min(stack.rows, stack.columns)
-        projection = self.projections.get(group["seed"], period, stack.rank, smaller, gradients[0])
-        where = stack.place(members)
-        exp_avg, exp_avg_sq, norms = stack.exp_avg[where], stack.exp_avg_sq[where], stack.norms[where]
+    def _updater(
+        self, group: dict[str, Any], stack: MatrixStack, key: tuple[int, int], period: int
+    ) -> Callable[..., None]:
+        """The update of a stack's members in a projection period, waiting for their tensors."""
+        like, smaller = stack.params[0], min(stack.rows, stack.columns)
+        projection = self.projections.get(group["seed"], period, stack.rank, smaller, like)
+        late = stack.late if self.compiler is None else None
         settings = UpdateSettings(
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -199,14 +197,32 @@ class Apollo(torch.optim.Optimizer):
             scale_type=group["scale_type"],
             norm_growth=group["norm_growth"],
             tall=stack.tall,
-            fused=self.compiler is None,
         )
-        tensors = (params, gradients, projection, exp_avg, exp_avg_sq, norms, sizes[where], decay)
-        if stack.stacked:
-            self._compile(update_stacked, key)(*tensors, (stack.rows, stack.columns), settings)
-        else:
-            matrices = (stack.matrices, stack.rows, stack.columns)
-            self._compile(update_in_place, key)(*tensors, matrices, stack.scales_shape, settings)
+        shape = (stack.rows, stack.columns)
+
+        def update(params: list[Tensor], gradients: list[Tensor], *rest: Any) -> None:
+            if stack.stacked:
+                self._compile(update_stacked, key)(params, gradients, projection, *rest, late, shape, settings)
+            else:
+                self._compile(update_in_place, key)(
+                    params, gradients, projection, *rest, late, (stack.matrices, *shape), stack.scales_shape, settings
+                )
+
+        return update
+
+    def _update(
+        self,
+        stack: MatrixStack,
+        members: Sequence[int],
+        sizes: Tensor,
+        decay: Tensor | None,
+        update: Callable[..., None],
+    ) -> None:
+        """One step of some parameters of one shape: k = len(members) * stack.matrices matrices."""
+        params = [stack.params[i] for i in members]
+        where = stack.place(members)
+        exp_avg, exp_avg_sq, norms = stack.exp_avg[where], stack.exp_avg_sq[where], stack.norms[where]
+        update(params, [_gradient(p) for p in params], exp_avg, exp_avg_sq, norms, sizes[where], decay)
         if not isinstance(where, slice):
             stack.exp_avg[where], stack.exp_avg_sq[where], stack.norms[where] = exp_avg, exp_avg_sq, norms
 

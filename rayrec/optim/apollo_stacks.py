@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rayrec.optim.apollo_groups import matrix_rank, matrix_shape
+from rayrec.optim.apollo_update import late_step
 
 STACK_LIMIT = 1 << 16  # elements: the gradients of larger matrices are not copied into stacks
 CHUNK_LIMIT = 1 << 20  # elements of gradient worked on at once: 4 MiB in float32, about what the caches keep
@@ -60,6 +61,7 @@ class MatrixStack:
     exp_avg_sq: Tensor
     norms: Tensor  # (k,) norm of the last limited update, infinite before the first
     views: list[Tensor]
+    late: Tensor | None
     _places: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
@@ -105,7 +107,7 @@ class MatrixStack:
         stacked = rows * columns <= STACK_LIMIT
         return MatrixStack(
             params, StepCounts(params, states), matrices, rows, columns, rank, stacked, scales_shape, exp_avg,
-            exp_avg_sq, norms, views[0],
+            exp_avg_sq, norms, views[0], late_step(device),
         )  # fmt: skip
 
     def current(self, states: dict[Tensor, Any]) -> bool:

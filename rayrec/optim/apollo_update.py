@@ -17,12 +17,11 @@ ScaleType = Literal["channel", "tensor"]
 
 _FUSED_DEVICES = ("cpu", "cuda")  # where torch has a fused Adam kernel
 _TINY = 1e-8  # keeps both quotients of norms finite, as in the reference
-_LATE = 1e12  # a step at which Adam's bias corrections are exactly 1
 
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What never changes between steps. fused: use torch's fused kernels (eager mode) instead of plain expressions."""
+    """What never changes between steps."""
 
     beta1: float
     beta2: float
@@ -30,7 +29,11 @@ class UpdateSettings:
     scale_type: ScaleType
     norm_growth: float | None
     tall: bool
-    fused: bool
+
+
+def late_step(device: torch.device) -> Tensor | None:
+    """() A step at which Adam's bias corrections are exactly 1, for torch's fused kernel; None where there is none."""
+    return torch.full((), 1e12, device=device) if device.type in _FUSED_DEVICES else None
 
 
 def step_sizes(
@@ -55,13 +58,14 @@ def update_stacked(
     norms: Tensor,  # (k,) remembered norms, updated in place
     sizes: Tensor,  # (k,)
     decay: Tensor | None,  # () learning rate times weight decay
+    late: Tensor | None,  # as ``late_step`` gives it; None: plain expressions only, as a compiler likes them
     shape: tuple[int, int],  # (m, n)
     settings: UpdateSettings,
 ) -> None:
     """For small matrices: gradients are copied into one stack, so that each operation is called once for all of them."""
     stack = torch.stack(gradients).reshape(-1, *shape)  # (k, m, n)
     projected = project_stack(stack, projection).to(exp_avg.dtype)  # (k, *low)
-    adam = _adam_direction(projected, exp_avg, exp_avg_sq, settings)
+    adam = _adam_direction(projected, exp_avg, exp_avg_sq, late, settings)
     update = stack * _scales(adam, projected, settings)
     if settings.norm_growth is not None:
         sizes = sizes.view(-1, 1, 1) * _limit(_norms(update), norms, settings.norm_growth)
@@ -80,19 +84,25 @@ def update_in_place(
     norms: Tensor,
     sizes: Tensor,
     decay: Tensor | None,
+    late: Tensor | None,
     matrices: tuple[int, int, int],  # (matrices in a parameter, m, n)
     scales_shape: tuple[int, ...],  # that of a parameter's scales, broadcasting against the parameter
     settings: UpdateSettings,
 ) -> None:
     """For large matrices: nothing of a gradient's size is allocated; the limiter works on norms of channels."""
-    views = [matrix for gradient in gradients for matrix in gradient.reshape(matrices).unbind()]
+    if matrices[0] == 1 and gradients[0].dim() == 2:
+        views = gradients
+    else:
+        views = [matrix for gradient in gradients for matrix in gradient.reshape(matrices).unbind()]
     channels = None
-    if settings.norm_growth is not None and (settings.tall or settings.scale_type == "tensor"):
-        # Before the projection: this pass brings the gradient into the caches with all threads.
+    # Before the projection: this pass brings the gradient into the caches with all threads.
+    if settings.norm_growth is not None and settings.scale_type == "tensor":
+        channels = torch.stack(torch._foreach_norm(views, 2, exp_avg.dtype)).view(-1, 1, 1)  # (k, 1, 1)
+    elif settings.norm_growth is not None and settings.tall:
         channels = torch.stack([_row_norms(view, exp_avg.dtype) for view in views]).unsqueeze(-1)  # (k, m, 1)
-    parts = [project(view, projection, fused=settings.fused) for view in views]
+    parts = [project(view, projection, fused=late is not None) for view in views]
     projected = (parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)).to(exp_avg.dtype)  # (k, *low)
-    adam = _adam_direction(projected, exp_avg, exp_avg_sq, settings)
+    adam = _adam_direction(projected, exp_avg, exp_avg_sq, late, settings)
     scales = _scales(adam, projected, settings)  # (k, m, 1), (k, 1, n) or (k, 1, 1)
     if settings.norm_growth is not None:
         if channels is None:  # wide: its channels are columns, whose norms are slow to take
@@ -164,16 +174,16 @@ def _adam_direction(
     gradient: Tensor,  # any shape
     exp_avg: Tensor,  # same shape, updated in place
     exp_avg_sq: Tensor,  # same shape, updated in place
+    late: Tensor | None,
     settings: UpdateSettings,
 ) -> Tensor:  # M / (sqrt(V) + eps), without bias correction
-    if not (settings.fused and gradient.device.type in _FUSED_DEVICES):
+    if late is None:
         exp_avg.lerp_(gradient, 1.0 - settings.beta1)
         exp_avg_sq.mul_(settings.beta2).addcmul_(gradient, gradient, value=1.0 - settings.beta2)
         return exp_avg / exp_avg_sq.sqrt().add_(settings.eps)
     direction = torch.zeros_like(
         gradient
     )  # a parameter that starts at zero and steps upwards, long past the corrections
-    late = torch.full((), _LATE, dtype=torch.float32, device=gradient.device)
     torch._fused_adamw_(
         [direction], [gradient], [exp_avg], [exp_avg_sq], [], [late], lr=-1.0, beta1=settings.beta1,
         beta2=settings.beta2, weight_decay=0.0, eps=settings.eps, amsgrad=False, maximize=False,
@@ -200,7 +210,7 @@ def _limit(
     previous: Tensor,  # (k,) remembered norms, updated in place
     growth: float,
 ) -> Tensor:  # (k, 1, 1) factors in (0, 1]
-    factors = growth / (norms / (previous.view(-1, 1, 1) + _TINY)).clamp(min=growth)
+    factors = ((previous + _TINY).mul_(growth).view(-1, 1, 1) / norms).clamp_(max=1.0)
     limited = (norms * factors).flatten()
     previous.copy_(torch.where(limited > 0, limited, previous))
     return factors
