@@ -29,10 +29,11 @@ class LlamaShape:
             raise ValueError(f"hidden must be heads times an even number, not {self.hidden} with {self.heads} heads")
 
 
-ShapeName = Literal["tiny", "small", "60m", "130m", "350m", "1b", "3b", "7b", "13b"]
+ShapeName = Literal["micro", "tiny", "small", "60m", "130m", "350m", "1b", "3b", "7b", "13b"]
 
 # From "60m" on: the shapes that GaLore and APOLLO are measured on (their names count a vocabulary of 32,000).
 SHAPES: Mapping[ShapeName, LlamaShape] = {
+    "micro": LlamaShape(hidden=64, intermediate=176, layers=3, heads=4),
     "tiny": LlamaShape(hidden=128, intermediate=344, layers=4, heads=4),
     "small": LlamaShape(hidden=256, intermediate=688, layers=6, heads=8),
     "60m": LlamaShape(hidden=512, intermediate=1376, layers=8, heads=8),
