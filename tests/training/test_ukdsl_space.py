@@ -1,0 +1,20 @@
+"""The sweep of UKDSL fits an experiment, value for value."""
+
+from pathlib import Path
+
+from jobs.sweep import SweepRanker
+from rayrec.training.ranker_run import RankerExperiment
+from rayrec.training.sweeping import SweepConfig, apply_parameters
+
+
+def test_every_value_that_the_ukdsl_space_draws_makes_an_experiment_with_an_auxiliary_head(small_log: Path) -> None:
+    base = RankerExperiment(small_log, unlabeled=small_log)
+    space = SweepRanker("sweep", SweepConfig(base=base), space="ukdsl").parameters()
+    drawn = {name: domain.sample() for name, domain in space.parameters.items()}
+    experiment = apply_parameters(apply_parameters(base, space.settings), drawn)
+    assert experiment.unlabeled_ratio == drawn["unlabeled_ratio"] > 0
+    distillation = experiment.ranking.distillation
+    assert distillation is not None
+    assert distillation.head == "auxiliary"
+    assert distillation.unlabeled_weight == drawn["ranking.distillation.unlabeled_weight"]
+    assert len(experiment.task().heads) == 4
