@@ -9,19 +9,14 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
+from rayrec.models.liger import Liger
 from rayrec.models.sasrec import SASRec, SASRecConfig
-from rayrec.models.t5 import T5Config
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.index import IndexConfig
-from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
-from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.retrieval.trie import ItemTrie
-from rayrec.retriever_bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.retriever_bundle import RetrieverModules, SavedRetriever, save_retriever
 from rayrec.tasks.retrieval import RetrievalConfig
-from rayrec.text.encoder import TextEncoder, TextEncoderConfig
 from serve_apps.ranking_request import RequestError
 from serve_apps.retrieval_api import build_retrieval_app
 from serve_apps.served_ranker import ModelReference
@@ -33,14 +28,7 @@ from serve_apps.served_retriever import (
     load_served_retriever,
 )
 from serve_apps.serving_metrics import ServingMetrics
-
-WORDS = ["red", "blue", "green", "shoe", "lamp", "book", "tea", "pan"]
-TEXTS = [f"{a} {b}" for a in WORDS for b in WORDS if a != b]  # 56 items
-LIGER = LigerConfig(
-    T5Config(dim=16, feed_forward=16, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1),
-    projection=(8,),
-    max_length=6,
-)
+from tests.serve_apps.retriever_bundle import TEXTS, small_encoder, small_retriever
 
 
 class InProcess:
@@ -60,37 +48,10 @@ class InProcess:
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny text encoder in a local folder."""
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = BertConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    BertModel(shape).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def bundle(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LIGER with random weights over 56 items with text; the last three are cold."""
-    items = fit_tokenizer(
-        TextEncoder(TextEncoderConfig(encoder))(TEXTS), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 8))
-    )
-    seen = torch.ones(57, dtype=torch.bool)
-    seen[[0, 54, 55, 56]] = False
-    text = torch.nn.functional.pad(items.embeddings, (0, 0, 1, 0))
-    torch.manual_seed(0)
-    model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), LIGER)
-    ids = SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config)
-    return save_retriever(
-        tmp_path_factory.mktemp("bundle") / "liger",
-        modules=RetrieverModules(model, items.tokenizer),
-        saved=SavedRetriever(RetrievalConfig(model="liger", liger=LIGER), 56, ids),
-        names=tuple(TEXTS),
-        metrics={},
-        run_config={},
-    )
+    folder = tmp_path_factory.mktemp("bundle")
+    return small_retriever(folder / "liger", small_encoder(folder / "encoder"))
 
 
 def served(bundle: Path, journal: Path, index: IndexConfig | None = None) -> ServedRetriever:
@@ -199,7 +160,7 @@ def test_a_wrong_request_names_its_field(client: TestClient, body: dict[str, Any
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )

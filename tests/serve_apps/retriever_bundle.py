@@ -1,0 +1,56 @@
+"""A small LIGER bundle with random weights, and a tiny text encoder."""
+
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
+from rayrec.models.t5 import T5Config
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
+from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.retriever_bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.tasks.retrieval import RetrievalConfig
+from rayrec.text.encoder import TextEncoder, TextEncoderConfig
+
+WORDS = ["red", "blue", "green", "shoe", "lamp", "book", "tea", "pan"]
+TEXTS = [f"{a} {b}" for a in WORDS for b in WORDS if a != b]  # 56 items
+LIGER = LigerConfig(
+    T5Config(dim=16, feed_forward=16, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1),
+    projection=(8,),
+    max_length=6,
+)
+
+
+def small_encoder(folder: Path) -> str:
+    """A text encoder in a local folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = BertConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    BertModel(shape).save_pretrained(folder)
+    return str(folder)
+
+
+def small_retriever(folder: Path, encoder: str) -> Path:
+    """Over 56 items with text; the last three are cold."""
+    items = fit_tokenizer(
+        TextEncoder(TextEncoderConfig(encoder))(TEXTS), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 8))
+    )
+    seen = torch.ones(57, dtype=torch.bool)
+    seen[[0, 54, 55, 56]] = False
+    text = torch.nn.functional.pad(items.embeddings, (0, 0, 1, 0))
+    torch.manual_seed(0)
+    model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), LIGER)
+    return save_retriever(
+        folder,
+        modules=RetrieverModules(model, items.tokenizer),
+        saved=SavedRetriever(
+            RetrievalConfig(model="liger", liger=LIGER), 56,
+            SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config),
+        ),
+        names=tuple(TEXTS),
+        metrics={},
+        run_config={},
+    )  # fmt: skip
