@@ -49,7 +49,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(corpus: Path) -> LanguageModelExperiment:
     return LanguageModelExperiment(
         corpus,
-        optimizer=OptimizerConfig(learning_rate=3e-3, embeddings="adamw", embedding_learning_rate=3e-3),
+        shape="micro",
+        optimizer=OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2),
         loop=LoopConfig(epochs=1, threads=1, evaluate_every_steps=8, checkpoint_every_steps=3, gradient_clip=1.0),
         stream=StreamConfig(batch_size=24, reader="in_process"),
     )
