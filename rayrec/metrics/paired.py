@@ -34,8 +34,8 @@ class PairedDifference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether all of several pairs' interval lies on one side of 0."""
-        return self.count > 1 and (self.low > 0 or self.high < 0)
+        """Whether the interval of at least three pairs lies on one side of 0 (two that agree in sign would say nothing)."""
+        return self.count > 2 and (self.low > 0 or self.high < 0)
 
 
 def mean_estimate(values: Sequence[float]) -> MeanEstimate:

@@ -53,6 +53,11 @@ def test_the_interval_of_few_pairs_holds_the_truth_as_often_as_documented(count:
     assert held / 400 == pytest.approx(coverage, abs=0.04)
 
 
+def test_two_pairs_of_the_same_sign_settle_nothing() -> None:
+    assert not paired_difference([1.0, 2.0], [0.5, 0.5]).excludes_zero
+    assert paired_difference([1.0, 2.0, 3.0], [0.5, 0.5, 0.5]).excludes_zero
+
+
 def test_one_pair_shows_no_spread_and_settles_nothing() -> None:
     difference = paired_difference([1.0], [0.5])
     assert (difference.mean, difference.low, difference.high) == (0.5, 0.5, 0.5)

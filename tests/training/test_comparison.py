@@ -1,0 +1,216 @@
+"""Comparisons: seeds are paired, only what is new is trained, killed trials go on, and the tables say what the trials say."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.compare import Compare, compare, comparison_of
+from rayrec.data.streams import StreamConfig
+from rayrec.methods.balancing import BalancingConfig
+from rayrec.metrics.paired import paired_difference
+from rayrec.models.ranker import RankerArchitecture
+from rayrec.tasks.ranking import RankingConfig
+from rayrec.training.checkpoint import Progress, read_progress
+from rayrec.training.comparison import (
+    Comparison,
+    ComparisonRecord,
+    ComparisonState,
+    TrialKey,
+    TrialOptions,
+    describe_left,
+    open_comparison,
+    run_trials,
+    trial_folder,
+    with_seed,
+)
+from rayrec.training.comparison_report import (
+    OVERALL,
+    comparison_sections,
+    differences_table,
+    means_table,
+    outcomes,
+    results_csv,
+)
+from rayrec.training.experiment import train_here
+from rayrec.training.loop import LoopConfig
+from rayrec.training.ranker_run import RankerExperiment
+from rayrec.training.reporters import CheckpointWriter, FolderReporter
+from rayrec.training.tracking import Tracker
+from rayrec.typed_json import ConfigError, to_json
+
+
+@pytest.fixture
+def base(small_log: Path) -> RankerExperiment:
+    return RankerExperiment(
+        log=small_log,
+        ranking=RankingConfig(RankerArchitecture(embedding_dim=4, trunk=(8,), tower=(4,), dropout=0.1)),
+        loop=LoopConfig(epochs=1, patience=None, threads=1),
+        stream=StreamConfig(batch_size=1024, window_rows=4096, reader="in_process"),
+    )
+
+
+def state_of(values: Mapping[str, Mapping[int, tuple[float, float | None]]], base: RankerExperiment) -> ComparisonState:
+    """A finished comparison of AUCs of click and buy by arm and seed; the first arm is the baseline."""
+    done = {
+        TrialKey(arm, seed): Progress(
+            evaluations={"test": {"click": {"rows": 9.0, "auc": click}, "buy": {"rows": 9.0, "auc": buy}}}
+        )
+        for arm, seeds in values.items()
+        for seed, (click, buy) in seeds.items()
+    }
+    comparison = Comparison(dict.fromkeys(values, base), next(iter(values)), (0, 1, 2))
+    return ComparisonState(Path("runs/x"), ComparisonRecord(comparison, "run", "uri"), done, ())
+
+
+def test_every_seed_of_an_experiment_is_the_trials(base: RankerExperiment) -> None:
+    base = replace(base, ranking=replace(base.ranking, balancing=BalancingConfig(method="pcgrad")))
+    seeded = with_seed(base, 7)
+    assert isinstance(seeded, RankerExperiment)
+    assert (seeded.loop.seed, seeded.stream.seed) == (7, 7)
+    assert seeded.ranking.balancing is not None
+    assert seeded.ranking.balancing.seed == 7
+    assert with_seed(seeded, 0) == base
+
+
+def test_tables_show_means_paired_differences_and_the_mean_over_tasks(base: RankerExperiment) -> None:
+    state = state_of(
+        {
+            "plain": {0: (0.70, 0.60), 1: (0.72, 0.61), 2: (0.71, 0.62)},
+            "better": {0: (0.71, 0.60), 1: (0.74, 0.60), 2: (0.72, 0.60)},
+        },
+        base,
+    )
+    found = {(o.arm, o.task): o for o in outcomes(state)}
+    assert found["plain", "click"].estimate.mean == pytest.approx(0.71)
+    assert found["plain", "click"].difference is None
+    expected = paired_difference([0.71, 0.74, 0.72], [0.70, 0.72, 0.71])
+    assert found["better", "click"].difference == expected
+    assert found["better", OVERALL].estimate.mean == pytest.approx((0.71 + 0.74 + 0.72 + 3 * 0.60) / 6)
+    table = means_table(outcomes(state), ["plain", "better"], "plain")
+    assert table.columns == ("arm", "seeds", "click", "buy", OVERALL)
+    assert table.rows[0][:3] == ("plain", "3", "0.71000 ± 0.00577")
+    assert table.highlighted == 0
+    (row,) = differences_table(outcomes(state), ["plain", "better"]).rows
+    assert row[1] == f"+0.01333 [{expected.low:+.5f}, {expected.high:+.5f}] *"
+    assert "*" not in row[2]
+    lines = list(csv.DictReader(io.StringIO(results_csv(outcomes(state)))))
+    assert len(lines) == 6
+    assert float(lines[3]["difference"]) == expected.mean
+
+
+def test_only_seeds_that_both_arms_have_are_paired_and_undefined_metrics_are_left_out(base: RankerExperiment) -> None:
+    state = state_of({"plain": {0: (0.7, None), 2: (0.8, None)}, "other": {0: (0.9, 0.5), 1: (0.1, None)}}, base)
+    found = {(o.arm, o.task): o for o in outcomes(state)}
+    difference = found["other", "click"].difference
+    assert difference is not None
+    assert (difference.mean, difference.count) == (pytest.approx(0.2), 1)
+    assert found["other", "click"].estimate.count == 2
+    assert ("plain", "buy") not in found
+    assert found["other", "buy"].difference is None
+    figures = [name for section in comparison_sections(state, "test") for name in section.figures]
+    assert figures == ["difference_test_auc"]
+
+
+class _Killed(FolderReporter):
+    def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
+        super().report(metrics, write)
+        raise KeyboardInterrupt
+
+
+def test_a_comparison_trains_what_is_left_goes_on_from_checkpoints_and_logs_its_report(
+    base: RankerExperiment, runs: Path, tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = replace(base, loop=replace(base.loop, epochs=2))
+    (tmp_path / "base.json").write_text(to_json(base))
+    plan = tmp_path / "plan.json"
+    plan.write_text(
+        '{"base": "base.json", "arms": {"plain": {}, "slow": {"settings": {"optimizer.learning_rate": 1e-6}}}}'
+    )
+    command = Compare("mine", plan, seeds=(0,), trials=TrialOptions(concurrent=2))
+    compare(command)
+    assert "2 trials: 0 done, 2 left (plain 0; slow 0)" in capsys.readouterr().out
+    first = {path: path.stat().st_mtime_ns for path in runs.glob("mine/trials/*/*/result.json")}
+    assert len(first) == 2
+
+    killed = trial_folder(runs / "mine", TrialKey("slow", 1)) / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        train_here(with_seed(comparison_of(command).arms["slow"], 1), _Killed(killed), say=lambda text: None)
+    state = compare(replace(command, seeds=(0, 1)))
+    assert "4 trials: 2 done, 2 left (plain 1; slow 1)" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == before for path, before in first.items())
+    undisturbed = FolderReporter(tmp_path / "undisturbed")
+    train_here(with_seed(comparison_of(command).arms["slow"], 1), undisturbed, say=lambda text: None)
+    latest = undisturbed.latest()
+    assert latest is not None
+    resumed = state.done[TrialKey("slow", 1)]
+    assert resumed.evaluations == read_progress(latest).evaluations
+    assert not killed.exists()
+
+    run = Tracker().get(state.record.mlflow_run)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["slow/test/click/normalized_entropy/difference"] > 0
+    page = (runs / "mine" / "report" / "report.html").read_text()
+    assert "normalized entropy: difference to plain" in page
+    children = Tracker().client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{state.record.mlflow_run}'"
+    )
+    assert {child.data.tags["mlflow.runName"] for child in children} == {
+        "mine-plain-0", "mine-plain-1", "mine-slow-0", "mine-slow-1"
+    }  # fmt: skip
+
+    again = Compare("again", arms=(f"was={children[0].info.run_id}", f"base={tmp_path / 'base.json'}"), baseline="was")
+    assert with_seed(comparison_of(again).arms["base"], 5) == with_seed(base.absolute(), 5)
+    with pytest.raises(ConfigError, match=r"plain seed 0 was trained with another experiment"):
+        open_comparison("mine", Comparison({"plain": comparison_of(command).arms["slow"], "b": base}, "plain", (0,)))
+
+
+def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again(
+    base: RankerExperiment, runs: Path, ray_session: None
+) -> None:
+    broken = replace(base, ranking=replace(base.ranking, task_weights={"unknown": 1.0}))
+    state = open_comparison("partly", Comparison({"plain": base, "broken": broken}, "plain", (3,)))
+    lines: list[str] = []
+    state = run_trials(state, TrialOptions(concurrent=1), lines.append)
+    assert list(state.done) == [TrialKey("plain", 3)]
+    assert "task_weights names no task: unknown" in state.failed[TrialKey("broken", 3)]
+    assert describe_left(state) == "2 trials: 1 done, 1 left (broken 3)"
+    assert lines[0].startswith("plain seed 3: valid/mean_normalized_entropy")
+    late = run_trials(state, TrialOptions(start_until=-1.0), lines.append)
+    assert (late.left, late.failed) == ((TrialKey("broken", 3),), {})
+
+
+@pytest.mark.parametrize(
+    ("message", "arms", "baseline", "seeds"),
+    [
+        ("at least two arms", ("a",), "a", (0,)),
+        ("baseline 'c' is none of the arms: a, b", ("a", "b"), "c", (0,)),
+        ("arm '../a'", ("../a", "b"), "b", (0,)),
+        ("seeds are different numbers", ("a", "b"), "b", (1, 1)),
+        ("seeds are different numbers", ("a", "b"), "b", ()),
+    ],
+)
+def test_comparisons_that_make_no_sense_are_refused(
+    base: RankerExperiment, message: str, arms: tuple[str, ...], baseline: str, seeds: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Comparison(dict.fromkeys(arms, base), baseline, seeds)
+
+
+def test_plans_that_are_wrong_name_file_arm_and_field(base: RankerExperiment, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    (tmp_path / "base.json").write_text(to_json(base))
+    for text, message in (
+        ('{"arms": {"a": {}, "b": {}}}', r"plan\.json: arm a has no source"),
+        ('{"arms": {"a": {"source": "gone.json"}}}', r"gone\.json: no such file"),
+        ('{"base": "base.json", "arms": {"a": {"setings": {}}}}', r"plan\.json: arms\.a\.setings"),
+        ('{"base": "base.json", "arms": {"a": {"settings": {"loop.epcohs": 1}}}}', r"loop\.epcohs"),
+    ):
+        plan.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            comparison_of(Compare("x", plan))
+    with pytest.raises(ConfigError, match="NAME=SOURCE"):
+        comparison_of(Compare("x", arms=("base.json",)))
