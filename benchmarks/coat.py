@@ -113,7 +113,7 @@ def _train(experiment: RankerExperiment, bundle: Path) -> dict[str, float]:
     assert checkpoint is not None
     experiment.save_bundle(checkpoint, bundle)
     measured = read_progress(checkpoint).evaluations["test"]["liked"]
-    return {name: float(measured[name] if measured[name] is not None else np.nan) for name in METRICS}
+    return {name: np.nan if (value := measured[name]) is None else value for name in METRICS}
 
 
 if __name__ == "__main__":
