@@ -130,7 +130,23 @@ def test_kuairand_test_rows_come_after_all_others(imported: Imported) -> None:
 
 def test_kuairand_knows_nothing_of_the_time_played(imported: Imported) -> None:
     names = {feature.name for feature in imported("kuairand").schema.features}
-    assert names == {"user_id", "video_id", "hour", "weekday", "duration_ms"}
+    rates = {name for name in names if name.endswith("_rate")}
+    assert names - rates == {"user_id", "video_id", "hour", "weekday", "duration_ms"}
+    assert rates == {
+        f"{key}_{task}_rate" for key in ("user", "video") for task in imported("kuairand").schema.task_names
+    }
+
+
+def test_kuairand_rates_are_those_of_earlier_rows(imported: Imported) -> None:
+    table = rows(imported("kuairand"))
+    times, users, clicks, rates = (
+        table.column(name).to_numpy() for name in ("time_ms", "user_id", "click", "user_click_rate")
+    )
+    for row in np.argsort(times)[[0, 1_000, 20_000, -1]]:
+        earlier = times < times[row]
+        overall = (clicks[earlier].sum() + 1) / (earlier.sum() + 2)
+        own = earlier & (users == users[row])
+        assert rates[row] == pytest.approx((clicks[own].sum() + 20 * overall) / (own.sum() + 20), rel=1e-5)
 
 
 def test_kuairand_hours_are_those_of_the_file(imported: Imported, data_root: Path) -> None:
