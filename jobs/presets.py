@@ -16,21 +16,35 @@ def experiment_for(dataset: Literal["simulated"] | PublicName, log: Path) -> Ran
     """The experiment for ``log``, the data set of that name as imported or simulated."""
     match dataset:
         case "simulated" | "criteo":
-            return _many_rows(log, batch_size=2048, epochs=2)
+            return _weak_signal(log)
         case "census-income" | "census-income-education":
-            return _many_rows(log, batch_size=1024, epochs=4)
+            return _strong_signal(log)
         case "kuairand" | "ipinyou" | "open-bandit" | "coat":
             return _few_rows_many_ids(log)
 
 
-def _many_rows(log: Path, *, batch_size: int, epochs: int) -> RankerExperiment:
-    """Enough rows for each id to learn interactions."""
+def _strong_signal(log: Path) -> RankerExperiment:
+    """Few values a feature, each seen often: wide layers, and interactions of full rank."""
     return RankerExperiment(
         log,
         ranking=RankingConfig(RankerArchitecture(trunk=(128, 64), tower=(32,), dropout=0.2)),
-        optimizer=OptimizerConfig(embedding_learning_rate=0.05),
-        loop=LoopConfig(epochs=epochs, schedule="linear"),
-        stream=StreamConfig(batch_size=batch_size),
+        optimizer=OptimizerConfig(embedding_learning_rate=0.02),
+        loop=LoopConfig(epochs=6, schedule="linear"),
+        stream=StreamConfig(batch_size=1024),
+    )
+
+
+def _weak_signal(log: Path) -> RankerExperiment:
+    """Clicks that are hard to predict, from ids seen tens of times: small vectors, half of them dropped."""
+    architecture = RankerArchitecture(
+        embedding_dim=8, cross_layers=1, trunk=(64,), tower=(16,), dropout=0.2, embedding_dropout=0.5
+    )
+    return RankerExperiment(
+        log,
+        ranking=RankingConfig(architecture),
+        optimizer=OptimizerConfig(learning_rate=3e-3, embedding_learning_rate=0.1, embedding_weight_decay=1e-3),
+        loop=LoopConfig(epochs=3, schedule="linear"),
+        stream=StreamConfig(batch_size=1024),
     )
 
 
@@ -42,7 +56,7 @@ def _few_rows_many_ids(log: Path) -> RankerExperiment:
     return RankerExperiment(
         log,
         ranking=RankingConfig(architecture),
-        optimizer=OptimizerConfig(embedding_learning_rate=0.2, embedding_weight_decay=1e-4),
+        optimizer=OptimizerConfig(learning_rate=3e-3, embedding_learning_rate=0.1, embedding_weight_decay=1e-3),
         loop=LoopConfig(epochs=10),
         stream=StreamConfig(batch_size=256),
     )
