@@ -17,7 +17,7 @@ from rayrec.typed_json import ConfigError
 
 @pytest.mark.parametrize("space", get_args(RankerSpace))
 def test_every_drawn_trial_is_an_experiment_whose_task_can_be_built(small_log: Path, space: RankerSpace) -> None:
-    base = RankerExperiment(small_log)
+    base = RankerExperiment(small_log, unlabeled=small_log if space == "ukdsl" else None)
     swept = SweepRanker("x", SweepConfig(base), space).parameters()
     start = apply_parameters(base, swept.settings)
     trials = [apply_parameters(start, {path: d.sample() for path, d in swept.parameters.items()}) for _ in range(20)]

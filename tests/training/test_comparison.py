@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -169,14 +170,16 @@ def test_a_comparison_trains_what_is_left_goes_on_from_checkpoints_and_logs_its_
 
 
 def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again(
-    base: RankerExperiment, runs: Path, ray_session: None
+    base: RankerExperiment, runs: Path, ray_session: None, tmp_path: Path
 ) -> None:
-    broken = replace(base, ranking=replace(base.ranking, task_weights={"unknown": 1.0}))
-    state = open_comparison("partly", Comparison({"plain": base, "broken": broken}, "plain", (3,)))
+    gone = Path(shutil.copytree(base.log, tmp_path / "gone"))
+    comparison = Comparison({"plain": base, "broken": replace(base, log=gone)}, "plain", (3,))
+    state = open_comparison("partly", comparison)
+    shutil.rmtree(gone)
     lines: list[str] = []
     state = run_trials(state, TrialOptions(concurrent=1), lines.append)
     assert list(state.done) == [TrialKey("plain", 3)]
-    assert "task_weights names no task: unknown" in state.failed[TrialKey("broken", 3)]
+    assert str(gone) in state.failed[TrialKey("broken", 3)]
     assert describe_left(state) == "2 trials: 1 done, 1 left (broken 3)"
     assert lines[0].startswith("plain seed 3: valid/mean_normalized_entropy")
     late = run_trials(state, TrialOptions(start_until=-1.0), lines.append)

@@ -80,7 +80,8 @@ def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
     with output.open("w") as stream:
         driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
         try:
-            first = _wait_for(lambda: _newest_step(runs), driver, output)
+            # The third checkpoint: reports go one by one, so the first ones are known to Ray Train by now.
+            first = _wait_for(lambda: (step := _newest_step(runs) or 0) >= 150 and step, driver, output)
             worker = next(
                 p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in p.name()
             )
