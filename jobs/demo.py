@@ -129,7 +129,12 @@ def _serve_and_query(log: Log) -> tuple[dict[str, object], str]:
 def _better(baseline: FinishedRun, swept: FinishedSweep) -> FinishedRun:
     """The run with the better objective on the validation split."""
     sign = 1.0 if swept.mode == "min" else -1.0
-    return min(baseline, swept.winner, key=lambda run: sign * (run.progress.best_objective or float("inf")))
+
+    def loss(run: FinishedRun) -> float:
+        objective = run.progress.best_objective
+        return float("inf") if objective is None else sign * objective
+
+    return min(baseline, swept.winner, key=loss)
 
 
 @contextmanager
