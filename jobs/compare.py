@@ -3,6 +3,7 @@
 Running the same command again goes on where a killed comparison stopped; with more arms or seeds it trains only what is new.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from rayrec.bundle import BundleError
+from rayrec.data.log import LogError
 from rayrec.reporting import write_page
 from rayrec.training.comparison import (
     Comparison,
@@ -30,7 +33,7 @@ from rayrec.training.comparison_report import (
 )
 from rayrec.training.kinds import AnyExperiment, read_experiment
 from rayrec.training.sweeping import apply_parameters
-from rayrec.training.tracking import Tracker
+from rayrec.training.tracking import RegistryError, Tracker
 from rayrec.typed_json import ConfigError, from_json, write_text_atomically
 
 SHOWN_METRICS = 2  # in the terminal; the report has all
@@ -163,7 +166,10 @@ def _report(state: ComparisonState, split: str) -> None:
 
 
 def main() -> None:
-    compare(tyro.cli(Compare, description=__doc__))
+    try:
+        compare(tyro.cli(Compare, description=__doc__))
+    except (BundleError, ConfigError, LogError, RegistryError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ FOLDER/labeled keeps that share of the training rows (and all rows of the other 
 labels: for --log and --unlabeled of a training run.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,10 @@ def run(command: KeepLabels) -> None:
 
 
 def main() -> None:
-    run(tyro.cli(KeepLabels, description=__doc__))
+    try:
+        run(tyro.cli(KeepLabels, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Running the same command again goes on where a killed sweep stopped.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -20,6 +21,8 @@ import tune_spaces.task_weights
 import tune_spaces.tiger
 import tune_spaces.ukdsl
 from jobs.train import print_result
+from rayrec.bundle import BundleError
+from rayrec.data.log import LogError
 from rayrec.training.kinds import AnyExperiment
 from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.ranker_run import RankerExperiment
@@ -27,6 +30,7 @@ from rayrec.training.retriever_run import RetrieverExperiment
 from rayrec.training.sweep_trial import ranked
 from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
 from rayrec.training.tracking import Tracker
+from rayrec.typed_json import ConfigError
 
 RankerSpace = Literal["ranker", "lspr", "scr", "multibalance", "task_weights", "apollo", "ukdsl"]
 
@@ -133,11 +137,14 @@ def print_trials(finished: FinishedSweep) -> None:
 
 
 def main() -> None:
-    run(
-        tyro.extras.subcommand_cli_from_dict(
-            {"ranker": SweepRanker, "lm": SweepLanguageModel, "retriever": SweepRetriever}, description=__doc__
+    try:
+        run(
+            tyro.extras.subcommand_cli_from_dict(
+                {"ranker": SweepRanker, "lm": SweepLanguageModel, "retriever": SweepRetriever}, description=__doc__
+            )
         )
-    )
+    except (BundleError, ConfigError, LogError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
 from rayrec.tasks.task import COUNTS
 from rayrec.training.experiment import ScalingOptions
@@ -19,7 +20,7 @@ from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.ray_train import FinishedRun, fit
 from rayrec.training.retriever_run import RetrieverExperiment
 from rayrec.training.run_report import metric_names
-from rayrec.training.tracking import Tracker
+from rayrec.training.tracking import RegistryError, Tracker
 from rayrec.typed_json import ConfigError
 
 
@@ -111,7 +112,7 @@ def print_result(finished: FinishedRun) -> None:
 def main() -> None:
     try:
         train(tyro.cli(Command, description=__doc__))
-    except (ConfigError, LogError) as error:
+    except (BundleError, ConfigError, LogError, RegistryError) as error:
         sys.exit(f"error: {error}")
 
 
