@@ -137,7 +137,8 @@ class LogWriter:
     """Writes a log shard by shard into ``<path>.partial`` and renames it on success: a log is whole or not there.
 
     Rows are buffered to ``ROW_GROUP_ROWS`` per split, so memory stays constant. Use as a context manager: leaving it by an
-    exception removes what was written. Raises LogError when ``path`` exists already and ``overwrite`` is false.
+    exception removes what was written. Raises LogError when ``path`` exists already and ``overwrite`` is false, or is
+    anything but a log.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class LogWriter:
         self._file_count: Counter[str] = Counter()
         if self.path.exists() and not overwrite:
             raise LogError(f"{self.path}: exists already; choose another name or allow overwriting")
+        self._check_replaceable()
 
     def __enter__(self) -> "LogWriter":
         if self._partial.exists():
@@ -201,8 +203,16 @@ class LogWriter:
         if self.path.exists():
             if not self._overwrite:
                 raise LogError(f"{self.path}: appeared while this log was being written")
+            self._check_replaceable()
             shutil.rmtree(self.path)
         self._partial.rename(self.path)
+
+    def _check_replaceable(self) -> None:
+        """Only a log, or an empty folder, is ever removed."""
+        if self.path.is_dir() and ((self.path / "schema.json").is_file() or not any(self.path.iterdir())):
+            return
+        if self.path.exists():
+            raise LogError(f"{self.path}: is no log (it has no schema.json), so it is not overwritten")
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

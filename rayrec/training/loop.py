@@ -150,11 +150,12 @@ def run_training(
     position = StreamPosition(progress.epoch, progress.step_in_epoch)
     if progress.step:
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
-    with (
-        closing(data.open_training(position, config.epochs)) as stream,
-        closing(loop.open_validation(loop.updates(stream))) as validation,
-    ):
-        loop.train(stream, validation)
+    if not loop.patience_exhausted:  # else it was killed between its last evaluation and its end
+        with (
+            closing(data.open_training(position, config.epochs)) as stream,
+            closing(loop.open_validation(loop.updates(stream))) as validation,
+        ):
+            loop.train(stream, validation)
     return loop.finish()
 
 
@@ -375,8 +376,13 @@ class _Loop(Generic[B]):
             mark = "kept" if gained else f"best {state.progress.best_objective:.5f} at {progress.best_step:,}"
             self.say(f"step {progress.step:,}: {self.task.objective_name} {objective:.5f} ({mark})")
         self._checkpoint()
+        return self.patience_exhausted
+
+    @property
+    def patience_exhausted(self) -> bool:
+        """Whether the evaluations so far end training."""
         patience = self.config.patience
-        return patience is not None and state.progress.evaluations_without_gain >= patience
+        return patience is not None and self.state.progress.evaluations_without_gain >= patience
 
     @torch.no_grad()
     def _pass(self, batches: Iterator[B]) -> Evaluation:

@@ -83,12 +83,10 @@ def fit(name: str, experiment: AnyExperiment, scaling: ScalingOptions | None = N
     tracker = Tracker(record.tracking_uri)
     connect()
     try:
-        checkpoint = _train(folder, record, scaling)
+        return complete_run(folder, record, _train(folder, record, scaling))
     except BaseException:
         tracker.finish(record.mlflow_run, failed=True)
         raise
-    finished = complete_run(folder, record, checkpoint)
-    return finished
 
 
 def complete_run(folder: Path, record: RunRecord, checkpoint: Path, sections: Sequence[Section] = ()) -> FinishedRun:

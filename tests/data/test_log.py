@@ -53,3 +53,12 @@ def test_rows_of_other_columns_than_the_schema_says_are_refused_and_nothing_rema
 def test_a_folder_that_is_no_log_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=f"{tmp_path}: not a log.*jobs.import_logs"):
         Log.open(tmp_path)
+
+
+def test_only_a_log_is_ever_overwritten(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("words")
+    with pytest.raises(LogError, match="is no log"):
+        LogWriter(precious, SCHEMA, overwrite=True)
+    assert (precious / "thesis.txt").read_text() == "words"

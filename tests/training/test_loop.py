@@ -117,3 +117,25 @@ def test_learning_rate_warms_up_then_decays_to_zero() -> None:
 def test_counts_below_one_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         LoopConfig(**{field: 0})
+
+
+@pytest.mark.parametrize("reports", [3, 4])
+def test_a_run_killed_at_the_end_of_its_patience_does_not_train_on(
+    experiment: RankerExperiment, tmp_path: Path, reports: int
+) -> None:
+    """min_gain is out of reach, so the third evaluation ends training: with the kill before or after the last checkpoint."""
+    loop = LoopConfig(epochs=6, patience=2, min_gain=1e9, threads=1)
+    experiment = replace(experiment, loop=loop)
+    _, expected = train(experiment, tmp_path / "undisturbed")
+    assert expected.passes == 3
+    with pytest.raises(Killed):
+        train_here(experiment, KilledAfter(tmp_path / "killed", reports), say=lambda text: None)
+    _, progress = train(experiment, tmp_path / "killed")
+    assert (progress.step, progress.passes, progress.evaluations) == (expected.step, 3, expected.evaluations)
+
+
+def test_a_diverged_run_ends_with_the_reason(experiment: RankerExperiment, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(learning_rate=1e30, embedding_learning_rate=1e30)
+    loop = LoopConfig(epochs=1, gradient_clip=None, threads=1)
+    with pytest.raises(ValueError, match="training has diverged"):
+        train(replace(experiment, optimizer=optimizer, loop=loop), tmp_path)
