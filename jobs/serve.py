@@ -16,8 +16,9 @@ import tyro
 from jobs.example_request import curl_command, example_request
 from rayrec.bundle import Bundle, BundleError, load_bundle
 from rayrec.data.log import Log, LogError
+from rayrec.data.schema import SchemaError
 from rayrec.training.cluster import connect
-from rayrec.training.tracking import RegistryError, ResolvedModel, resolve_model
+from rayrec.training.tracking import RegistryError, ResolvedModel, Tracker, resolve_model
 from rayrec.typed_json import ConfigError
 from serve_apps.access import token_sha256
 from serve_apps.deploying import DeployedRanker, DeploymentError, serving
@@ -50,8 +51,12 @@ def run(command: Serve, stop: threading.Event) -> None:
         deployed.deploy(reference_to(resolved))
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
         print(f"  {try_line(deployed.url, bundle)}", flush=True)
+        told = ""
         while not stop.wait(command.follow_s):
-            resolved = follow(command.model, resolved, deployed)
+            resolved, problem = follow(command.model, resolved, deployed)
+            if problem and problem != told:
+                print(problem, file=sys.stderr, flush=True)
+            told = problem
 
 
 def reference_to(resolved: ResolvedModel) -> ModelReference:
@@ -64,24 +69,25 @@ def try_line(url: str, bundle: Bundle) -> str:
     token = token_sha256() is not None
     try:
         body = example_request(Log.open(Path(str(bundle.metadata.run_config.get("log")))), candidates=2)
-    except LogError:  # moved, or on another machine
+    except (LogError, SchemaError):  # moved, or on another machine
         return curl_command(f"{url}/v1/model", token=token)
     return curl_command(f"{url}/v1/rank", body, token=token)
 
 
-def follow(model: str, served: ResolvedModel, deployed: DeployedRanker) -> ResolvedModel:
-    """What is served from now on. A version that cannot be loaded changes nothing and is told once."""
+def follow(model: str, served: ResolvedModel, deployed: DeployedRanker) -> tuple[ResolvedModel, str]:
+    """What is served from now on, and why not another: a version that cannot be loaded changes nothing."""
+    if not model.startswith("models:"):
+        return served, ""
     try:
+        if Tracker().version_of(model) == (served.name, served.version):
+            return served, ""
         found = resolve_model(model)
-        if found == served:
-            return served
         load_bundle(found.path)
-    except (BundleError, RegistryError) as error:
-        print(f"{model} is not loaded, {served.name}/{served.version} stays: {error}", file=sys.stderr, flush=True)
-        return served
-    deployed.deploy(reference_to(found))
+        deployed.deploy(reference_to(found))
+    except (BundleError, RegistryError, DeploymentError) as error:
+        return served, f"{model} is not loaded, {served.name}/{served.version} stays: {error}"
     print(f"serving {found.name}/{found.version} now", flush=True)
-    return found
+    return found, ""
 
 
 def main() -> None:

@@ -32,6 +32,9 @@ from rayrec.data.schema import CategoricalFeature, DenseFeature, Feature, LogSch
 
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
 _SHOWN_PROBLEMS = 20
+# A context value counts once for each candidate, so what one value may hold is bounded, well above what a model reads of it.
+_CODE_CHARACTERS = 1_024
+_LEAST_ELEMENTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -154,16 +157,17 @@ def _value_type(feature: Feature) -> Any:
     if isinstance(feature, CategoricalFeature):
         return _code_type(feature)
     if isinstance(feature, SequenceFeature):
-        codes = _CODE | None
-        lists = Annotated[list[codes], _Expected("codes", "a list of texts or whole numbers")]  # type: ignore[valid-type]
+        codes, most = _CODE | None, max(_LEAST_ELEMENTS, 4 * feature.max_length)
+        what = f"a list of at most {most:,} texts (of at most {_CODE_CHARACTERS:,} characters) or whole numbers"
+        lists = Annotated[list[codes], Field(max_length=most), _Expected("codes", what)]  # type: ignore[valid-type]
         return lists | None
-    return Annotated[str, Strict()] | None
+    return Annotated[str, Strict(), Field(max_length=4 * feature.max_characters)] | None
 
 
 def _code_type(feature: CategoricalFeature) -> Any:
     if feature.allow_missing:
-        return Annotated[_CODE | None, _Expected("code", "a text, a whole number, true, false or null")]
-    expected = _Expected("code", "a text, a whole number, true or false; this feature may not be missing")
+        return Annotated[_CODE | None, _Expected("code", f"{_TEXT}, a whole number, true, false or null")]
+    expected = _Expected("code", f"{_TEXT}, a whole number, true or false; this feature may not be missing")
     missing = frozenset(feature.missing_values)
 
     def present(value: Any) -> Any:
@@ -175,4 +179,10 @@ def _code_type(feature: CategoricalFeature) -> Any:
 
 
 _WHOLE = Annotated[float, Strict(), Field(multiple_of=1, allow_inf_nan=False)]
-_CODE: Any = Annotated[str, Strict()] | Annotated[int, Strict()] | Annotated[bool, Strict()] | _WHOLE
+_TEXT = f"a text of at most {_CODE_CHARACTERS:,} characters"
+_CODE: Any = (
+    Annotated[str, Strict(), Field(max_length=_CODE_CHARACTERS)]
+    | Annotated[int, Strict()]
+    | Annotated[bool, Strict()]
+    | _WHOLE
+)

@@ -133,6 +133,11 @@ class Tracker:
 
     def resolve(self, reference: str) -> ResolvedModel:
         """A ``models:/`` reference to a bundle folder; see ``resolve_model``."""
+        name, version = self.version_of(reference)
+        return ResolvedModel(self._download(name, version), name, version)
+
+    def version_of(self, reference: str) -> tuple[str, str]:
+        """Name and version that a ``models:/`` reference means now; downloads nothing. Raises RegistryError."""
         match = _REFERENCE.fullmatch(reference)
         if match is None:
             raise RegistryError(f"{reference!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -144,11 +149,14 @@ class Tracker:
                 version = str(self.client.get_model_version(name, match["version"]).version)
         except MlflowException as error:
             raise RegistryError(f"{reference} is not in the registry {_safe(self.uri)}: {error.message}") from None
-        return ResolvedModel(self._download(name, version), name, version)
+        return name, version
 
     def _download(self, name: str, version: str) -> Path:
-        source = self.client.get_model_version_download_uri(name, version)
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=self.uri))
+        try:
+            source = self.client.get_model_version_download_uri(name, version)
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=self.uri))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"models:/{name}/{version} cannot be downloaded: {error}") from None
 
     def _experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)

@@ -146,6 +146,21 @@ def test_too_many_candidates_and_too_many_bytes_are_refused(client: TestClient, 
     assert in_chunks.status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("feature", "value"), [("history", ["item-1"] * 1_001), ("item", "x" * 1_025), ("history", ["x" * 1_025])]
+)
+def test_a_value_that_would_be_large_once_for_each_candidate_is_refused(
+    client: TestClient, body: dict[str, Any], feature: str, value: Any
+) -> None:
+    candidates = [{name: v for name, v in c.items() if name != feature} for c in body["candidates"]]
+    reply = client.post(
+        "/v1/rank", json={**body, "context": {**body["context"], feature: value}, "candidates": candidates}
+    )
+    assert reply.status_code == 422
+    assert feature in reply.json()["detail"][0]["loc"]
+    assert "at most 1,0" in reply.json()["detail"][0]["msg"]
+
+
 def test_the_largest_numbers_still_get_finite_answers(client: TestClient, body: dict[str, Any]) -> None:
     for candidate, value in zip(body["candidates"], (3e38, -3e38, 1e-45, 0), strict=True):
         candidate["age"] = candidate["price"] = value

@@ -102,7 +102,11 @@ def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_n
 
 
 def test_an_alias_that_moves_brings_its_version_into_force(
-    deployed: DeployedRanker, bundles: tuple[Path, Path], body: dict[str, Any], runs: Path
+    deployed: DeployedRanker,
+    bundles: tuple[Path, Path],
+    body: dict[str, Any],
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tracker = Tracker()
     for folder in bundles:
@@ -110,10 +114,18 @@ def test_an_alias_that_moves_brings_its_version_into_force(
         tracker.log_folder(run, folder, "bundle")
         tracker.register(run, "moving")
     reference = "models:/moving@serving"
-    served = follow(reference, resolve_model("models:/moving/1"), deployed)
+    served, problem = follow(reference, resolve_model("models:/moving/1"), deployed)
+    assert problem == ""
     assert httpx.post(f"{deployed.url}/v1/rank", json=body).json()["model"] == "moving/2"
     tracker.point_alias("moving", "serving", "1")
-    assert follow(reference, served, deployed).version == "1"
+    served, _ = follow(reference, served, deployed)
+    assert served.version == "1"
+    with monkeypatch.context() as patched:  # the same version again: nothing is downloaded
+        patched.setattr(Tracker, "_download", None)
+        assert follow(reference, served, deployed) == (served, "")
+    stayed, problem = follow("models:/nobody@serving", served, deployed)
+    assert stayed == served
+    assert "moving/1 stays" in problem
     assert {httpx.get(f"{deployed.url}/healthz").json()["model"] for _ in range(8)} == {"moving/1"}
 
 
