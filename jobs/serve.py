@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import tyro
 
@@ -21,7 +22,7 @@ from rayrec.training.cluster import connect
 from rayrec.training.tracking import RegistryError, ResolvedModel, Tracker, resolve_model
 from rayrec.typed_json import ConfigError
 from serve_apps.access import token_sha256
-from serve_apps.deploying import DeployedRanker, DeploymentError, serving
+from serve_apps.deploying import DeploymentError, serving
 from serve_apps.ranker import RankerService
 from serve_apps.served_ranker import ModelReference
 
@@ -51,9 +52,9 @@ def run(command: Serve, stop: threading.Event) -> None:
         deployed.deploy(reference_to(resolved))
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
         print(f"  {try_line(deployed.url, bundle)}", flush=True)
-        told = ""
+        followed, told = FollowedModel(command.model, resolved), ""
         while not stop.wait(command.follow_s):
-            resolved, problem = follow(command.model, resolved, deployed)
+            problem = followed.look(deployed)
             if problem and problem != told:
                 print(problem, file=sys.stderr, flush=True)
             told = problem
@@ -74,20 +75,50 @@ def try_line(url: str, bundle: Bundle) -> str:
     return curl_command(f"{url}/v1/rank", body, token=token)
 
 
-def follow(model: str, served: ResolvedModel, deployed: DeployedRanker) -> tuple[ResolvedModel, str]:
-    """What is served from now on, and why not another: a version that cannot be loaded changes nothing."""
-    if not model.startswith("models:"):
-        return served, ""
-    try:
-        if Tracker().version_of(model) == (served.name, served.version):
-            return served, ""
-        found = resolve_model(model)
-        load_bundle(found.path)
-        deployed.deploy(reference_to(found))
-    except (BundleError, RegistryError, DeploymentError) as error:
-        return served, f"{model} is not loaded, {served.name}/{served.version} stays: {error}"
-    print(f"serving {found.name}/{found.version} now", flush=True)
-    return found, ""
+class Deploys(Protocol):
+    """A service that can be told what to serve."""
+
+    def deploy(self, reference: ModelReference) -> None:
+        """Raises DeploymentError."""
+
+
+@dataclass
+class FollowedModel:
+    """What ``model`` means now is served; a version that cannot be loaded changes nothing, and is not tried again.
+
+    served: the version in force. refused: name and version of the last one that could not be loaded.
+    """
+
+    model: str
+    served: ResolvedModel
+    refused: tuple[str, str] | None = None
+
+    def look(self, deployed: Deploys) -> str:
+        """Serve another version if the registry means one by now. Returns what is wrong, "" if nothing.
+
+        A registry or store that cannot be reached is asked again by the next call.
+        """
+        if not self.model.startswith("models:"):
+            return ""
+        try:
+            version = Tracker().version_of(self.model)
+            if version in ((self.served.name, self.served.version), self.refused):
+                return ""
+            found = resolve_model(self.model)
+        except RegistryError as error:
+            return self._stays(error)
+        try:
+            load_bundle(found.path)
+            deployed.deploy(reference_to(found))
+        except (BundleError, DeploymentError) as error:
+            self.refused = found.name, found.version
+            return self._stays(error)
+        self.served, self.refused = found, None
+        print(f"serving {found.name}/{found.version} now", flush=True)
+        return ""
+
+    def _stays(self, error: Exception) -> str:
+        return f"{self.model} is not loaded, {self.served.name}/{self.served.version} stays: {error}"
 
 
 def main() -> None:

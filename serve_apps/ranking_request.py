@@ -32,9 +32,10 @@ from rayrec.data.schema import CategoricalFeature, DenseFeature, Feature, LogSch
 
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
 _SHOWN_PROBLEMS = 20
-# A context value counts once for each candidate, so what one value may hold is bounded, well above what a model reads of it.
+# A context value counts once for each candidate, so what it may hold is bounded, alone and times the candidates.
 _CODE_CHARACTERS = 1_024
 _LEAST_ELEMENTS = 1_000
+_REPEATED_CHARACTERS = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class RankRequests:
     def __init__(self, schema: LogSchema, max_candidates: int) -> None:
         self._tasks = schema.task_names
         self._features = frozenset(feature.name for feature in schema.features)
+        self._lengths = {feature.name: _read_length(feature) for feature in schema.features}
         values = {feature.name: _value_type(feature) for feature in schema.features}
         task: Any = Literal[self._tasks]
         exponent = Annotated[float, Strict(), Field(ge=-10, le=10)]
@@ -100,7 +102,8 @@ class RankRequests:
                     for item in error.errors(include_url=False, include_context=False, include_input=False)
                 ]
             ) from None
-        context, candidates = given.get("context", {}), given["candidates"]
+        candidates = given["candidates"]
+        context = self._as_read(given.get("context", {}), len(candidates))
         needed = self._features - context.keys()
         own = set[str]()
         absent = []
@@ -125,9 +128,38 @@ class RankRequests:
         """JSON schema of a body; types that it refers to lie in ``components/schemas`` of the OpenAPI document ("$defs" here)."""
         return self._body.json_schema(ref_template="#/components/schemas/{model}")
 
+    def _as_read(self, context: Mapping[str, Any], candidates: int) -> dict[str, Any]:
+        """``context`` without what the model does not read, before it is repeated for each candidate. Raises RequestError."""
+        cut, problems = {}, []
+        for name, value in context.items():
+            length = self._lengths[name]
+            cut[name] = value if length is None or value is None else _ends(value, length)
+            if (characters := _characters(cut[name])) * candidates > _REPEATED_CHARACTERS:
+                what = f"{characters:,} characters for each of {candidates:,} candidates are too many"
+                problems.append(Problem(("body", "context", name), f"{what}; send fewer candidates", "too_long"))
+        if problems:
+            raise RequestError(problems)
+        return cut
+
     def _exponents(self, order_by: str | Mapping[str, float]) -> NDArray[np.float64]:
         by_task = {order_by: 1.0} if isinstance(order_by, str) else order_by
         return np.array([by_task.get(task, 0.0) for task in self._tasks])
+
+
+def _read_length(feature: Feature) -> int | None:
+    """How much of a value is read: the last codes of a sequence, the first characters of a text; None: all of it."""
+    if isinstance(feature, SequenceFeature):
+        return feature.max_length
+    return None if isinstance(feature, (DenseFeature, CategoricalFeature)) else feature.max_characters
+
+
+def _ends(value: list[Any] | str, length: int) -> list[Any] | str:
+    return value[:length] if isinstance(value, str) else value[-length:]
+
+
+def _characters(value: Any) -> int:
+    """Of a text or the texts of a list."""
+    return sum(map(_characters, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
 
 
 @dataclass(frozen=True)

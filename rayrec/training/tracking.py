@@ -155,8 +155,8 @@ class Tracker:
         try:
             source = self.client.get_model_version_download_uri(name, version)
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=self.uri))
-        except (MlflowException, OSError) as error:
-            raise RegistryError(f"models:/{name}/{version} cannot be downloaded: {error}") from None
+        except Exception as error:  # each store has its own client, with errors of its own
+            raise RegistryError(f"models:/{name}/{version} cannot be downloaded: {error}") from error
 
     def _experiment_id(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,11 +19,12 @@ from jobs.example_request import curl_command, example_request
 from rayrec.bundle import BundleError, load_bundle, save_bundle
 from rayrec.data.collate import collate
 from rayrec.data.log import Log
+from rayrec.data.schema import LogSchema, TaskLabel, TextFeature
 from rayrec.models.ranker import Ranker
 from rayrec.tasks.ranking import RankingConfig, RankingTask
 from serve_apps.access import is_loopback
 from serve_apps.ranking_api import build_app
-from serve_apps.ranking_request import RequestError
+from serve_apps.ranking_request import RankRequest, RankRequests, RequestError
 from serve_apps.served_ranker import ModelReference, Ranked, ServedRanker, load_ranker
 from serve_apps.serving_metrics import ServingMetrics
 from tests.serve_apps.conftest import InProcess
@@ -159,6 +161,45 @@ def test_a_value_that_would_be_large_once_for_each_candidate_is_refused(
     assert reply.status_code == 422
     assert feature in reply.json()["detail"][0]["loc"]
     assert "at most 1,0" in reply.json()["detail"][0]["msg"]
+
+
+def test_what_a_context_repeats_is_cut_to_what_is_read(ranker: ServedRanker, body: dict[str, Any]) -> None:
+    length = ranker.bundle.schema.sequences[0].max_length
+    read = [f"item-{i}" for i in range(length)]
+    for candidate in body["candidates"]:
+        candidate.pop("history", None)
+    long, short = (
+        ranker.requests.parse(json.dumps({**body, "context": {**body["context"], "history": history}}).encode())
+        for history in (["unread"] * 500 + read, read)
+    )
+    assert [len(codes) for codes in long.columns["history"]] == [length] * 4
+    (first, second) = ranker.rank([long, short])
+    assert isinstance(first, Ranked)
+    assert isinstance(second, Ranked)
+    assert np.array_equal(first.scores, second.scores)
+
+
+def test_a_context_text_too_large_for_that_many_candidates_is_refused() -> None:
+    schema = LogSchema(
+        "docs",
+        (TextFeature("title", max_characters=10), TextFeature("page", max_characters=20_000)),
+        (TaskLabel("click"),),
+    )
+    requests = RankRequests(schema, max_candidates=4_000)
+    context = {"title": "t" * 40, "page": "p" * 20_000}
+
+    def parse(candidates: int, **own: str) -> RankRequest:
+        body = {"context": context, "candidates": [own] * candidates}
+        return requests.parse(json.dumps(body).encode())
+
+    assert parse(3).columns["title"] == ["t" * 10] * 3
+    with pytest.raises(RequestError) as refused:
+        parse(2_000)
+    (problem,) = refused.value.problems
+    assert problem.loc == ("body", "context", "page")
+    assert problem.msg == "20,000 characters for each of 2,000 candidates are too many; send fewer candidates"
+    with pytest.raises(RequestError, match="title"):
+        parse(1, title="t" * 41)
 
 
 def test_the_largest_numbers_still_get_finite_answers(client: TestClient, body: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from jobs.example_request import example_request
-from jobs.serve import follow
+from jobs.serve import FollowedModel
 from rayrec.data.log import Log
 from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.tracking import Tracker, resolve_model
@@ -114,18 +114,16 @@ def test_an_alias_that_moves_brings_its_version_into_force(
         tracker.log_folder(run, folder, "bundle")
         tracker.register(run, "moving")
     reference = "models:/moving@serving"
-    served, problem = follow(reference, resolve_model("models:/moving/1"), deployed)
-    assert problem == ""
+    followed = FollowedModel(reference, resolve_model("models:/moving/1"))
+    assert followed.look(deployed) == ""
     assert httpx.post(f"{deployed.url}/v1/rank", json=body).json()["model"] == "moving/2"
     tracker.point_alias("moving", "serving", "1")
-    served, _ = follow(reference, served, deployed)
-    assert served.version == "1"
+    assert followed.look(deployed) == ""
+    assert followed.served.version == "1"
     with monkeypatch.context() as patched:  # the same version again: nothing is downloaded
         patched.setattr(Tracker, "_download", None)
-        assert follow(reference, served, deployed) == (served, "")
-    stayed, problem = follow("models:/nobody@serving", served, deployed)
-    assert stayed == served
-    assert "moving/1 stays" in problem
+        assert followed.look(deployed) == ""
+    assert followed.served.version == "1"
     assert {httpx.get(f"{deployed.url}/healthz").json()["model"] for _ in range(8)} == {"moving/1"}
 
 
