@@ -3,9 +3,11 @@
 Running the same command again goes on where a killed comparison stopped; with more arms or seeds it trains only what is new.
 """
 
+import json
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,8 @@ import tyro
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
 from rayrec.reporting import write_page
+from rayrec.tasks.ranking import RankingTask
+from rayrec.training.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
 from rayrec.training.comparison import (
     Comparison,
     ComparisonState,
@@ -41,10 +45,16 @@ SHOWN_METRICS = 2  # in the terminal; the report has all
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """One arm: an experiment (its own ``source``, else the plan's base) with ``settings`` on top, by dotted path."""
+    """One arm: an experiment (its own ``source``, else the plan's base) with ``settings`` on top, by dotted path.
+
+    choices: further settings, of which the one that is best on the validation split is compared (see rayrec.training.arm_choice).
+    each_task: train one model for each task of the log alone, and report them as one arm.
+    """
 
     source: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[Mapping[str, Any], ...] = ()
+    each_task: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Plan:
     """A comparison as a file. A source is the path of an experiment's JSON, relative to this file, or an MLflow run id.
 
     settings: on top of every arm's experiment, below the arm's own. baseline: None = the first arm.
+    choice_seeds: of the trials that choose among an arm's candidates.
     """
 
     arms: Mapping[str, ArmPlan]
@@ -59,6 +70,32 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     baseline: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    choice_seeds: tuple[int, ...] = (1000,)
+
+
+@dataclass(frozen=True)
+class PlannedComparison:
+    """A plan with all its experiments made. An arm's only candidate is the arm; of several, one is to be chosen.
+
+    joined: as in ``Comparison``.
+    """
+
+    arms: Mapping[str, tuple[Candidate, ...]]
+    baseline: str
+    seeds: tuple[int, ...]
+    choice_seeds: tuple[int, ...]
+    joined: Mapping[str, tuple[str, ...]]
+
+    @property
+    def open_arms(self) -> dict[str, tuple[Candidate, ...]]:
+        return {arm: candidates for arm, candidates in self.arms.items() if len(candidates) > 1}
+
+    def comparison(self, choices: Mapping[str, ArmChoice]) -> Comparison:
+        arms = {
+            arm: choices[arm].experiment if arm in choices else candidates[0].experiment
+            for arm, candidates in self.arms.items()
+        }
+        return Comparison(arms, self.baseline, self.seeds, self.joined)
 
 
 @dataclass(frozen=True)
@@ -67,7 +104,8 @@ class Compare:
 
     plan: a JSON file with "arms", "base", "settings", "baseline", "seeds" (see docs/compare.md).
     arms: further arms, or all of them without a plan: NAME=SOURCE, SOURCE a file of an experiment's JSON or an MLflow run id.
-    name: the comparison's folder; running it again goes on. baseline, seeds: in place of the plan's.
+    name: the comparison's folder; running it again goes on. baseline, seeds, choice_seeds: in place of the plan's.
+    settings: PATH=VALUE, on top of the plan's own: the same plan for another log, say.
     split: on which arms are judged. status: train nothing, print what is done and what is left, and write the report of it.
     """
 
@@ -76,6 +114,8 @@ class Compare:
     arms: tuple[str, ...] = ()
     baseline: str | None = None
     seeds: tuple[int, ...] | None = None
+    choice_seeds: tuple[int, ...] | None = None
+    settings: tuple[str, ...] = ()
     split: str = "test"
     status: bool = False
     trials: Annotated[TrialOptions, tyro.conf.arg(name="")] = field(default_factory=TrialOptions)
@@ -84,24 +124,50 @@ class Compare:
 def compare(command: Compare) -> ComparisonState:
     """Run what is left of a comparison, print its tables, write and log its report.
 
-    Raises ConfigError for a plan that is wrong, RuntimeError when trials failed (after all others are done and reported).
+    Returns where it stands: of the choice among candidates while that is not over, else of the comparison itself. Raises
+    ConfigError for a plan that is wrong, RuntimeError when trials failed (after all others are done and reported).
     """
-    state = open_comparison(command.name, comparison_of(command))
-    print(describe_left(state), flush=True)
-    if not command.status:
-        state = run_trials(state, command.trials)
-        print(describe_left(state), flush=True)
+    started = time.monotonic()
+    planned = plan_of(command)
+    choices: dict[str, ArmChoice] = {}
+    if planned.open_arms:
+        candidates = comparison_of_candidates(planned.open_arms, planned.choice_seeds)
+        state = _train(open_comparison(f"{command.name}-choice", candidates), command, "choice of settings: ", started)
+        if state.left:
+            _raise_failures(state)
+            return state
+        choices = choose(planned.open_arms, state)
+        section = choice_section(choices)
+        assert section.table is not None
+        print(f"{text_table(section.table)}\n")
+        Tracker(state.record.tracking_uri).finish(state.record.mlflow_run)
+    state = _train(open_comparison(command.name, planned.comparison(choices)), command, "", started)
     if state.done:
-        _report(state, command.split)
+        _report(state, command.split, choices)
+    _raise_failures(state)
+    return state
+
+
+def _train(state: ComparisonState, command: Compare, what: str, started: float) -> ComparisonState:
+    print(f"{what}{describe_left(state)}", flush=True)
+    if command.status or not state.left:
+        return state
+    until = command.trials.start_until
+    left = None if until is None else until - (time.monotonic() - started)
+    state = run_trials(state, replace(command.trials, start_until=left))
+    print(f"{what}{describe_left(state)}", flush=True)
+    return state
+
+
+def _raise_failures(state: ComparisonState) -> None:
     if state.failed:
         raise RuntimeError(
             "trials failed; the same command tries them again: "
             + "; ".join(f"{key}: {error}" for key, error in state.failed.items())
         )
-    return state
 
 
-def comparison_of(command: Compare) -> Comparison:
+def plan_of(command: Compare) -> PlannedComparison:
     """The comparison that a command line and its plan describe."""
     folder, plan = Path(), Plan({})
     if command.plan is not None:
@@ -109,23 +175,53 @@ def comparison_of(command: Compare) -> Comparison:
             raise ConfigError(f"{command.plan}: no such file")
         folder, plan = command.plan.parent, from_json(Plan, command.plan.read_bytes(), str(command.plan))
     base = None if plan.base is None else _experiment(plan.base, folder)
-    arms: dict[str, AnyExperiment] = {}
+    settings = dict(_setting(text) for text in command.settings)
+    arms: dict[str, tuple[Candidate, ...]] = {}
+    joined: dict[str, tuple[str, ...]] = {}
     for name, arm in plan.arms.items():
         experiment = base if arm.source is None else _experiment(arm.source, folder)
         if experiment is None:
             raise ConfigError(f'{command.plan}: arm {name} has no source, and the plan no "base"')
-        arms[name] = apply_parameters(experiment, {**plan.settings, **arm.settings})
+        if arm.each_task and arm.choices:
+            raise ConfigError(f"{command.plan}: arm {name} has choices and each_task; it can have one of them")
+        shared = {**plan.settings, **settings, **arm.settings}
+        if arm.each_task:
+            tasks = apply_parameters(experiment, shared).task()
+            if not isinstance(tasks, RankingTask):
+                raise ConfigError(f"{command.plan}: arm {name}: each_task is for rankers")
+            for task in tasks.schema.task_names:
+                arms[f"{name}.{task}"] = (Candidate({}, apply_parameters(experiment, {**shared, "tasks": [task]})),)
+            joined[name] = tuple(f"{name}.{task}" for task in tasks.schema.task_names)
+        else:
+            arms[name] = tuple(
+                Candidate(choice, apply_parameters(experiment, {**shared, **choice})) for choice in arm.choices or ({},)
+            )
     for text in command.arms:
         name, equals, source = text.partition("=")
         if not equals:
             raise ConfigError(f"--arms takes NAME=SOURCE, not {text!r}")
-        arms[name] = _experiment(source, Path())
-    baseline = command.baseline or plan.baseline or next(iter(arms), "")
-    return Comparison(
-        {name: experiment.absolute() for name, experiment in arms.items()},
-        baseline,
+        arms[name] = (Candidate({}, apply_parameters(_experiment(source, Path()), settings)),)
+    return PlannedComparison(
+        {
+            name: tuple(replace(candidate, experiment=candidate.experiment.absolute()) for candidate in candidates)
+            for name, candidates in arms.items()
+        },
+        command.baseline or plan.baseline or next(iter(arms), ""),
         plan.seeds if command.seeds is None else command.seeds,
+        plan.choice_seeds if command.choice_seeds is None else command.choice_seeds,
+        joined,
     )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """PATH=VALUE; the value is JSON, or the text itself where it is none."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--settings takes PATH=VALUE, not {text!r}")
+    try:
+        return path, json.loads(value)
+    except json.JSONDecodeError:
+        return path, value
 
 
 def _experiment(source: str, folder: Path) -> AnyExperiment:
@@ -137,7 +233,7 @@ def _experiment(source: str, folder: Path) -> AnyExperiment:
     return read_experiment(Tracker().config_text(source), f"run {source}")
 
 
-def _report(state: ComparisonState, split: str) -> None:
+def _report(state: ComparisonState, split: str, choices: Mapping[str, ArmChoice]) -> None:
     found = outcomes(state)
     splits = sorted({outcome.split for outcome in found})
     if split not in splits:
@@ -146,10 +242,13 @@ def _report(state: ComparisonState, split: str) -> None:
     for metric in metrics_in_order(state)[:SHOWN_METRICS]:
         of_metric = [outcome for outcome in found if outcome.metric == metric and outcome.split == split]
         print(f"\n{metric}, {split} split: mean ± standard error")
-        print(text_table(means_table(of_metric, list(comparison.arms), comparison.baseline)))
+        print(text_table(means_table(of_metric, comparison.reported_arms, comparison.baseline)))
         print(f"difference to {comparison.baseline} [95 % bootstrap interval]")
-        print(text_table(differences_table(of_metric, list(comparison.arms))))
-    page = write_page(state.folder / "report", state.folder.name, comparison_sections(state, split))
+        print(text_table(differences_table(of_metric, comparison.reported_arms)))
+    sections = comparison_sections(state, split)
+    if choices:
+        sections = (*sections, choice_section(choices))
+    page = write_page(state.folder / "report", state.folder.name, sections)
     write_text_atomically(page.parent / "results.csv", results_csv(found))
     tracker, run = Tracker(state.record.tracking_uri), state.record.mlflow_run
     tracker.log_folder(run, page.parent, "report")

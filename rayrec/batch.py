@@ -53,6 +53,13 @@ class Batch:
             extras={name: column.to(device, non_blocking=non_blocking) for name, column in self.extras.items()},
         )
 
+    def known_features(self) -> Tensor:
+        """(B,) int64 how many of a row's features are known: numbers observed, ids not 0, sequences not empty."""
+        known = (~self.dense.isnan()).sum(1) + (self.categorical != 0).sum(1)
+        for ids in self.sequences:
+            known = known + (ids[:, 0] != 0)
+        return known
+
     def with_dense(self, dense: Tensor) -> "Batch":
         """A copy with other dense values of the same shape."""
         return replace(self, dense=dense)

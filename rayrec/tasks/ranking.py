@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Literal
 
 import torch
@@ -39,6 +40,8 @@ class RankingConfig:
     perturbation: SCR or LSPR; None = none.
     distillation: UKDSL: learn from a teacher's scores, on unlabeled rows too; None = not.
     inverse_propensity: weigh labeled rows by their propensities; None = not.
+    known_features_split: also judge apart the rows with fewer known features than that, and those with as many or more: metrics
+    ``<metric>_few_known`` and ``<metric>_many_known`` of each task; None = not.
     """
 
     architecture: RankerArchitecture = field(default_factory=RankerArchitecture)
@@ -48,6 +51,7 @@ class RankingConfig:
     perturbation: PerturbationConfig | None = None
     distillation: DistillationConfig | None = None
     inverse_propensity: InversePropensity | None = None
+    known_features_split: int | None = None
 
 
 def ranker_inputs(schema: LogSchema) -> RankerInputs:
@@ -233,19 +237,31 @@ class RankingTask:
 
     def observe(self, evaluation: Evaluation, outputs: Tensor, batch: Batch) -> None:
         assert isinstance(evaluation, BinaryMetrics)
-        evaluation.update(outputs, batch.labels, batch.weights)
+        labels, split = batch.labels, self.config.known_features_split
+        if (
+            split is not None
+        ):  # a group's metrics are those of further tasks, whose labels are observed on its rows only
+            few = (batch.known_features() < split).unsqueeze(1)
+            labels = torch.cat([labels, labels.masked_fill(~few, nan), labels.masked_fill(few, nan)], dim=1)
+            outputs = outputs.repeat(1, 3)
+        evaluation.update(outputs, labels, batch.weights)
 
     def new_evaluation(self) -> BinaryMetrics:
-        return BinaryMetrics(len(self.schema.tasks))
+        return BinaryMetrics(len(self.schema.tasks) * (1 if self.config.known_features_split is None else 3))
 
     def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
         """rows, positives, log_loss, normalized_entropy, auc, ece, calibration_ratio by task; None where undefined."""
         assert isinstance(evaluation, BinaryMetrics)
-        names = ("rows", "positives", "log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")
-        return {
-            task: {name: _defined(getattr(result, name)) for name in names}
-            for task, result in zip(self.schema.task_names, evaluation.compute(), strict=True)
+        counts, qualities = ("rows", "positives"), ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")
+        results, tasks = evaluation.compute(), self.schema.task_names
+        summary = {
+            task: {name: _defined(getattr(result, name)) for name in (*counts, *qualities)}
+            for task, result in zip(tasks, results, strict=False)
         }
+        for group, start in (("few_known", len(tasks)), ("many_known", 2 * len(tasks))):
+            for task, result in zip(tasks, results[start:], strict=False):  # none without groups
+                summary[task] |= {f"{name}_{group}": _defined(getattr(result, name)) for name in qualities}
+        return summary
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
         """Mean of the chosen metric over the tasks where it is defined. Raises ConfigError when it is nowhere."""

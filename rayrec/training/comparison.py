@@ -39,11 +39,23 @@ class Comparison:
     """What is compared. ``arms``: experiments by name; ``baseline``: the arm that the others are measured against.
 
     seeds: of every arm, the same ones, so that differences are paired. Every field called ``seed`` in an experiment is set to it.
+    joined: arms that are reported as one, by its name: models of different tasks.
     """
 
     arms: Mapping[str, AnyExperiment]
     baseline: str
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The arms of which each reported arm is made, itself or those joined in it, in the arms' order."""
+        owners = {arm: name for name, arms in self.joined.items() for arm in arms}
+        return {name: self.joined.get(name, (name,)) for name in (owners.get(arm, arm) for arm in self.arms)}
+
+    @property
+    def reported_arms(self) -> list[str]:
+        return list(self.parts)
 
     def __post_init__(self) -> None:
         for arm in self.arms:
@@ -51,8 +63,8 @@ class Comparison:
                 raise ConfigError(f"arm {arm!r}: a name is letters, digits, dots, plus, minus and underscores")
         if len(self.arms) < 2:
             raise ConfigError(f"a comparison needs at least two arms, not {', '.join(self.arms) or 'none'}")
-        if self.baseline not in self.arms:
-            raise ConfigError(f"baseline {self.baseline!r} is none of the arms: {', '.join(self.arms)}")
+        if self.baseline not in self.parts:
+            raise ConfigError(f"baseline {self.baseline!r} is none of the arms: {', '.join(self.parts)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ConfigError(f"seeds are different numbers from 0 on, not {list(self.seeds)}")
 
@@ -64,12 +76,14 @@ class TrialOptions:
     concurrent: trials at once; None = as many as there are CPUs for (or GPUs: one a trial where the cluster has any).
     cpus: of each trial. start_until: seconds after which no further trial is started: the same command goes on later.
     keep_checkpoints: keep each trial's last checkpoint, from which a bundle can be made.
+    in_process: train one trial after the other in this very process, without Ray.
     """
 
     concurrent: int | None = None
     cpus: float = 1.0
     start_until: float | None = None
     keep_checkpoints: bool = False
+    in_process: bool = False
     progress_seconds: float = 20.0
 
 
@@ -144,11 +158,13 @@ def run_trials(
     """Train what is left, as many trials at once as there is room for. A failed trial does not stop the others."""
     if not state.left:
         return state
+    if options.in_process:
+        return _run_here(state, options, say)
     connect()
     accelerated = gpus() > 0
     room = int(gpus()) if accelerated else int(ray.cluster_resources().get("CPU", 1) // options.cpus)
     room = max(1, min(room, options.concurrent or room))
-    task = ray.remote(num_cpus=options.cpus, num_gpus=1 if accelerated else 0, max_retries=3)(_train_trial)
+    task = ray.remote(num_cpus=options.cpus, num_gpus=1 if accelerated else 0, max_retries=3)(_train_in_task)
     waiting = list(state.left)
     running: dict[Any, TrialKey] = {}
     failed: dict[TrialKey, str] = {}
@@ -160,12 +176,7 @@ def run_trials(
             break
         while waiting and len(running) < room and not late:
             key = waiting.pop(0)
-            run = RunRecord(
-                with_seed(state.record.comparison.arms[key.arm], key.seed),
-                state.record.mlflow_run,
-                state.record.tracking_uri,
-            )
-            running[task.remote(to_plain(run), str(state.folder), key.arm, key.seed, options)] = key
+            running[task.remote(to_plain(_asked(state, key)), str(state.folder), key.arm, key.seed, options)] = key
         ready, _ = ray.wait(list(running), timeout=1.0)
         for reference in ready:
             key = running.pop(reference)
@@ -175,15 +186,38 @@ def run_trials(
             except RayError as error:
                 failed[key] = str(error).strip().splitlines()[-1]
                 outcome = f"failed: {failed[key]}"
-            left = len(waiting) + len(running)
-            pace = (time.monotonic() - started) / finished
-            eta = f", about {pace * left / 60:.1f} min" if left else ""
-            say(f"{key}: {outcome}; {left} left{eta}")
+            say(_finished_line(key, outcome, finished, len(waiting) + len(running), time.monotonic() - started))
             shown = time.monotonic()
         if time.monotonic() - shown > options.progress_seconds:
             shown = time.monotonic()
             say("training " + ", ".join(f"{key} ({_position(state.folder, key)})" for key in running.values()))
     return replace(_state(state.folder, state.record), failed=failed)
+
+
+def _run_here(state: ComparisonState, options: TrialOptions, say: Callable[[str], None]) -> ComparisonState:
+    failed: dict[TrialKey, str] = {}
+    started = time.monotonic()
+    for place, key in enumerate(state.left):
+        if options.start_until is not None and time.monotonic() - started > options.start_until:
+            break
+        try:
+            outcome = _train_trial(_asked(state, key), state.folder, key, options, Worker())
+        except Exception as error:  # whatever is wrong with one trial, the others go on
+            failed[key] = f"{type(error).__name__}: {error}"
+            outcome = f"failed: {failed[key]}"
+        say(_finished_line(key, outcome, place + 1, len(state.left) - place - 1, time.monotonic() - started))
+    return replace(_state(state.folder, state.record), failed=failed)
+
+
+def _asked(state: ComparisonState, key: TrialKey) -> RunRecord:
+    """The trial's experiment, with the comparison's MLflow run for its own to hang on."""
+    record = state.record
+    return RunRecord(with_seed(record.comparison.arms[key.arm], key.seed), record.mlflow_run, record.tracking_uri)
+
+
+def _finished_line(key: TrialKey, outcome: str, finished: int, left: int, seconds: float) -> str:
+    eta = f", about {seconds / finished * left / 60:.1f} min" if left else ""
+    return f"{key}: {outcome}; {left} left{eta}"
 
 
 def describe_left(state: ComparisonState) -> str:
@@ -231,16 +265,20 @@ def _position(folder: Path, key: TrialKey) -> str:
         return "evaluating"
 
 
-def _train_trial(record: Any, folder: str, arm: str, seed: int, options: TrialOptions) -> str:
-    """One trial, in a Ray worker; returns a line on how it came out. record: its experiment and the comparison's MLflow run."""
-    key = TrialKey(arm, seed)
-    place = trial_folder(Path(folder), key)
-    run = _open_trial(place, from_plain(RunRecord, record), f"{Path(folder).name}-{arm}-{seed}")
+def _train_in_task(record: Any, folder: str, arm: str, seed: int, options: TrialOptions) -> str:
+    """``_train_trial`` in a Ray worker."""
+    worker = Worker(device=torch.device("cuda")) if ray.get_gpu_ids() else Worker()
+    return _train_trial(from_plain(RunRecord, record), Path(folder), TrialKey(arm, seed), options, worker)
+
+
+def _train_trial(record: RunRecord, folder: Path, key: TrialKey, options: TrialOptions, worker: Worker) -> str:
+    """One trial; returns a line on how it came out. record: its experiment and the comparison's MLflow run."""
+    place = trial_folder(folder, key)
+    run = _open_trial(place, record, f"{folder.name}-{key.arm}-{key.seed}")
     tracker = Tracker(run.tracking_uri)
     if run.experiment.loop.threads is None:
         torch.set_num_threads(max(1, int(options.cpus)))
     reporter = FolderReporter(place / "checkpoints")
-    worker = Worker(device=torch.device("cuda")) if ray.get_gpu_ids() else Worker()
     try:
         train_here(run.experiment.read_in_process(), reporter, worker=worker, say=lambda text: None)
     except Exception:

@@ -33,9 +33,9 @@ class Outcome:
 def outcomes(state: ComparisonState) -> tuple[Outcome, ...]:
     """Every metric that is defined in at least one trial, and its mean over tasks where there are several."""
     comparison = state.record.comparison
-    values = {arm: _by_place(state.done, arm) for arm in comparison.arms}
+    values = {arm: _by_place(state.done, parts) for arm, parts in comparison.parts.items()}
     found = []
-    for arm in comparison.arms:
+    for arm in comparison.reported_arms:
         for place, of_seeds in values[arm].items():
             of_baseline = values[comparison.baseline].get(place, {})
             common = sorted(set(of_seeds) & set(of_baseline))
@@ -48,7 +48,8 @@ def outcomes(state: ComparisonState) -> tuple[Outcome, ...]:
 
 def metrics_in_order(state: ComparisonState) -> tuple[str, ...]:
     """The metrics that the task follows first, then the others as they are listed."""
-    followed = state.record.comparison.arms[state.record.comparison.baseline].task().curve_metrics
+    comparison = state.record.comparison
+    followed = comparison.arms[comparison.parts[comparison.baseline][0]].task().curve_metrics
     listed = [metric for outcome in outcomes(state) for metric in (outcome.metric,)]
     return tuple(metric for metric in dict.fromkeys((*followed, *listed)) if metric in listed)
 
@@ -57,7 +58,7 @@ def comparison_sections(state: ComparisonState, split: str) -> tuple[Section, ..
     """For each metric on ``split`` a table of means, one of differences, and a plot."""
     found = [outcome for outcome in outcomes(state) if outcome.split == split]
     comparison = state.record.comparison
-    arms, metrics = list(comparison.arms), [m for m in metrics_in_order(state) if any(o.metric == m for o in found)]
+    arms, metrics = comparison.reported_arms, [m for m in metrics_in_order(state) if any(o.metric == m for o in found)]
     sections = [Section("Comparison", _introduction(state, split))]
     for metric in metrics:
         of_metric = [outcome for outcome in found if outcome.metric == metric]
@@ -158,7 +159,7 @@ def text_table(table: Table) -> str:
 def _introduction(state: ComparisonState, split: str) -> str:
     comparison = state.record.comparison
     text = (
-        f"{len(comparison.arms)} arms, seeds {', '.join(map(str, comparison.seeds))}, judged on the {split} split at the best "
+        f"{len(comparison.parts)} arms, seeds {', '.join(map(str, comparison.seeds))}, judged on the {split} split at the best "
         f"evaluation of each trial; {comparison.baseline} is the baseline. {describe_left(state)}.\n"
         "Differences are paired: equal seeds share initialization and order of rows. The bootstrap resamples the pairs; with 5 "
         "seeds its 95 % interval holds the true mean in about 84 of 100 cases, with 10 in about 90."
@@ -168,22 +169,29 @@ def _introduction(state: ComparisonState, split: str) -> str:
     return text
 
 
-def _by_place(done: Mapping[TrialKey, Progress], arm: str) -> dict[tuple[str, str, str], dict[int, float]]:
-    """Values by seed of each (split, task, metric) of an arm, the mean over tasks among them."""
+def _by_place(
+    done: Mapping[TrialKey, Progress], parts: tuple[str, ...]
+) -> dict[tuple[str, str, str], dict[int, float]]:
+    """Values by seed of each (split, task, metric) of an arm, the mean over tasks among them. parts: the arms it is made of; only
+    seeds that all of them have count."""
     places: dict[tuple[str, str, str], dict[int, float]] = {}
-    for key, progress in sorted(done.items()):
-        if key.arm != arm:
+    for seed in sorted({key.seed for key in done}):
+        if not all(TrialKey(part, seed) in done for part in parts):
             continue
-        for split, tasks in progress.evaluations.items():
+        splits: dict[str, dict[str, dict[str, float | None]]] = {}
+        for part in parts:
+            for split, of_tasks in done[TrialKey(part, seed)].evaluations.items():
+                splits.setdefault(split, {}).update(of_tasks)
+        for split, tasks in splits.items():
             means: dict[str, list[float]] = {}
             for task, metrics in tasks.items():
                 for metric, value in metrics.items():
                     if metric not in COUNTS and value is not None:
-                        places.setdefault((split, task, metric), {})[key.seed] = value
+                        places.setdefault((split, task, metric), {})[seed] = value
                         means.setdefault(metric, []).append(value)
             for metric, values in means.items():
                 if len(values) == len(tasks) > 1:
-                    places.setdefault((split, OVERALL, metric), {})[key.seed] = sum(values) / len(values)
+                    places.setdefault((split, OVERALL, metric), {})[seed] = sum(values) / len(values)
     return places
 
 

@@ -465,8 +465,9 @@ class _Window(Generic[B]):
 def _calibration(
     evaluation: BinaryMetrics, names: tuple[str, ...]
 ) -> dict[str, tuple[tuple[float, float, float], ...]]:
-    """Calibration curve by task: (mean predicted, mean observed, rows) of each equal-mass bin."""
+    """Calibration curve by task: (mean predicted, mean observed, rows) of each equal-mass bin. What is judged beside the tasks,
+    groups of rows, comes behind them and is left out."""
     return {
         name: tuple((b.mean_predicted, b.mean_observed, float(b.rows)) for b in result.calibration_curve)
-        for name, result in zip(names, evaluation.compute(), strict=True)
+        for name, result in zip(names, evaluation.compute(), strict=False)
     }

@@ -35,6 +35,7 @@ class RankerExperiment:
     log: folder of the labeled log. unlabeled: folder of an unlabeled log with the same features, streamed beside it at
     ``unlabeled_ratio`` rows per labeled row.
     ignored_features: features of the logs that the model does not see (a student that sees less than its teacher).
+    tasks: those of the log's tasks that are learned; None = all. One alone is a single-task model.
     teacher: where distillation takes its scores from; None = from columns of the logs.
     """
 
@@ -42,6 +43,7 @@ class RankerExperiment:
     unlabeled: Path | None = None
     unlabeled_ratio: float = 0.0
     ignored_features: tuple[str, ...] = ()
+    tasks: tuple[str, ...] | None = None
     teacher: TeacherConfig | None = None
     ranking: RankingConfig = field(default_factory=RankingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -84,8 +86,13 @@ class RankerExperiment:
         ranking = self.ranking
         if ranking.distillation is not None and not ranking.distillation.acts(self.unlabeled_ratio):
             ranking = replace(ranking, distillation=None)
-        log = Log.open(self.log)
-        return RankingTask(_without(log, self.ignored_features).schema, ranking)
+        return RankingTask(self.view(Log.open(self.log)).schema, ranking)
+
+    def view(self, log: Log, *, but: LogSchema | None = None) -> Log:
+        """The log without the ignored features (except those of the schema ``but``) and with the chosen tasks only. Raises
+        ConfigError for features or tasks that it lacks."""
+        log = _without(log, self.ignored_features, but=but)
+        return log if self.tasks is None else _with_tasks(log, self.tasks)
 
     @property
     def taught(self) -> bool:
@@ -133,7 +140,7 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
     """The streams of one worker."""
     log, unlabeled = open_logs(experiment)
     task, config = experiment.task(), experiment.stream
-    student = _without(log, experiment.ignored_features)
+    student = experiment.view(log)
     scorer: Scorer | None = None
     if experiment.taught:
         assert experiment.teacher is not None
@@ -141,12 +148,11 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
         _check_teacher(experiment, scorer.bundle.schema, (log, unlabeled))
 
     def open_training(start: StreamPosition, epochs: int) -> ZippedStreams:
-        def view(of: Log) -> Log:
-            return _without(of, experiment.ignored_features, but=None if scorer is None else scorer.bundle.schema)
-
+        but = None if scorer is None else scorer.bundle.schema
+        labeled = experiment.view(log, but=but)
         streams = ZippedStreams.open(
-            view(log),
-            None if unlabeled is None else view(unlabeled),
+            labeled,
+            None if unlabeled is None else _without(unlabeled, experiment.ignored_features, but=but),
             experiment.unlabeled_ratio,
             config,
             rank=worker.rank,
@@ -164,7 +170,7 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
             experiment.unlabeled_ratio,
             teacher=scorer,
             columns=dict(zip(task.distilled, task.teacher_columns, strict=True)),
-            read=view(log).schema,
+            read=labeled.schema,
             student=student.schema,
             device=worker.device,
             labeled_too=bool(task.config.distillation and task.config.distillation.labeled_weight),
@@ -187,6 +193,21 @@ def _without(log: Log, ignored: tuple[str, ...], *, but: LogSchema | None = None
     kept = set() if but is None else {feature.name for feature in but.features}
     features = tuple(f for f in log.schema.features if f.name not in ignored or f.name in kept)
     return Log(log.path, log.schema.with_features(features))
+
+
+def _with_tasks(log: Log, names: tuple[str, ...]) -> Log:
+    """The log with some of its tasks, in its order. Raises ConfigError for none, for one that it lacks, and for one whose label
+    is observed only where that of a task left out is 1."""
+    unknown = sorted(set(names) - set(log.schema.task_names))
+    if unknown or not names:
+        raise ConfigError(
+            f"{log.path}: tasks names no task: {', '.join(unknown) or 'it is empty'}; tasks: {', '.join(log.schema.task_names)}"
+        )
+    tasks = tuple(task for task in log.schema.tasks if task.name in names)
+    for task in tasks:
+        if task.observed_when is not None and task.observed_when not in names:
+            raise ConfigError(f"{log.path}: task {task.name} is observed where {task.observed_when} is 1: choose both")
+    return Log(log.path, replace(log.schema, tasks=tasks))
 
 
 def _check_columns(log: Log, columns: tuple[str, ...]) -> None:

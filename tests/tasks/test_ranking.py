@@ -59,3 +59,34 @@ def test_total_is_the_weighted_sum_of_the_named_parts(small_log) -> None:
 def test_a_weight_for_no_task_is_refused_by_name(small_log) -> None:
     with pytest.raises(ConfigError, match=r"clicks.*tasks: click, buy"):
         RankingTask(Log.open(small_log).schema, RankingConfig(task_weights={"clicks": 1.0}))
+
+
+def test_rows_with_few_and_many_known_features_are_judged_apart(small_log) -> None:
+    log = Log.open(small_log)
+    with LogStream(log, "valid", StreamConfig(batch_size=200, reader="in_process"), epochs=1) as stream:
+        batch = next(stream.epoch_batches())
+    known = batch.known_features()
+    row = 17
+    expected = (~batch.dense[row].isnan()).sum() + (batch.categorical[row] > 0).sum()
+    assert known[row] == expected + sum(bool((ids[row] > 0).any()) for ids in batch.sequences)
+    split = int(known.max())
+    few = known < split
+    assert 0 < few.sum() < len(batch)
+    torch.manual_seed(0)
+    logits = torch.randn(len(batch), 2)
+
+    def judged(split: int | None, rows: torch.Tensor) -> dict[str, dict[str, float | None]]:
+        task = RankingTask(log.schema, RankingConfig(known_features_split=split))
+        evaluation = task.new_evaluation()
+        task.observe(evaluation, logits[rows], batch[rows])
+        return task.summarize(evaluation)
+
+    everything = torch.arange(len(batch))
+    grouped = judged(split, everything)
+    for group, rows in (("few_known", few.nonzero().squeeze(1)), ("many_known", (~few).nonzero().squeeze(1))):
+        alone = judged(None, rows)
+        for task in ("click", "buy"):
+            for metric in ("normalized_entropy", "auc", "log_loss"):
+                assert grouped[task][f"{metric}_{group}"] == pytest.approx(alone[task][metric])
+    plain = judged(None, everything)
+    assert {task: {name: grouped[task][name] for name in values} for task, values in plain.items()} == plain

@@ -1,5 +1,6 @@
 """Methods inside the ranking task: none of them changes plain training, and they train, resume and bundle together."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from rayrec.bundle import load_bundle
 from rayrec.data.log import Log
+from rayrec.data.schema import read_schema, write_schema
 from rayrec.data.streams import LogStream, StreamConfig
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.methods.perturbation import PerturbationConfig
@@ -154,3 +156,36 @@ def test_a_balancing_config_that_does_not_fit_the_tasks_is_refused(small_log: Pa
     config = RankingConfig(balancing=BalancingConfig(method="fixed", shares=(1.0,)))
     with pytest.raises(ConfigError, match="balancing: shares has 1"):
         RankingTask(Log.open(small_log).schema, config)
+
+
+def test_a_single_task_of_a_log_trains_as_if_the_log_had_no_other(
+    experiment: RankerExperiment, small_log: Path, tmp_path: Path
+) -> None:
+    one = replace(experiment, tasks=("click",))
+    alone = Path(shutil.copytree(small_log, tmp_path / "alone"))
+    schema = read_schema(alone / "schema.json")
+    write_schema(replace(schema, tasks=schema.tasks[:1]), alone / "schema.json")
+    checkpoint = train(one, tmp_path / "one")
+    expected = best_weights(train(replace(experiment, log=alone), tmp_path / "expected"))
+    weights = best_weights(checkpoint)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert {split: list(tasks) for split, tasks in read_progress(checkpoint).evaluations.items()} == {
+        "valid": ["click"], "test": ["click"]
+    }  # fmt: skip
+    assert load_bundle(one.save_bundle(checkpoint, tmp_path / "bundle")).schema.task_names == ("click",)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (("klick",), "names no task: klick; tasks: click, buy"),
+        ((), "it is empty"),
+        (("buy",), "task buy is observed where click is 1: choose both"),
+    ],
+)
+def test_tasks_that_cannot_be_learned_are_refused(
+    experiment: RankerExperiment, tasks: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(experiment, tasks=tasks).check()

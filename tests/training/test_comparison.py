@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.compare import Compare, compare, comparison_of
+from jobs.compare import Compare, compare, plan_of
+from rayrec.data.schema import read_schema, write_schema
 from rayrec.data.streams import StreamConfig
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.metrics.paired import paired_difference
@@ -139,12 +140,12 @@ def test_a_comparison_trains_what_is_left_goes_on_from_checkpoints_and_logs_its_
 
     killed = trial_folder(runs / "mine", TrialKey("slow", 1)) / "checkpoints"
     with pytest.raises(KeyboardInterrupt):
-        train_here(with_seed(comparison_of(command).arms["slow"], 1), _Killed(killed), say=lambda text: None)
+        train_here(with_seed(plan_of(command).comparison({}).arms["slow"], 1), _Killed(killed), say=lambda text: None)
     state = compare(replace(command, seeds=(0, 1)))
     assert "4 trials: 2 done, 2 left (plain 1; slow 1)" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == before for path, before in first.items())
     undisturbed = FolderReporter(tmp_path / "undisturbed")
-    train_here(with_seed(comparison_of(command).arms["slow"], 1), undisturbed, say=lambda text: None)
+    train_here(with_seed(plan_of(command).comparison({}).arms["slow"], 1), undisturbed, say=lambda text: None)
     latest = undisturbed.latest()
     assert latest is not None
     resumed = state.done[TrialKey("slow", 1)]
@@ -164,9 +165,11 @@ def test_a_comparison_trains_what_is_left_goes_on_from_checkpoints_and_logs_its_
     }  # fmt: skip
 
     again = Compare("again", arms=(f"was={children[0].info.run_id}", f"base={tmp_path / 'base.json'}"), baseline="was")
-    assert with_seed(comparison_of(again).arms["base"], 5) == with_seed(base.absolute(), 5)
+    assert with_seed(plan_of(again).comparison({}).arms["base"], 5) == with_seed(base.absolute(), 5)
     with pytest.raises(ConfigError, match=r"plain seed 0 was trained with another experiment"):
-        open_comparison("mine", Comparison({"plain": comparison_of(command).arms["slow"], "b": base}, "plain", (0,)))
+        open_comparison(
+            "mine", Comparison({"plain": plan_of(command).comparison({}).arms["slow"], "b": base}, "plain", (0,))
+        )
 
 
 def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again(
@@ -184,6 +187,82 @@ def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again(
     assert lines[0].startswith("plain seed 3: valid/mean_normalized_entropy")
     late = run_trials(state, TrialOptions(start_until=-1.0), lines.append)
     assert (late.left, late.failed) == ((TrialKey("broken", 3),), {})
+
+
+def test_each_arm_takes_the_choice_that_is_best_on_validation_and_single_tasks_are_reported_as_one(
+    base: RankerExperiment, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = replace(base, log=_without_condition(base.log, tmp_path / "log"))
+    (tmp_path / "base.json").write_text(to_json(base))
+    plan = tmp_path / "plan.json"
+    plan.write_text(
+        """{"base": "base.json", "seeds": [3], "choice_seeds": [5], "baseline": "single", "arms": {
+            "tuned": {"choices": [{"optimizer.learning_rate": 1e-6}, {"optimizer.learning_rate": 0.01}]},
+            "single": {"each_task": true}}}"""
+    )
+    command = Compare(
+        "tuned-run", plan, trials=TrialOptions(in_process=True), settings=("ranking.architecture.tower=[8]",)
+    )
+    cut = compare(replace(command, trials=TrialOptions(in_process=True, start_until=-1.0)))
+    assert len(cut.left) == 2  # of the choice: nothing is compared before it is made
+    state = compare(command)
+    assert isinstance(chosen := state.record.comparison.arms["tuned"], RankerExperiment)
+    assert (chosen.optimizer.learning_rate, chosen.ranking.architecture.tower) == (0.01, (8,))
+    assert set(state.done) == {TrialKey(arm, 3) for arm in ("tuned", "single.click", "single.buy")}
+    singles = {task: state.done[TrialKey(f"single.{task}", 3)].evaluations["test"] for task in ("click", "buy")}
+    assert [list(tasks) for tasks in singles.values()] == [["click"], ["buy"]]
+    found = {(o.arm, o.split, o.task, o.metric): o.estimate.mean for o in outcomes(state)}
+    means = [singles[task][task]["auc"] for task in ("click", "buy")]
+    assert found["single", "test", OVERALL, "auc"] == pytest.approx(sum(means) / 2)
+    printed = capsys.readouterr().out
+    assert "learning_rate 0.01" in printed.split("chosen")[0].splitlines()[-1]
+    assert "difference to single" in printed
+    assert "single.click" not in printed.split("difference to single")[1]
+    before = state.done
+    assert compare(command).done == before
+
+
+def _without_condition(log: Path, folder: Path) -> Path:
+    """The log with labels of its second task whatever that of the first is."""
+    shutil.copytree(log, folder)
+    schema = read_schema(folder / "schema.json")
+    write_schema(
+        replace(schema, tasks=tuple(replace(t, observed_when=None) for t in schema.tasks)), folder / "schema.json"
+    )
+    return folder
+
+
+def test_joined_arms_count_only_seeds_that_all_of_them_have(base: RankerExperiment) -> None:
+    def of(task: str, auc: float) -> Progress:
+        return Progress(evaluations={"test": {task: {"auc": auc}}})
+
+    done = {
+        TrialKey("all", 0): Progress(evaluations={"test": {"click": {"auc": 0.8}, "buy": {"auc": 0.6}}}),
+        TrialKey("one.click", 0): of("click", 0.7), TrialKey("one.buy", 0): of("buy", 0.5),
+        TrialKey("one.click", 1): of("click", 0.1),
+    }  # fmt: skip
+    joined = {"one": ("one.click", "one.buy")}
+    comparison = Comparison(dict.fromkeys(("all", *joined["one"]), base), "one", (0, 1), joined)
+    assert comparison.reported_arms == ["all", "one"]
+    found = {
+        (o.arm, o.task): o for o in outcomes(ComparisonState(Path("x"), ComparisonRecord(comparison, "", ""), done, ()))
+    }
+    assert found["one", "click"].estimate.mean == 0.7
+    assert found["one", OVERALL].estimate.mean == pytest.approx(0.6)
+    difference = found["all", OVERALL].difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.1)
+
+
+def test_a_trial_that_fails_in_this_process_does_not_stop_the_others(
+    base: RankerExperiment, runs: Path, tmp_path: Path
+) -> None:
+    gone = Path(shutil.copytree(base.log, tmp_path / "gone"))
+    state = open_comparison("here", Comparison({"broken": replace(base, log=gone), "plain": base}, "plain", (3,)))
+    shutil.rmtree(gone)
+    state = run_trials(state, TrialOptions(in_process=True), lambda text: None)
+    assert list(state.done) == [TrialKey("plain", 3)]
+    assert str(gone) in state.failed[TrialKey("broken", 3)]
 
 
 @pytest.mark.parametrize(
@@ -211,9 +290,15 @@ def test_plans_that_are_wrong_name_file_arm_and_field(base: RankerExperiment, tm
         ('{"arms": {"a": {"source": "gone.json"}}}', r"gone\.json: no such file"),
         ('{"base": "base.json", "arms": {"a": {"setings": {}}}}', r"plan\.json: arms\.a\.setings"),
         ('{"base": "base.json", "arms": {"a": {"settings": {"loop.epcohs": 1}}}}', r"loop\.epcohs"),
+        (
+            '{"base": "base.json", "arms": {"a": {"each_task": true, "choices": [{}, {}]}}}',
+            "arm a has choices and each_task",
+        ),
     ):
         plan.write_text(text)
         with pytest.raises(ConfigError, match=message):
-            comparison_of(Compare("x", plan))
+            plan_of(Compare("x", plan))
     with pytest.raises(ConfigError, match="NAME=SOURCE"):
-        comparison_of(Compare("x", arms=("base.json",)))
+        plan_of(Compare("x", arms=("base.json",)))
+    with pytest.raises(ConfigError, match="PATH=VALUE"):
+        plan_of(Compare("x", settings=("log",)))
