@@ -1,6 +1,7 @@
 """Shared fixtures: one local Ray for the whole session, and the folder of public data (RAYREC_DATA)."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,9 +97,21 @@ def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_log(tmp_path_factory.mktemp("logs") / "small")
 
 
+@pytest.fixture(scope="session")
+def empty_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables: making them takes seconds, a copy none."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    from rayrec.training.tracking import Tracker  # MLflow takes seconds to import, and few tests need it
+
+    Tracker(f"sqlite:///{file}").client.search_experiments()
+    return file
+
+
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow_store: Path) -> Path:
     """An own runs folder with an own MLflow store."""
     monkeypatch.setenv("RAYREC_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_mlflow_store, tmp_path / "runs" / "mlflow.db")
     return tmp_path / "runs"
