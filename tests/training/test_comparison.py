@@ -184,7 +184,7 @@ def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again(
     assert list(state.done) == [TrialKey("plain", 3)]
     assert str(gone) in state.failed[TrialKey("broken", 3)]
     assert describe_left(state) == "2 trials: 1 done, 1 left (broken 3)"
-    finished = [line for line in lines if not line.startswith("training ")]  # on a slow machine they say where they stand
+    finished = [line for line in lines if not line.startswith("training ")]  # a slow trial's place comes before
     assert finished[0].startswith("plain seed 3: valid/mean_normalized_entropy")
     late = run_trials(state, TrialOptions(start_until=-1.0), lines.append)
     assert (late.left, late.failed) == ((TrialKey("broken", 3),), {})
