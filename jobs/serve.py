@@ -1,4 +1,4 @@
-"""Serve a ranker over HTTP: python -m jobs.serve [--model models:/ranker@serving | --model runs/first/bundle].
+"""Serve a ranker or a retriever over HTTP: python -m jobs.serve [--model models:/ranker@serving | --model runs/first/bundle].
 
 Follows an alias: when models:/ranker@serving comes to mean another version, that one is loaded without a dropped request.
 Ends with Ctrl-C.
@@ -7,6 +7,7 @@ Ends with Ctrl-C.
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -15,25 +16,28 @@ from typing import Protocol
 import tyro
 
 from jobs.example_request import curl_command, example_request
-from rayrec.bundle import Bundle, BundleError, load_bundle
+from rayrec.bundle import Bundle, BundleError, bundle_kind, load_bundle
 from rayrec.data.log import Log, LogError
 from rayrec.data.schema import SchemaError
+from rayrec.retriever_bundle import RetrieverBundle, load_retriever
 from rayrec.training.cluster import connect
 from rayrec.training.tracking import RegistryError, ResolvedModel, Tracker, resolve_model
 from rayrec.typed_json import ConfigError
 from serve_apps.access import token_sha256
 from serve_apps.deploying import DeploymentError, serving
 from serve_apps.ranker import RankerService
+from serve_apps.retriever import RetrieverService
 from serve_apps.served_ranker import ModelReference
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a ranker.
+    """Serve a ranker or a retriever, whichever the bundle holds.
 
     model: models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder.
     host: beyond loopback only with a token in $RAYREC_TOKEN.
     follow_s: how often the reference is looked up again, in seconds.
+    service: limits of a ranker. retriever: those of a retriever.
     """
 
     model: str = "models:/ranker@serving"
@@ -41,18 +45,23 @@ class Serve:
     port: int = 8000
     follow_s: float = 5.0
     service: RankerService = field(default_factory=RankerService)
+    retriever: RetrieverService = field(default_factory=RetrieverService)
 
 
 def run(command: Serve, stop: threading.Event) -> None:
     """Serve until ``stop`` is set."""
     resolved = resolve_model(command.model)
-    bundle = load_bundle(resolved.path)
+    service: RankerService | RetrieverService = command.service
+    load: Callable[[Path], Bundle | RetrieverBundle] = load_bundle
+    if bundle_kind(resolved.path) == "retriever":
+        service, load = command.retriever, load_retriever
+    bundle = load(resolved.path)
     connect()
-    with serving(command.service, command.host, command.port) as deployed:
+    with serving(service, command.host, command.port) as deployed:
         deployed.deploy(reference_to(resolved))
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
         print(f"  {try_line(deployed.url, bundle)}", flush=True)
-        followed, told = FollowedModel(command.model, resolved), ""
+        followed, told = FollowedModel(command.model, resolved, load), ""
         while not stop.wait(command.follow_s):
             problem = followed.look(deployed)
             if problem and problem != told:
@@ -65,9 +74,11 @@ def reference_to(resolved: ResolvedModel) -> ModelReference:
     return ModelReference(str(resolved.path), resolved.name, resolved.version)
 
 
-def try_line(url: str, bundle: Bundle) -> str:
-    """A command to paste: a request of rows of the log that the model was trained on, else what the service is."""
+def try_line(url: str, bundle: Bundle | RetrieverBundle) -> str:
+    """A command to paste: a history of items, or rows of the log that the ranker was trained on, else what the service is."""
     token = token_sha256() is not None
+    if isinstance(bundle, RetrieverBundle):
+        return curl_command(f"{url}/v1/retrieve", {"history": list(bundle.names[:2]), "k": 5}, token=token)
     try:
         body = example_request(Log.open(Path(str(bundle.metadata.run_config.get("log")))), candidates=2)
     except (LogError, SchemaError):  # moved, or on another machine
@@ -86,11 +97,13 @@ class Deploys(Protocol):
 class FollowedModel:
     """What ``model`` means now is served; a version that cannot be loaded changes nothing, and is not tried again.
 
-    served: the version in force. refused: name and version of the last one that could not be loaded.
+    served: the version in force. load: reads a bundle of the served kind, or raises BundleError.
+    refused: name and version of the last one that could not be loaded.
     """
 
     model: str
     served: ResolvedModel
+    load: Callable[[Path], object] = load_bundle
     refused: tuple[str, str] | None = None
 
     def look(self, deployed: Deploys) -> str:
@@ -108,7 +121,7 @@ class FollowedModel:
         except RegistryError as error:
             return self._stays(error)
         try:
-            load_bundle(found.path)
+            self.load(found.path)
             deployed.deploy(reference_to(found))
         except (BundleError, DeploymentError) as error:
             self.refused = found.name, found.version

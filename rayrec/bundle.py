@@ -148,14 +148,7 @@ def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
 
 def read_metadata(folder: Path, kind: str, texts: Sequence[str]) -> BundleMetadata:
     """A bundle's metadata after a check of its files (weights and ``texts``), hashes and kind. Raises BundleError."""
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such bundle folder")
-    if not (folder / CONFIG).is_file():
-        raise BundleError(f"{folder}: {CONFIG} is missing")
-    try:
-        metadata = from_json(BundleMetadata, (folder / CONFIG).read_bytes(), str(folder / CONFIG))
-    except ConfigError as error:
-        raise BundleError(str(error)) from None
+    metadata = _read_config(folder)
     if metadata.kind != kind:
         raise BundleError(f"{folder}: holds a {metadata.kind}, not a {kind}")
     for name in (WEIGHTS, *texts):
@@ -164,6 +157,22 @@ def read_metadata(folder: Path, kind: str, texts: Sequence[str]) -> BundleMetada
         if _sha256(folder / name) != metadata.sha256.get(name):
             raise BundleError(f"{folder / name}: does not match the sha256 in {CONFIG}; it was changed or cut")
     return metadata
+
+
+def bundle_kind(folder: Path | str) -> str:
+    """What a bundle holds: "ranker", "language_model" or "retriever"; nothing else of it is read. Raises BundleError."""
+    return _read_config(Path(folder)).kind
+
+
+def _read_config(folder: Path) -> BundleMetadata:
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder")
+    if not (folder / CONFIG).is_file():
+        raise BundleError(f"{folder}: {CONFIG} is missing")
+    try:
+        return from_json(BundleMetadata, (folder / CONFIG).read_bytes(), str(folder / CONFIG))
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

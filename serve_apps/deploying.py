@@ -1,10 +1,11 @@
-"""Puts the ranker on the Ray that this process is connected to, as ``serve deploy`` does it, without a dashboard."""
+"""Puts a ranker or a retriever on the Ray that this process is connected to, as ``serve deploy`` does it, without a dashboard."""
 
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -13,9 +14,9 @@ from ray.serve.schema import ServeDeploySchema
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
 from serve_apps.ranker import RankerService
+from serve_apps.retriever import RetrieverService
 from serve_apps.served_ranker import ModelReference
 
-APPLICATION = "ranker"
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # requests are counted in the metrics
 
 
@@ -24,27 +25,28 @@ class DeploymentError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class DeployedRanker:
+class DeployedService:
     """A running service. ``url``: of its root."""
 
     url: str
-    service: RankerService
+    service: RankerService | RetrieverService
 
     def deploy(self, reference: ModelReference, timeout_s: float = 120) -> None:
         """Serve this version; returns when all replicas do. Raises DeploymentError.
 
         A running service loads it beside the old one and drops no request; only the first call starts replicas.
         """
+        kind = "retriever" if isinstance(self.service, RetrieverService) else "ranker"
         config = ServeDeploySchema.model_validate(
             {
                 "applications": [
                     {
-                        "name": APPLICATION,
+                        "name": kind,
                         "route_prefix": "/",
-                        "import_path": "serve_apps.ranker:build",
+                        "import_path": f"serve_apps.{kind}:build",
                         "logging_config": _LOGGING,
                         "args": to_plain(self.service),
-                        "deployments": [{"name": "Ranker", "user_config": to_plain(reference)}],
+                        "deployments": [{"name": kind.capitalize(), "user_config": to_plain(reference)}],
                     }
                 ]
             }
@@ -54,7 +56,7 @@ class DeployedRanker:
         client.deploy_apps(config)
         deadline = time.monotonic() + timeout_s
         while True:
-            application = serve.status().applications[APPLICATION]
+            application = serve.status().applications[kind]
             if application.status == "RUNNING":
                 break
             if application.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
@@ -65,7 +67,7 @@ class DeployedRanker:
 
 
 @contextmanager
-def serving(service: RankerService, host: str, port: int) -> Iterator[DeployedRanker]:
+def serving(service: RankerService | RetrieverService, host: str, port: int) -> Iterator[DeployedService]:
     """Serve's proxy on ``host:port`` while the context is open. Raises ConfigError for an open host without a token."""
     token = service.token_sha256 or token_sha256()
     if token is None and not is_loopback(host):
@@ -73,8 +75,11 @@ def serving(service: RankerService, host: str, port: int) -> Iterator[DeployedRa
             f"host {host} can be reached from other machines: set {TOKEN_VARIABLE}, or serve on 127.0.0.1"
         )
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": 30}, logging_config=_LOGGING)
-    with tempfile.TemporaryDirectory(prefix="rayrec-metrics-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="rayrec-serving-", ignore_cleanup_errors=True) as folder:
+        own = replace(service, token_sha256=token, metrics_folder=f"{folder}/metrics")
+        if isinstance(own, RetrieverService):  # replicas run in other folders than this process
+            own = replace(own, items_folder=str(Path(own.items_folder or f"{folder}/items").resolve()))
         try:
-            yield DeployedRanker(f"http://{host}:{port}", replace(service, token_sha256=token, metrics_folder=folder))
+            yield DeployedService(f"http://{host}:{port}", own)
         finally:
             serve.shutdown()

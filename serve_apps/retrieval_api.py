@@ -14,6 +14,7 @@ from serve_apps.serving_metrics import Observed, ServingMetrics
 
 RETRIEVE, ITEMS, HEALTH, MODEL, METRICS = "/v1/retrieve", "/v1/items", "/healthz", "/v1/model", "/metrics"
 M = TypeVar("M", bound=BaseModel)
+_SHOWN_PROBLEMS = 20
 
 
 class RetrievalService(Protocol):
@@ -82,14 +83,12 @@ def build_retrieval_app(
 
 
 def parse(kind: type[M], body: bytes) -> M:
-    """Raises RequestError that names every wrong field."""
+    """Raises RequestError that names what is wrong, the first 20 of it."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        problems = [
-            Problem(("body", *item["loc"]), item["msg"], item["type"]) for item in error.errors(include_url=False)
-        ]
-        raise RequestError(problems) from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_PROBLEMS]
+        raise RequestError([Problem(("body", *item["loc"]), item["msg"], item["type"]) for item in found]) from None
 
 
 def _body_of(kind: type[BaseModel]) -> dict[str, Any]:

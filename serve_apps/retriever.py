@@ -45,13 +45,14 @@ class RetrieverService:
 
     replicas: processes that answer. max_batch: requests of one forward pass. beams: least width of the beam search.
     max_running, max_waiting, retry_after_s, token_sha256, metrics_folder: as the ranker's.
-    items_folder: where added items are kept; default: a new folder among temporary files.
+    items_folder: where added items are kept; default: a new folder among temporary files. max_added: how many a version takes.
     """
 
     replicas: int = 2
-    max_body_bytes: int = 1024 * 1024
+    max_body_bytes: int = 256 * 1024
     max_batch: int = 64
     beams: int = 20
+    max_added: int = 10_000
     index: IndexConfig = field(default_factory=IndexConfig)
     max_running: int = 64
     max_waiting: int = 256
@@ -61,7 +62,7 @@ class RetrieverService:
     items_folder: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "max_body_bytes", "max_batch", "beams", "max_running", "max_waiting"):
+        for name in ("replicas", "max_body_bytes", "max_batch", "beams", "max_added", "max_running", "max_waiting"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -77,12 +78,14 @@ class _Waiting:
 @serve.deployment
 @serve.ingress()
 class Retriever:
-    """One replica: parses and answers in its event loop, runs the model and takes in new items in one thread beside it."""
+    """One replica: parses and answers in its event loop, runs the model and takes in new items in one thread beside it, and reads
+    their text in another: its encoder is loaded by the first item."""
 
     def __init__(self, service: RetrieverService) -> None:
         self._service = service
         self._retriever: ServedRetriever | None = None
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self._text_thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
         if FOLDER_VARIABLE in os.environ:
             Path(os.environ[FOLDER_VARIABLE]).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._metrics = ServingMetrics()
@@ -107,8 +110,9 @@ class Retriever:
             reference = from_plain(ModelReference, user_config, "user_config")
             loop = asyncio.get_running_loop()
             loaded = await loop.run_in_executor(
-                None, load_served_retriever, reference, Path(service.items_folder), service.index, service.beams
-            )
+                None, load_served_retriever, reference, Path(service.items_folder), service.index, service.beams,
+                service.max_added,
+            )  # fmt: skip
         except (BundleError, ValueError) as error:
             if self._retriever is None:
                 raise
@@ -132,7 +136,9 @@ class Retriever:
         return answer
 
     async def add(self, retriever: ServedRetriever, item: NewItem) -> Mapping[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, retriever.add, item)
+        loop = asyncio.get_running_loop()
+        embedding = await loop.run_in_executor(self._text_thread, retriever.embed, item)
+        return await loop.run_in_executor(self._thread, retriever.add, item, embedding)
 
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
     async def _retrieve(self, batch: list[_Waiting]) -> list[Retrieved | RequestError]:

@@ -2,11 +2,13 @@
 
 import fcntl
 import json
+import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +30,10 @@ from rayrec.typed_json import ConfigError
 from serve_apps.ranking_request import Problem, RequestError
 from serve_apps.served_ranker import ModelReference
 
-MAX_NAME, MAX_TEXT, MAX_LIST = 500, 20_000, 1000
+MAX_NAME, MAX_TEXT, MAX_LIST, MAX_K = 500, 20_000, 1000, 200
+_MAX_BEAMS = 256  # cost and memory of a search grow with its beams, whatever a request excludes
+_MAX_BEAM_ROWS = 4096  # users times beams of one search
+logger = logging.getLogger("ray.serve")
 
 
 class RetrieveRequest(BaseModel):
@@ -36,7 +41,7 @@ class RetrieveRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     history: list[str] = Field(min_length=1, max_length=MAX_LIST, description="Items of the user, oldest first")
-    k: int = Field(10, ge=1, le=200, description="How many items are wanted")
+    k: int = Field(10, ge=1, le=MAX_K, description="How many items are wanted")
     method: Literal["dense", "generative", "hybrid"] | None = Field(None, description="Default: the best the model can")
     exclude: list[str] = Field(default_factory=list, max_length=MAX_LIST, description="Items not to return")
     exclude_history: bool = Field(False, description="Do not return items of the history")
@@ -62,17 +67,21 @@ class Retrieved:
 
 class ServedRetriever:
     """The answers of one version. Its catalogue grows by ``journal``, a file that all replicas of a machine share: one JSON
-    object a line, with item, text and embedding. Not thread-safe: one thread asks it.
+    object a line, with item, text and embedding. Not thread-safe, but for ``embed``: one thread asks it.
+
+    beams: least width of the search. max_added: items that it takes in; more are refused.
     """
 
     def __init__(
-        self, bundle: RetrieverBundle, name: str, version: str, journal: Path, index: IndexConfig, *, beams: int = 20
-    ) -> None:
+        self, bundle: RetrieverBundle, name: str, version: str, journal: Path, index: IndexConfig,
+        *, beams: int = 20, max_added: int = 10_000,
+    ) -> None:  # fmt: skip
         self.bundle, self.name, self.version = bundle, name, version
-        self._journal, self._read, self._beams = journal, 0, beams
+        self._journal, self._read, self._beams, self._max_added = journal, 0, beams, max_added
         self._names = list(bundle.names)
         self._numbers = {item: number for number, item in enumerate(self._names, 1)}
         self._encoder: TextEncoder | None = None
+        self._encoding = threading.Lock()
         model = bundle.model
         self.methods: tuple[Method, ...] = ("dense",)
         self._ids: SemanticIds | None = None
@@ -89,6 +98,7 @@ class ServedRetriever:
             with torch.inference_mode():
                 self._vectors = model.item_vectors()
             self._index = DenseIndex.build(self._vectors[1:], index)
+        self._catch_up()
 
     @property
     def label(self) -> str:
@@ -111,10 +121,10 @@ class ServedRetriever:
         }
 
     def retrieve(self, requests: Sequence[RetrieveRequest]) -> list[Retrieved | RequestError]:
-        """An answer or what is wrong, for each request; those of a method go through the model together."""
+        """An answer or what is wrong, for each request; those of like cost go through the model together."""
         self._catch_up()
         answers: dict[int, Retrieved | RequestError] = {}
-        groups: dict[Method, list[int]] = {}
+        groups: dict[tuple[Method, int], list[int]] = {}
         for i, request in enumerate(requests):
             method = request.method or self.methods[0]
             if method not in self.methods:
@@ -123,45 +133,69 @@ class ServedRetriever:
             elif not any(item in self._numbers for item in request.history):
                 answers[i] = _refusal("history", "holds no item that this model knows")
             else:
-                groups.setdefault(method, []).append(i)
-        for method, rows in groups.items():
-            answers |= zip(rows, self._together(method, [requests[i] for i in rows]), strict=True)
+                groups.setdefault((method, 0 if method == "dense" else self._width(request)), []).append(i)
+        for (method, width), rows in groups.items():
+            size = len(rows) if method == "dense" else max(1, _MAX_BEAM_ROWS // width)
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
+                answers |= zip(some, self._together(method, width, [requests[i] for i in some]), strict=True)
         return [answers[i] for i in range(len(requests))]
 
-    def add(self, new: NewItem) -> Mapping[str, Any]:
-        """Give a new item its semantic ID and embedding and let all replicas know. Raises RequestError."""
-        self._catch_up()
-        ids, model, tokenizer = self._ids, self.bundle.model, self.bundle.tokenizer
-        if not isinstance(model, Liger) or ids is None or tokenizer is None or not model.config.text:
+    def embed(self, new: NewItem) -> Tensor:
+        """The embedding (E,) of a new item's text; may be called by any thread. Raises RequestError."""
+        if self.bundle.tokenizer is None or not self._takes_new_items:
             raise _refusal("item", "this model knows items by their number only and cannot take new ones")
-        if new.item in self._numbers:
-            raise _refusal("item", f"{new.item!r} is known already")
         assert self.bundle.saved.ids is not None
-        try:
-            if self._encoder is None:
-                self._encoder = TextEncoder(TextEncoderConfig(self.bundle.saved.ids.encoder))
-        except EncoderError as error:
-            raise _refusal("text", str(error)) from None
-        embedding = self._encoder([new.text])[0]
-        try:
-            add_item(ids, tokenizer.encode(embedding.unsqueeze(0))[0])
-        except ValueError as error:
-            raise _refusal("text", str(error)) from None
-        line = json.dumps({"item": new.item, "text": new.text, "embedding": embedding.tolist()})
+        with self._encoding:
+            try:
+                if self._encoder is None:
+                    self._encoder = TextEncoder(TextEncoderConfig(self.bundle.saved.ids.encoder))
+            except EncoderError as error:
+                raise _refusal("text", str(error)) from None
+            return self._encoder([new.text])[0]
+
+    def add(self, new: NewItem, embedding: Tensor) -> Mapping[str, Any]:
+        """Give a new item its semantic ID and embedding and let all replicas know. Raises RequestError."""
+        tokenizer = self.bundle.tokenizer
+        assert tokenizer is not None  # there is an embedding
         self._journal.parent.mkdir(parents=True, exist_ok=True)
-        with self._journal.open("a", encoding="utf-8") as file:
+        with self._journal.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(line + "\n")
-        self._catch_up()
+            self._take_in_from(file)
+            assert self._ids is not None
+            if new.item in self._numbers:
+                raise _refusal("item", f"{new.item!r} is known already")
+            if len(self._names) - self.bundle.saved.num_items >= self._max_added:
+                raise _refusal("item", f"{self._max_added:,} items were added already; train a new version with them")
+            try:
+                add_item(self._ids, tokenizer.encode(embedding.unsqueeze(0))[0])
+            except ValueError as error:
+                raise _refusal("text", str(error)) from None
+            line = json.dumps({"item": new.item, "text": new.text, "embedding": embedding.tolist()})
+            torn = file.seek(0, os.SEEK_END) > self._read  # a line that a killed replica did not finish
+            file.write(b"\n" * torn + line.encode() + b"\n")
+            file.flush()
+            self._take_in_from(file)
         number = self._numbers[new.item]
         return {"item": new.item, "number": number, "semantic_id": self._ids_of(number)}
+
+    @property
+    def _takes_new_items(self) -> bool:
+        model = self.bundle.model
+        return isinstance(model, Liger) and model.config.text
 
     def _ids_of(self, number: int) -> list[int]:
         assert self._ids is not None
         return [int(code) for code in self._ids.codes[number - 1]]
 
+    def _width(self, request: RetrieveRequest) -> int:
+        """Beams that a request needs, the same in whatever company: a power of two above the least width."""
+        barred = len(request.exclude) + (len(request.history) if request.exclude_history else 0)
+        wanted = min(request.k + barred, _MAX_BEAMS)
+        return self._beams if wanted <= self._beams else 1 << (wanted - 1).bit_length()
+
     @torch.inference_mode()
-    def _together(self, method: Method, requests: Sequence[RetrieveRequest]) -> list[Retrieved]:
+    def _together(self, method: Method, width: int, requests: Sequence[RetrieveRequest]) -> list[Retrieved]:
         model = self.bundle.model
         known = [[self._numbers[item] for item in r.history if item in self._numbers] for r in requests]
         longest = max(len(numbers) for numbers in known)
@@ -178,7 +212,7 @@ class ServedRetriever:
             assert isinstance(model, Liger)
             if self._trie is None:
                 self._trie = ItemTrie.of(model.item_tokens)
-            beams = beam_search(self._trie, model.decoding(history), max(wanted, self._beams))
+            beams = beam_search(self._trie, model.decoding(history), width)
             items, scores = beams.items, beams.scores
             if method == "hybrid":
                 items, scores = hybrid_ranking(model.query(history), items, self._cold, self._vectors, wanted)
@@ -207,35 +241,50 @@ class ServedRetriever:
             return
         with self._journal.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
-            file.seek(self._read)
-            lines = file.read().splitlines()
-            self._read = file.tell()
-        for line in lines:
-            entry = json.loads(line)
-            if entry["item"] not in self._numbers:  # two replicas may have been asked at once
-                self._take_in(entry["item"], torch.tensor(entry["embedding"]))
+            self._take_in_from(file)
 
     @torch.inference_mode()
-    def _take_in(self, item: str, embedding: Tensor) -> None:
+    def _take_in_from(self, file: BinaryIO) -> None:
+        """The whole lines behind those read before; a line that is no item is told and passed over."""
         model, tokenizer = self.bundle.model, self.bundle.tokenizer
+        file.seek(self._read)
+        lines = file.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            del lines[-1]
+        self._read += sum(map(len, lines))
+        new: dict[str, Tensor] = {}
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                name, embedding = entry["item"], torch.tensor(entry["embedding"])
+                if name in self._numbers or name in new:
+                    continue
+                assert self._ids is not None
+                assert tokenizer is not None
+                self._ids = add_item(self._ids, tokenizer.encode(embedding.unsqueeze(0))[0])
+                new[name] = embedding
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                logger.error(f"{self._journal}: a line is no item and is passed over: {error}")
+        if not new:
+            return
         assert isinstance(model, Liger)
         assert tokenizer is not None
         assert self._ids is not None
-        self._ids = add_item(self._ids, tokenizer.encode(embedding.unsqueeze(0))[0])
-        tokens = self._ids.codes[-1] + self._ids.token_offsets
-        number = model.add_item(tokens, tokenizer.standardized(embedding))
-        self._names.append(item)
-        self._numbers[item] = number
-        self._cold = torch.cat([self._cold, torch.tensor([number])])
+        tokens = self._ids.codes[-len(new) :] + self._ids.token_offsets
+        first = model.add_items(tokens, tokenizer.standardized(torch.stack(list(new.values()))))
+        numbers = torch.arange(first, first + len(new))
+        self._names.extend(new)
+        self._numbers |= zip(new, numbers.tolist(), strict=True)
+        self._cold = torch.cat([self._cold, numbers])
         self._trie = None
         if self._index is not None:
-            vector = model.item_vectors(torch.tensor([number]))
-            self._vectors = torch.cat([self._vectors, vector])
-            self._index.add(vector)
+            vectors = model.item_vectors(numbers)
+            self._vectors = torch.cat([self._vectors, vectors])
+            self._index.add(vectors)
 
 
 def load_served_retriever(
-    reference: ModelReference, journal_folder: Path, index: IndexConfig, beams: int = 20
+    reference: ModelReference, journal_folder: Path, index: IndexConfig, beams: int = 20, max_added: int = 10_000
 ) -> ServedRetriever:
     """Raises BundleError or RegistryError when there is nothing that can be served."""
     name, version, path = Path(reference.model).name, "unregistered", reference.model
@@ -251,7 +300,9 @@ def load_served_retriever(
             raise BundleError(f"{path}: {parameter} has values that are not finite; its training diverged")
     digest = bundle.metadata.sha256["model.safetensors"][:16]
     journal = journal_folder / f"items-{digest}-{os.getuid()}.jsonl"
-    return ServedRetriever(bundle, reference.name or name, reference.version or version, journal, index, beams=beams)
+    return ServedRetriever(
+        bundle, reference.name or name, reference.version or version, journal, index, beams=beams, max_added=max_added
+    )
 
 
 def _can(model: Liger, method: Method) -> bool:

@@ -106,12 +106,13 @@ class Liger(nn.Module):
     def num_items(self) -> int:
         return len(self.item_tokens) - 1
 
-    def add_item(self, tokens: Tensor, text: Tensor) -> int:
-        """Take in an item never seen in training by its tokens (M,) and text embedding (E,); returns its number, N + 1."""
-        self.item_tokens = torch.cat([self.item_tokens, tokens.unsqueeze(0).to(self.item_tokens)])
-        self.item_text = torch.cat([self.item_text, text.unsqueeze(0).to(self.item_text)])
-        self.seen = torch.cat([self.seen, self.seen.new_zeros(1)])
-        return self.num_items
+    def add_items(self, tokens: Tensor, text: Tensor) -> int:
+        """Take in n items never seen in training by tokens (n, M) and text embeddings (n, E); returns the first one's number."""
+        first = len(self.item_tokens)
+        self.item_tokens = torch.cat([self.item_tokens, tokens.to(self.item_tokens)])
+        self.item_text = torch.cat([self.item_text, text.to(self.item_text)])
+        self.seen = torch.cat([self.seen, self.seen.new_zeros(len(tokens))])
+        return first
 
     def encode(self, history: Tensor, projected: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """States (B, L * M, D) and which of them are real (B, L * M), for histories (B, L).

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, normalize
 
 from rayrec.models.layers.item_softmax import full_softmax_loss, sampled_softmax_loss
 from rayrec.models.layers.short_attention import attend
@@ -24,6 +24,7 @@ class SASRecConfig:
 
     dropout: on embeddings and sublayer outputs. attention_dropout: on attention weights.
     sampled_items: negatives of the sampled softmax; 0 = full softmax (best, while the catalogue is below some 100,000 items).
+    temperature: logits are cosines of states and items over it; None = inner products.
     """
 
     dim: int = 128
@@ -34,6 +35,7 @@ class SASRecConfig:
     dropout: float = 0.5
     attention_dropout: float = 0.0
     sampled_items: int = 0
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.dim, self.layers, self.heads, self.max_length, self.feed_forward) < 1 or self.sampled_items < 0:
@@ -44,6 +46,8 @@ class SASRecConfig:
             raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
         if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
             raise ValueError("dropout and attention_dropout must lie in [0, 1)")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, or None, not {self.temperature}")
 
 
 class SASRec(nn.Module):
@@ -70,17 +74,17 @@ class SASRec(nn.Module):
         states = self._states(places)
         last = places.real.sum(1).cumsum(0) - 1  # packed row of each history's newest item
         empty = ~places.real.any(1)
-        return states[last.clamp_min(0)].masked_fill(empty.unsqueeze(1), 0.0)
+        return self._queries(states[last.clamp_min(0)].masked_fill(empty.unsqueeze(1), 0.0))
 
     def scores(self, history: Tensor) -> Tensor:
         """Logits (B, num_items + 1) of every item; -inf for padding."""
-        logits = (self(history) @ self.items.weight.T).float()
+        logits = (self(history) @ self.item_vectors().T).float()
         logits[:, 0] = -torch.inf
         return logits
 
     def item_vectors(self) -> Tensor:
         """(num_items + 1, D): what an index of items holds; scores are inner products."""
-        return self.items.weight
+        return self.items.weight if self.config.temperature is None else normalize(self.items.weight, dim=1)
 
     def loss(
         self, inputs: Tensor, targets: Tensor, sampled: Tensor | None = None, log_sampling: Tensor | None = None
@@ -90,10 +94,19 @@ class SASRec(nn.Module):
         With ``sampled`` (S,) items and their ``log_sampling`` (num_items + 1,) the sampled softmax.
         """
         places = _Places(inputs[:, -self.config.max_length :])
-        states, packed_targets = self._states(places), targets[:, -self.config.max_length :][places.real]
+        queries, packed_targets = (
+            self._queries(self._states(places)),
+            targets[:, -self.config.max_length :][places.real],
+        )
+        items = self.item_vectors()
         if sampled is None or log_sampling is None:
-            return full_softmax_loss(states, self.items.weight, packed_targets)
-        return sampled_softmax_loss(states, self.items.weight, packed_targets, sampled, log_sampling)
+            return full_softmax_loss(queries, items, packed_targets)
+        return sampled_softmax_loss(queries, items, packed_targets, sampled, log_sampling)
+
+    def _queries(self, states: Tensor) -> Tensor:
+        """(..., D): whose inner products with ``item_vectors`` are the logits."""
+        temperature = self.config.temperature
+        return states if temperature is None else normalize(states, dim=-1) / temperature
 
     def _states(self, places: "_Places") -> Tensor:
         """States (T, D) of the real positions, row by row of the batch."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.nn.functional import cosine_similarity
 
 from rayrec.models.sasrec import SASRec, SASRecConfig
 
@@ -17,9 +18,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def small_model() -> SASRec:
+def small_model(temperature: float | None = None) -> SASRec:
     torch.manual_seed(0)
-    return SASRec(30, SASRecConfig(dim=16, max_length=6, dropout=0.2)).eval()
+    return SASRec(30, SASRecConfig(dim=16, max_length=6, dropout=0.2, temperature=temperature)).eval()
 
 
 def test_padding_and_batch_mates_change_nothing() -> None:
@@ -43,12 +44,34 @@ def test_an_empty_history_scores_all_items_alike() -> None:
     assert scores[1, 1:].std() > 0
 
 
-def test_training_at_every_position_equals_scoring_each_prefix() -> None:
-    model = small_model()
+def test_with_a_temperature_logits_are_cosines_over_it() -> None:
+    plain, model = small_model(), small_model(temperature=0.1)
+    history = torch.tensor([[3, 9, 4], [0, 0, 7]])
+    cosines = cosine_similarity(plain(history).unsqueeze(1), plain.items.weight[1:].unsqueeze(0), dim=2)
+    torch.testing.assert_close(model.scores(history)[:, 1:], cosines / 0.1)
+    torch.testing.assert_close(model(history) @ model.item_vectors()[1:].T, cosines / 0.1)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_training_at_every_position_equals_scoring_each_prefix(temperature: float | None) -> None:
+    model = small_model(temperature)
     inputs, targets = torch.tensor([[0, 0, 5, 7, 9], [1, 2, 3, 4, 5]]), torch.tensor([[0, 0, 7, 9, 2], [2, 3, 4, 5, 6]])
     prefixes = [(row[: i + 1], t[i]) for row, t in zip(inputs, targets, strict=True) for i in range(5) if row[i] > 0]
     losses = [-model.scores(prefix.unsqueeze(0)).log_softmax(1)[0, target] for prefix, target in prefixes]
     torch.testing.assert_close(model.loss(inputs, targets), torch.stack(losses).mean())
+
+
+def test_the_same_seed_gives_the_same_loss_and_gradients() -> None:
+    rows = torch.randint(1, 31, (8, 7), generator=torch.Generator().manual_seed(1))
+
+    def step() -> list[torch.Tensor]:
+        model = small_model().train()
+        loss = model.loss(rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    for first, second in zip(step(), step(), strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("sampled", [False, True])

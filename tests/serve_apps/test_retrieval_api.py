@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rayrec.models.liger import Liger
 from rayrec.models.sasrec import SASRec, SASRecConfig
-from rayrec.retrieval.beam_search import beam_search
+from rayrec.retrieval.beam_search import Beams, beam_search
 from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.trie import ItemTrie
 from rayrec.retriever_bundle import RetrieverModules, SavedRetriever, save_retriever
@@ -44,7 +44,7 @@ class InProcess:
         return answer
 
     async def add(self, retriever: ServedRetriever, item: NewItem) -> Mapping[str, Any]:
-        return retriever.add(item)
+        return retriever.add(item, retriever.embed(item))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,71 @@ def test_a_cold_item_added_by_text_is_retrieved_by_the_next_request_on_every_rep
         assert client.post("/v1/retrieve", json={"history": ["new"], "k": 3}).status_code == 200
         assert client.get("/v1/model").json()["items_added"] == 1
     assert clients[1].post("/v1/items", json={"item": "new", "text": "again"}).status_code == 422
+
+
+def test_what_a_request_excludes_never_widens_the_search_of_its_company(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = served(bundle, tmp_path)
+    searched: list[tuple[int, int]] = []
+
+    def noted(trie: ItemTrie, decoding: Any, beams: int) -> Beams:
+        found = beam_search(trie, decoding, beams)
+        searched.append((len(found.items), beams))
+        return found
+
+    monkeypatch.setattr("serve_apps.served_retriever.beam_search", noted)
+    plain = RetrieveRequest(history=HISTORY, method="generative")
+    greedy = RetrieveRequest(
+        history=HISTORY * 500, k=200, method="generative", exclude=["nothing"] * 1000, exclude_history=True
+    )
+    answers = retriever.retrieve([plain, *[greedy] * 20, plain])
+    assert sorted(searched) == [(2, 20), (4, 256), (16, 256)]
+    assert answers[0] == answers[-1]
+    (alone,) = retriever.retrieve([plain])
+    assert isinstance(alone, Retrieved)
+    assert isinstance(answers[0], Retrieved)
+    assert answers[0].items == alone.items
+    assert all(isinstance(a, Retrieved) and not set(a.items) & set(HISTORY) for a in answers[1:-1])
+
+
+def test_a_version_takes_so_many_new_items_and_starts_with_those_it_has(bundle: Path, tmp_path: Path) -> None:
+    reference = ModelReference(str(bundle), "liger", "1")
+    retriever = load_served_retriever(reference, tmp_path, IndexConfig(), max_added=3)
+    client = client_of(retriever)
+    for number in range(3):
+        body = {"item": f"new-{number}", "text": f"{TEXTS[number]} pan tea tea"}
+        assert client.post("/v1/items", json=body).status_code == 201
+    refused = client.post("/v1/items", json={"item": "new-3", "text": "red tea"})
+    assert refused.status_code == 422
+    assert "3 items were added already" in refused.json()["detail"][0]["msg"]
+    again = load_served_retriever(reference, tmp_path, IndexConfig(), max_added=3)
+    assert again.describe()["items_added"] == 3
+    (expected, found) = (r.retrieve([RetrieveRequest(history=["new-1"], k=59)])[0] for r in (retriever, again))
+    assert isinstance(expected, Retrieved)
+    assert isinstance(found, Retrieved)
+    assert expected.items == found.items
+
+
+def test_a_line_that_a_killed_replica_did_not_finish_harms_no_other_item(bundle: Path, tmp_path: Path) -> None:
+    client = client_of(served(bundle, tmp_path))
+    assert client.post("/v1/items", json={"item": "first", "text": "red tea"}).status_code == 201
+    (journal,) = tmp_path.glob("items-*.jsonl")
+    with journal.open("a") as file:
+        file.write('{"item": "torn", "text": "blue te')
+    assert client.post("/v1/retrieve", json={"history": ["first"]}).status_code == 200
+    assert client.post("/v1/items", json={"item": "second", "text": "blue pan"}).status_code == 201
+    fresh = client_of(served(bundle, tmp_path))
+    for one in (client, fresh):
+        items = one.post("/v1/retrieve", json={"history": HISTORY, "k": 60, "method": "dense"}).json()["items"]
+        assert {"first", "second"} <= set(items)
+        assert "torn" not in items
+
+
+def test_a_body_of_thousands_of_mistakes_gets_a_short_answer(client: TestClient) -> None:
+    reply = client.post("/v1/retrieve", json={"history": HISTORY, **{f"x{i}": 1 for i in range(1500)}})
+    assert reply.status_code == 422
+    assert len(reply.json()["detail"]) == 20
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""serve_apps/retriever.yaml on a real Ray Serve: answers of two replicas, and an item that all of them know at once."""
+"""A retriever on a real Ray Serve: by ``jobs.serve``, and by serve_apps/retriever.yaml; items that all replicas know at once."""
 
+import shlex
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -11,9 +13,50 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from jobs.serve import Serve, run
+from serve_apps.retriever import RetrieverService
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
 
 CONFIG = Path(__file__).parents[2] / "serve_apps" / "retriever.yaml"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_jobs_serve_answers_for_a_retriever_and_the_next_request_finds_an_added_item(
+    ray_session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = small_retriever(tmp_path / "liger", small_encoder(tmp_path / "encoder"))
+    stop, port = threading.Event(), free_port()
+    command = Serve(str(bundle), port=port, retriever=RetrieverService(items_folder=str(tmp_path / "items")))
+    server = threading.Thread(target=run, args=(command, stop))
+    server.start()
+    try:
+        shown, deadline = "", time.monotonic() + 120
+        while "curl" not in shown:
+            assert server.is_alive(), shown
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.1)
+            shown += capfd.readouterr().out
+        words = shlex.split(shown[shown.index("curl") :].splitlines()[0])
+        url, body = words[2], words[words.index("-d") + 1]
+        assert url == f"http://127.0.0.1:{port}/v1/retrieve"
+        with httpx.Client(headers={"Content-Type": "application/json"}, timeout=60) as client:
+            reply = client.post(url, content=body)
+            assert (reply.status_code, len(reply.json()["items"])) == (200, 5), reply.text
+            added = client.post(f"http://127.0.0.1:{port}/v1/items", json={"item": "new", "text": "red tea"})
+            assert added.status_code == 201, added.text
+            for method in ("dense", "hybrid", "dense", "hybrid"):
+                found = client.post(url, json={"history": ["red shoe", "new"], "k": 57, "method": method}).json()
+                assert "new" in found["items"]
+                assert found["ignored"] == []
+    finally:
+        stop.set()
+        server.join(60)
+    assert not server.is_alive()
 
 
 @pytest.mark.slow
@@ -22,9 +65,7 @@ def test_two_replicas_answer_and_share_added_items(ray_session: None, tmp_path: 
     config = yaml.safe_load(CONFIG.read_text())
     (application,) = config["applications"]
     application["deployments"][0]["user_config"] = {"model": str(bundle), "version": "7"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         client = _get_global_client()

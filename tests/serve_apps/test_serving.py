@@ -19,13 +19,13 @@ from rayrec.data.log import Log
 from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.tracking import Tracker, resolve_model
 from rayrec.typed_json import ConfigError
-from serve_apps.deploying import DeployedRanker, serving
+from serve_apps.deploying import DeployedService, serving
 from serve_apps.ranker import RankerService
 from serve_apps.served_ranker import ModelReference, load_ranker
 
 
 @pytest.fixture(scope="module")
-def deployed(ray_session: None, bundles: tuple[Path, Path]) -> Iterator[DeployedRanker]:
+def deployed(ray_session: None, bundles: tuple[Path, Path]) -> Iterator[DeployedService]:
     """Two replicas; small queues, so that a burst fills them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -41,7 +41,7 @@ def body(small_log: Path) -> dict[str, Any]:
 
 
 def test_answers_are_those_of_the_bundle(
-    deployed: DeployedRanker, bundles: tuple[Path, Path], body: dict[str, Any]
+    deployed: DeployedService, bundles: tuple[Path, Path], body: dict[str, Any]
 ) -> None:
     reply = httpx.post(f"{deployed.url}/v1/rank", json=body)
     assert reply.status_code == 200, reply.text
@@ -51,7 +51,7 @@ def test_answers_are_those_of_the_bundle(
     assert httpx.post(f"{deployed.url}/v1/rank", json={"candidates": [{"age": "old"}]}).status_code == 422
 
 
-def test_a_burst_is_answered_or_refused_with_retry_after(deployed: DeployedRanker, body: dict[str, Any]) -> None:
+def test_a_burst_is_answered_or_refused_with_retry_after(deployed: DeployedService, body: dict[str, Any]) -> None:
     large = {**body, "candidates": body["candidates"] * 40}
     with httpx.Client(limits=httpx.Limits(max_connections=64), timeout=30) as client, ThreadPoolExecutor(64) as pool:
         replies = list(pool.map(lambda _: client.post(f"{deployed.url}/v1/rank", json=large), range(128)))
@@ -61,7 +61,7 @@ def test_a_burst_is_answered_or_refused_with_retry_after(deployed: DeployedRanke
 
 
 def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_nothing(
-    deployed: DeployedRanker, bundles: tuple[Path, Path], body: dict[str, Any], tmp_path: Path
+    deployed: DeployedService, bundles: tuple[Path, Path], body: dict[str, Any], tmp_path: Path
 ) -> None:
     stop = threading.Event()
     seen: list[tuple[int, str]] = []
@@ -102,7 +102,7 @@ def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_n
 
 
 def test_an_alias_that_moves_brings_its_version_into_force(
-    deployed: DeployedRanker,
+    deployed: DeployedService,
     bundles: tuple[Path, Path],
     body: dict[str, Any],
     runs: Path,

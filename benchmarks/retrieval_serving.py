@@ -1,0 +1,113 @@
+"""A served retriever under load: python -m benchmarks.retrieval_serving.
+
+An untrained LIGER of the paper's layers over 12,000 items with 384-dimensional text, the newest of them cold; histories of 20
+items, 10 are wanted; by the dense, the generative and the hybrid method. Two replicas, the proxy and the clients share this
+machine. Each client is a thread with one open connection that asks again as soon as it has its answer.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.http_load import Demand, Load, run_load
+from benchmarks.serving import free_port
+from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
+from rayrec.models.t5 import T5Config
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
+from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.retriever_bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.tasks.retrieval import Method, RetrievalConfig
+from rayrec.training.cluster import connect
+from serve_apps.deploying import serving
+from serve_apps.retriever import RetrieverService
+from serve_apps.served_ranker import ModelReference
+
+METHODS: tuple[Method, ...] = ("dense", "generative", "hybrid")
+
+
+@dataclass(frozen=True)
+class RetrievalServing:
+    """clients: at a time. seconds: of each measurement. repeats: of each, interleaved; medians are reported.
+
+    layers: of encoder and of decoder. cold: items that training never saw. beams: of the search.
+    """
+
+    clients: tuple[int, ...] = (1, 8, 32)
+    seconds: float = 5.0
+    repeats: int = 2
+    items: int = 12_000
+    cold: int = 100
+    history: int = 20
+    k: int = 10
+    beams: int = 20
+    layers: int = 6
+
+
+def main(config: RetrievalServing) -> None:
+    torch.set_num_threads(1)
+    runs: dict[tuple[Method, int], list[Load]] = {(m, c): [] for m in METHODS for c in config.clients}
+    with tempfile.TemporaryDirectory(prefix="rayrec-retrieval-") as folder:
+        bundle = write_bundle(Path(folder) / "liger", config)
+        connect(num_cpus=2)
+        with serving(RetrieverService(beams=config.beams), "127.0.0.1", free_port()) as deployed:
+            deployed.deploy(ModelReference(str(bundle), "liger", "1"))
+            bodies = {method: [request_body(config, method, seed) for seed in range(64)] for method in METHODS}
+
+            def load(method: Method, clients: int, seconds: float) -> Load:
+                return run_load(Demand(f"{deployed.url}/v1/retrieve", bodies[method], clients, seconds))
+
+            for method in METHODS:
+                load(method, 8, 1.0)  # warm
+            for _ in range(config.repeats):
+                for (method, clients), loads in runs.items():
+                    loads.append(load(method, clients, config.seconds))
+    report(runs)
+
+
+def write_bundle(folder: Path, config: RetrievalServing) -> Path:
+    """A LIGER with random weights over random texts."""
+    torch.manual_seed(0)
+    items = fit_tokenizer(torch.randn(config.items, 384), TokenizerConfig(kmeans=ResidualKMeansConfig(iterations=5)))
+    seen = torch.ones(config.items + 1, dtype=torch.bool)
+    seen[0] = False
+    seen[len(seen) - config.cold :] = False
+    liger = LigerConfig(T5Config(encoder_layers=config.layers, decoder_layers=config.layers), max_length=config.history)
+    text = torch.nn.functional.pad(items.embeddings, (0, 0, 1, 0))
+    model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), liger)
+    ids = SavedIds(items.ids.level_sizes, text.shape[1], "minilm", items.tokenizer.config)
+    return save_retriever(
+        folder,
+        modules=RetrieverModules(model, items.tokenizer),
+        saved=SavedRetriever(RetrievalConfig(model="liger", liger=liger), config.items, ids),
+        names=tuple(f"item-{number}" for number in range(1, config.items + 1)),
+        metrics={},
+        run_config={},
+    )
+
+
+def request_body(config: RetrievalServing, method: Method, seed: int) -> str:
+    items = np.random.default_rng(seed).integers(1, config.items + 1, config.history)
+    return json.dumps({"history": [f"item-{item}" for item in items], "k": config.k, "method": method})
+
+
+def report(runs: dict[tuple[Method, int], list[Load]]) -> None:
+    """The table, and the JSON line."""
+    result: dict[str, dict[str, dict[str, float]]] = {method: {} for method in METHODS}
+    print(f"{'method':<12}{'clients':>10}{'p50 ms':>10}{'p99 ms':>10}{'rps':>10}{'failed':>10}")
+    for (method, clients), loads in runs.items():
+        p50, p99 = (float(np.median([np.percentile(load.milliseconds, q) for load in loads])) for q in (50, 99))
+        rps = float(np.median([len(load.milliseconds) / load.seconds for load in loads]))
+        failed = sum(load.failed for load in loads)
+        print(f"{method:<12}{clients:>10}{p50:>10.1f}{p99:>10.1f}{rps:>10.0f}{failed:>10}")
+        numbers = {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "rps": round(rps, 1), "failed": float(failed)}
+        result[method][str(clients)] = numbers
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(RetrievalServing, description=__doc__))
