@@ -63,18 +63,27 @@ class FunnelStudyConfig:
 
     candidates: simulated ones of each seed; a tenth of the requests is for validation, a fifth for the test.
     ratios: unlabeled rows per labeled row of the main arm; the first is that of all other arms.
-    batch_size: labeled rows a step. epochs: passes over the impressions, the same for all arms; teacher_epochs: of the teacher,
-    which must be right far from what it was shown.
+    batch_size: labeled rows a step. epochs: passes over the impressions, the same for all arms.
+    teacher_...: the same of the teacher. It must be right far from what it was shown: linear in features that hold what drove the
+    selection, and trained to the end, since slopes that stopped short of it are too flat and probabilities of what is never
+    shown too high.
+    ignored_features: no model sees them. Users: a dozen impressions each, which fit noise; selection is within requests.
     world, funnel: what is simulated; denser than the default of ``jobs.simulate``, so that a million candidates teach something.
     """
 
     candidates: int = 1_000_000
     ratios: tuple[float, ...] = (4.0, 1.0, 16.0)
     epochs: int = 4
-    teacher_epochs: int = 12
     batch_size: int = 256
     learning_rate: float = 1e-2
     embedding_learning_rate: float = 0.01
+    teacher_epochs: int = 6
+    teacher_learning_rate: float = 2e-2
+    teacher_embedding_learning_rate: float = 0.05
+    teacher_architecture: RankerArchitecture = field(
+        default_factory=lambda: RankerArchitecture(embedding_dim=1, interaction="none", trunk=(), tower=())
+    )
+    ignored_features: tuple[str, ...] = ("user",)
     world: WorldConfig = field(
         default_factory=lambda: WorldConfig(
             users=5_000, ads=500, campaigns=100, advertisers=30, base_click_probability=0.03
@@ -241,6 +250,7 @@ class _Seed:
             valid_share=0.1,
             test_share=0.2,
             unlabeled_share=1.0,
+            crossed_features=True,
             world=config.world,
             funnel=config.funnel,
         )
@@ -284,12 +294,13 @@ class _Seed:
         started = time.monotonic()
         logs = SimulatedLogs.open(self.folder / "world")
         experiment = self._experiment(self.folder / "labeled")
+        hidden = teacher_only_features(Log.open(self.folder / "labeled").schema)
         ranking = replace(experiment.ranking, distillation=arm.distillation, inverse_propensity=arm.inverse_propensity)
         student = replace(
             experiment,
             unlabeled=self.folder / ("unlabeled_self" if arm.own_scores else "unlabeled") if arm.ratio else None,
             unlabeled_ratio=arm.ratio,
-            ignored_features=teacher_only_features(Log.open(self.folder / "labeled").schema),
+            ignored_features=(*experiment.ignored_features, *hidden),
             ranking=ranking,
             loop=replace(experiment.loop, keep="last" if arm.serves_candidates else "best"),
         )
@@ -300,13 +311,21 @@ class _Seed:
     def _train_helper(self, name: str) -> None:
         """The teacher, which sees all features of impressions; or the model of the chance to be shown, from the student's."""
         if name == _TEACHER:
-            teacher = self._experiment(SimulatedLogs.open(self.folder / "world").labeled)
-            loop = replace(teacher.loop, epochs=self.config.teacher_epochs)
-            self._train(replace(teacher, loop=loop), self.folder / name)
+            config, student = self.config, self._experiment(SimulatedLogs.open(self.folder / "world").labeled)
+            teacher = replace(
+                student,
+                ranking=RankingConfig(architecture=config.teacher_architecture),
+                optimizer=OptimizerConfig(
+                    learning_rate=config.teacher_learning_rate,
+                    embedding_learning_rate=config.teacher_embedding_learning_rate,
+                ),
+                loop=replace(student.loop, epochs=config.teacher_epochs, keep="last"),
+            )
+            self._train(teacher, self.folder / name)
             return
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             log = write_shown_log(SimulatedLogs.open(self.folder / "world"), Path(scratch) / "shown")
-            experiment = self._experiment(log.path)
+            experiment = replace(self._experiment(log.path), tasks=(_SHOWN,))
             shown = replace(
                 experiment,
                 stream=replace(experiment.stream, batch_size=8 * self.config.batch_size),
@@ -318,6 +337,8 @@ class _Seed:
         config = self.config
         return RankerExperiment(
             log,
+            ignored_features=config.ignored_features,
+            tasks=("click",),
             ranking=RankingConfig(architecture=config.architecture),
             optimizer=OptimizerConfig(
                 learning_rate=config.learning_rate, embedding_learning_rate=config.embedding_learning_rate

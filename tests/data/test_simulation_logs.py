@@ -70,6 +70,21 @@ def test_labeled_and_unlabeled_rows_together_are_the_whole_pool(logs: SimulatedL
         assert known.group_by(["request", "ad"]).aggregate([]).num_rows == known.num_rows
 
 
+def test_crossed_features_are_functions_of_the_others_and_change_no_other_column(
+    logs: SimulatedLogs, tmp_path: Path
+) -> None:
+    crossed = simulate(replace(SMALL, crossed_features=True), tmp_path / "crossed")
+    found, before = rows(crossed.candidates, "test"), rows(logs.candidates, "test")
+    assert found.drop_columns(["segment_category", "signal_product"]).equals(before)
+    seen = {feature.name for feature in student_schema(Log.open(crossed.labeled).schema).features}
+    assert {"segment_category", "signal_product"} <= seen
+    pairs = {names: found.group_by(list(names)).aggregate([]).num_rows for names in (
+        ("segment", "category"), ("segment_category",), ("segment", "category", "segment_category"))}  # fmt: skip
+    assert len(set(pairs.values())) == 1
+    expected = found["early_signal_0"].to_numpy() * (np.log1p(found["early_signal_1"].to_numpy()) - 2)
+    np.testing.assert_allclose(found["signal_product"].to_numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_an_unlabeled_share_keeps_that_share_and_changes_nothing_else(logs: SimulatedLogs, tmp_path: Path) -> None:
     thinned = simulate(replace(SMALL, unlabeled_share=0.25), tmp_path / "thinned")
     assert rows(thinned.labeled, "test").equals(rows(logs.labeled, "test"))

@@ -126,6 +126,8 @@ class SimulationConfig:
     valid_share, test_share: the last requests in time; the log of candidates holds those of the test period.
     unlabeled_share: share of the candidates not shown that the unlabeled log keeps, drawn at random.
     user_buckets: hash buckets of the user id.
+    crossed_features: also log what two effects of the world are functions of, ready to be learned by a linear model:
+        ``segment_category`` (affinity) and ``signal_product`` (of the first two early signals: interaction).
     """
 
     seed: int = 0
@@ -134,6 +136,7 @@ class SimulationConfig:
     test_share: float = 0.1
     unlabeled_share: float = 0.26
     user_buckets: int = 32_768
+    crossed_features: bool = False
     world: WorldConfig = field(default_factory=WorldConfig)
     funnel: FunnelConfig = field(default_factory=FunnelConfig)
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

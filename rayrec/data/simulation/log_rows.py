@@ -11,7 +11,7 @@ from rayrec.data.fitting import SchemaFitter
 from rayrec.data.raw_columns import CodeLists, Codes, Numbers
 from rayrec.data.row_checks import CheckedColumns
 from rayrec.data.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
-from rayrec.data.simulation.config import SimulationConfig, WorldConfig
+from rayrec.data.simulation.config import SimulationConfig
 from rayrec.data.simulation.funnel import STAGES, Block
 from rayrec.data.simulation.world import DEVICES, WEEKDAYS, Floats, Indices
 
@@ -19,6 +19,7 @@ LATE_SIGNAL = "late_signal_"
 """Features whose names begin so are seen by the late stage (the teacher) only, see ``student_schema``."""
 EARLY_SIGNAL = "early_signal_"
 NOISE_SIGNAL = "noise_signal_"
+CROSSED_IDS, CROSSED_SIGNALS = "segment_category", "signal_product"
 EXTRA_TYPES = {
     "true_click_probability": pa.float32(),
     "true_conversion_probability": pa.float32(),
@@ -46,9 +47,11 @@ def declared_schema(config: SimulationConfig) -> LogSchema:
                 CategoricalFeature(name, allow_missing=False)
                 for name in ("ad", "campaign", "advertiser", "category", "segment", "device", "hour", "weekday")
             ),
+            *((CategoricalFeature(CROSSED_IDS, allow_missing=False),) if config.crossed_features else ()),
             SequenceFeature("history", max_length=world.history_length, shares="category"),
             DenseFeature("interest_match", allow_missing=False),
             *early,
+            *((DenseFeature(CROSSED_SIGNALS),) if config.crossed_features and world.early_signals > 1 else ()),
             *(DenseFeature(f"{NOISE_SIGNAL}{i}", allow_missing=False) for i in range(world.noise_signals)),
             *(DenseFeature(f"{LATE_SIGNAL}{i}", allow_missing=False) for i in range(world.late_signals)),
         ),
@@ -63,16 +66,16 @@ def declared_schema(config: SimulationConfig) -> LogSchema:
 def fit_schema(config: SimulationConfig, blocks: Iterable[Block]) -> LogSchema:
     """The schema with vocabularies and dense statistics of all candidates of the training requests in the given blocks."""
     fitter = SchemaFitter(declared_schema(config))
-    names = {name: pa.array(values) for name, values in _raw_values(config.world).items()}
+    names = {name: pa.array(values) for name, values in _raw_values(config).items()}
     training_requests = config.split_requests["train"][1]
     for block in blocks:
         requests, pool = block.stage.shape
         rows = np.arange(min(requests, training_requests - block.first_request) * pool)
         every = np.ones(len(rows), np.bool_)
         checked = CheckedColumns(len(rows))
-        for name, index in _indices(block, rows).items():
+        for name, index in _indices(block, rows, config).items():
             checked.columns[name] = _codes(names[name], index)
-        for name, values in _numbers(block, rows).items():
+        for name, values in _numbers(block, rows, config).items():
             checked.columns[name] = Numbers(values.astype(np.float64), np.isnan(values), ~every)
         offsets, categories = _histories(block, rows)
         checked.columns["history"] = CodeLists(offsets, _codes(names["category"], categories))
@@ -85,16 +88,19 @@ class RowEncoder:
 
     def __init__(self, schema: LogSchema, config: SimulationConfig) -> None:
         self.schema = schema
+        self._config = config
         coders = {feature.name: feature for feature in schema.categorical}
-        self._ids = {name: _ids(coders[name], values) for name, values in _raw_values(config.world).items()}
+        self._ids = {name: _ids(coders[name], values) for name, values in _raw_values(config).items()}
         self._stages = pa.array(STAGES)
 
     def table(self, block: Block, rows: Indices, *, labels: bool) -> pa.Table:
         """Log rows of the candidates ``rows``, (n,) flat numbers request * P + position. Without ``labels`` these are null."""
-        columns = {name: pa.array(self._ids[name][index]) for name, index in _indices(block, rows).items()}
+        columns = {
+            name: pa.array(self._ids[name][index]) for name, index in _indices(block, rows, self._config).items()
+        }
         offsets, categories = _histories(block, rows)
         columns["history"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._ids["category"][categories]))
-        for name, values in _numbers(block, rows).items():
+        for name, values in _numbers(block, rows, self._config).items():
             columns[name] = pa.array(values, from_pandas=True)  # NaN becomes null
         click = block.click.ravel()[rows]
         hidden = np.zeros_like(click) if labels else np.ones_like(click)
@@ -116,8 +122,10 @@ class RowEncoder:
         return pa.table(columns | {name: pa.array(values.ravel()[rows]) for name, values in extras.items()})
 
 
-def _raw_values(world: WorldConfig) -> dict[str, list[str]]:
+def _raw_values(config: SimulationConfig) -> dict[str, list[str]]:
     """What a raw file or a serving request would write, by index, for each categorical feature."""
+    world = config.world
+    crossed = [f"segment-{s} category-{c}" for s in range(world.segments) for c in range(world.categories)]
     return {
         "user": [f"user-{i}" for i in range(world.users)],
         "ad": [f"ad-{i}" for i in range(2 * world.ads)],
@@ -128,7 +136,7 @@ def _raw_values(world: WorldConfig) -> dict[str, list[str]]:
         "device": list(DEVICES),
         "hour": [str(hour) for hour in range(24)],
         "weekday": list(WEEKDAYS),
-    }
+    } | ({CROSSED_IDS: crossed} if config.crossed_features else {})
 
 
 def _ids(feature: CategoricalFeature, values: list[str]) -> NDArray[np.int32]:
@@ -138,7 +146,7 @@ def _ids(feature: CategoricalFeature, values: list[str]) -> NDArray[np.int32]:
     return encoded.column(feature.name).to_numpy()
 
 
-def _indices(block: Block, rows: Indices) -> dict[str, Indices]:
+def _indices(block: Block, rows: Indices, config: SimulationConfig) -> dict[str, Indices]:
     """(n,) indices into the raw values, by categorical feature."""
     requests, candidates, request = block.requests, block.candidates, rows // block.stage.shape[1]
     of_request = {
@@ -155,10 +163,13 @@ def _indices(block: Block, rows: Indices) -> dict[str, Indices]:
         "category": candidates.category,
     }
     indices = {name: index[request] for name, index in of_request.items()}
-    return indices | {name: index.ravel()[rows] for name, index in of_candidate.items()}
+    indices |= {name: index.ravel()[rows] for name, index in of_candidate.items()}
+    if config.crossed_features:
+        indices[CROSSED_IDS] = indices["segment"] * config.world.categories + indices["category"]
+    return indices
 
 
-def _numbers(block: Block, rows: Indices) -> dict[str, Floats]:
+def _numbers(block: Block, rows: Indices, config: SimulationConfig) -> dict[str, Floats]:
     """(n,) values of each dense feature, NaN = missing."""
     candidates = block.candidates
     numbers = {"interest_match": candidates.interest_match}
@@ -168,6 +179,9 @@ def _numbers(block: Block, rows: Indices) -> dict[str, Floats]:
         (LATE_SIGNAL, candidates.late_signals),
     ):
         numbers |= {f"{prefix}{i}": signal for i, signal in enumerate(signals)}
+    if config.crossed_features and config.world.early_signals > 1:
+        first, second = candidates.early_signals[:2]  # the second one is logged as a count
+        numbers[CROSSED_SIGNALS] = first * (np.log1p(second) - np.float32(2.0))
     return {name: values.ravel()[rows] for name, values in numbers.items()}
 
 
