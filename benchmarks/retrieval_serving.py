@@ -104,8 +104,12 @@ def report(runs: dict[tuple[Method, int], list[Load]]) -> None:
         rps = float(np.median([len(load.milliseconds) / load.seconds for load in loads]))
         failed = sum(load.failed for load in loads)
         print(f"{method:<12}{clients:>10}{p50:>10.1f}{p99:>10.1f}{rps:>10.0f}{failed:>10}")
-        numbers = {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "rps": round(rps, 1), "failed": float(failed)}
-        result[method][str(clients)] = numbers
+        result[method][str(clients)] = {
+            "p50_ms": round(p50, 2),
+            "p99_ms": round(p99, 2),
+            "rps": round(rps, 1),
+            "failed": failed,
+        }
     print(json.dumps(result))
 
 

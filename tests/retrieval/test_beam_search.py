@@ -1,10 +1,13 @@
-"""The item trie and constrained beam search against brute force over all items."""
+"""The item trie and constrained beam search against brute force over all items, and against transformers."""
+
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import decoding
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.semantic_ids import resolve_collisions
 from rayrec.retrieval.trie import ItemTrie
@@ -109,3 +112,10 @@ def test_items_that_share_a_tuple_are_refused() -> None:
 def test_a_beam_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="beams must be at least 1"):
         beam_search(ItemTrie.of(random_tokens(0, 3, 2)), TableDecoding(1, 9), 0)
+
+
+def test_it_finds_what_transformers_finds_under_the_same_constraint(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    decoding.main(decoding.Decoding(items=200, users=3, history=4, beams=7, layers=1, repeats=1, threads=1))
+    torch.set_num_threads(threads)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["identical"] is True
