@@ -129,9 +129,9 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[Any
     trials = tuple(_trial(results[i], folder, tracker, _most_evaluations(config)) for i in range(len(results)))
     best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
     if best is None or best.checkpoint is None:
-        raise RuntimeError(
-            f"sweep {name!r}: no trial was evaluated; the first error: {trials[0].error if trials else None}"
-        )
+        error = next((trial.error for trial in trials if trial.error is not None), None)
+        why = "it was interrupted; run the same command again" if error is None else f"the first error: {error}"
+        raise RuntimeError(f"sweep {name!r}: no trial was evaluated; {why}")
     sections = sweep_sections(trials, best.name, task.objective_name, task.objective_mode)
     winner = _complete_winner(folder, best, sections)
     tracker.log_folder(record.mlflow_run, winner.report.parent, "report")
@@ -281,8 +281,8 @@ def _open_trial(
 
 
 def _check_space(base: AnyExperiment, space: SweepSpace) -> None:
-    """A path that is no field is an error here, not in twelve trials."""
-    apply_parameters(base, {path: domain.sample() for path, domain in space.parameters.items()})
+    """A path that is no field, or a column that only the swept method needs, is an error here, not in twelve trials."""
+    apply_parameters(base, {path: domain.sample() for path, domain in space.parameters.items()}).check()
 
 
 def _complete_winner(folder: Path, trial: Trial, sections: tuple[Section, ...]) -> FinishedRun:

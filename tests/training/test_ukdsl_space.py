@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from jobs.sweep import SweepRanker
+import pytest
+
+from jobs.sweep import SweepRanker, run
 from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.sweeping import SweepConfig, apply_parameters
+from rayrec.typed_json import ConfigError
 
 
 def test_every_value_that_the_ukdsl_space_draws_makes_an_experiment_with_an_auxiliary_head(small_log: Path) -> None:
@@ -18,3 +21,10 @@ def test_every_value_that_the_ukdsl_space_draws_makes_an_experiment_with_an_auxi
     assert distillation.head == "auxiliary"
     assert distillation.unlabeled_weight == drawn["ranking.distillation.unlabeled_weight"]
     assert len(experiment.task().heads) == 4
+
+
+def test_logs_without_a_teachers_scores_are_refused_before_the_first_trial(small_log: Path, runs: Path) -> None:
+    base = RankerExperiment(small_log, unlabeled=small_log)
+    with pytest.raises(ConfigError, match=r"no column teacher_click.*score_log"):
+        run(SweepRanker("sweep", SweepConfig(base=base), space="ukdsl"))
+    assert not (runs / "sweep").exists()
