@@ -36,11 +36,11 @@ from rayrec.training.tracking import runs_folder
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 FACTOR = math.sqrt(10.0)  # between neighbours on the grid of learning rates
-GRIDS: Mapping[OptimizerName, tuple[int, ...]] = {  # powers of FACTOR
-    "adamw": (-6, -5, -4),
-    "apollo": (-5, -4, -3),
-    "apollo_mini": (-5, -4, -3),
-    "galore": (-5, -4, -3),
+GRIDS: Mapping[OptimizerName, tuple[int, ...]] = {  # powers of FACTOR; each grows until its best lies inside
+    "adamw": (-6, -5),
+    "apollo": (-5, -4),
+    "apollo_mini": (-6, -5),
+    "galore": (-4, -3),
 }
 
 
@@ -49,7 +49,8 @@ class Benchmark:
     """source: folder of Scientific.item.json. documents: how many item texts are used (the first ones).
 
     rank_share: rank of APOLLO and GaLore over the smaller dimension of a matrix. period: steps between projections (T).
-    extensions: how often a grid may grow. minutes: stop after so many; None = go to the end.
+    extensions: how often a grid may grow, by one. curve_points: evaluations on the validation split in a run.
+    minutes: stop after so many; None = go to the end.
     optimizers: those that this call trains; calls with different ones may share a folder and run at the same time.
     """
 
@@ -63,7 +64,8 @@ class Benchmark:
     rank_share: float = 0.25
     period: int = 50
     seeds: int = 3
-    extensions: int = 2
+    extensions: int = 3
+    curve_points: int = 10
     threads: int = 2
     minutes: float | None = None
     optimizers: tuple[OptimizerName, ...] = get_args(OptimizerName)
@@ -158,7 +160,7 @@ class Study:
                 warmup_steps=self.steps // 10,
                 schedule="cosine",
                 gradient_clip=1.0,
-                evaluate_every_steps=max(1, self.steps // 6),
+                evaluate_every_steps=max(1, self.steps // benchmark.curve_points),
                 patience=None,
                 threads=benchmark.threads,
             ),

@@ -12,7 +12,7 @@ from rayrec.optim.apollo_groups import matrix_rank, matrix_shape
 from rayrec.optim.apollo_update import late_step
 
 STACK_LIMIT = 1 << 16  # elements: the gradients of larger matrices are not copied into stacks
-CHUNK_LIMIT = 1 << 20  # elements of gradient worked on at once: 4 MiB in float32, about what the caches keep
+CHUNK_LIMIT = 1 << 21  # elements of gradient worked on at once: 8 MiB in float32, about what the caches keep
 
 
 class StepCounts:

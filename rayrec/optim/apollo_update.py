@@ -94,30 +94,30 @@ def update_in_place(
         views = gradients
     else:
         views = [matrix for gradient in gradients for matrix in gradient.reshape(matrices).unbind()]
-    channels = None
-    # Before the projection: this pass brings the gradient into the caches with all threads.
-    if settings.norm_growth is not None and settings.scale_type == "tensor":
-        channels = torch.stack(torch._foreach_norm(views, 2, exp_avg.dtype)).view(-1, 1, 1)  # (k, 1, 1)
-    elif settings.norm_growth is not None and settings.tall:
-        channels = torch.stack([_row_norms(view, exp_avg.dtype) for view in views]).unsqueeze(-1)  # (k, m, 1)
-    parts = [project(view, projection, fused=late is not None) for view in views]
+    channels: list[Tensor] | None = None if settings.norm_growth is None or _by_columns(settings) else []
+    parts = []
+    for view in views:
+        # Norms of rows first: all threads bring the gradient into the caches, where the projection finds it.
+        if channels is not None:
+            channels.append(_row_norms(view, exp_avg.dtype))
+        parts.append(project(view, projection, fused=late is not None))
     projected = (parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)).to(exp_avg.dtype)  # (k, *low)
     adam = _adam_direction(projected, exp_avg, exp_avg_sq, late, settings)
     scales = _scales(adam, projected, settings)  # (k, m, 1), (k, 1, n) or (k, 1, 1)
     if settings.norm_growth is not None:
-        if channels is None:  # wide: its channels are columns, whose norms are slow to take
+        if channels is None:
             products = zip(views, scales.unbind(), strict=True)
-            scaled = torch.stack([_row_norms(view * scale, exp_avg.dtype) for view, scale in products])  # (k, m)
+            scaled = torch.stack([_row_norms(view * scale, exp_avg.dtype) for view, scale in products]).unsqueeze(-1)
         else:
-            scaled = channels * scales
+            scaled = torch.stack(channels).unsqueeze(-1) * scales  # (k, m, 1)
         scales = scales * _limit(_norms(scaled), norms, settings.norm_growth)
     coefficients = (scales * sizes.view(-1, 1, 1)).view(len(params), *scales_shape).unbind()
-    for parameter, gradient, coefficient in zip(params, gradients, coefficients, strict=True):
-        if decay is not None:
-            parameter.addcmul_(parameter, decay.to(parameter.dtype), value=-1.0)
-        if parameter.dtype == gradient.dtype == coefficient.dtype:
-            parameter.addcmul_(gradient, coefficient, value=-1.0)
-        else:
+    if decay is not None:
+        torch._foreach_addcmul_(params, params, [decay.to(params[0].dtype)] * len(params), value=-1.0)
+    if params[0].dtype == gradients[0].dtype == scales.dtype:
+        torch._foreach_addcmul_(params, gradients, coefficients, value=-1.0)
+    else:
+        for parameter, gradient, coefficient in zip(params, gradients, coefficients, strict=True):
             parameter.sub_(gradient * coefficient)
 
 
@@ -165,9 +165,14 @@ def _row_norms(
     return torch.linalg.vector_norm(matrix, dim=1, dtype=dtype)
 
 
+def _by_columns(settings: UpdateSettings) -> bool:
+    """Whether channels are columns, whose norms are slow to take."""
+    return settings.scale_type == "channel" and not settings.tall
+
+
 def _norms(stack: Tensor) -> Tensor:
-    """Norms of the k members of (k, ...), as (k, 1, 1)."""
-    return torch.linalg.vector_norm(stack.flatten(1), dim=1).view(-1, 1, 1)
+    """Norms of the k members of (k, ., .), as (k, 1, 1)."""
+    return torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
 
 
 def _adam_direction(

@@ -14,6 +14,7 @@ Draw = Callable[[int, int, int, int], Tensor]
 
 # oneDNN's float32 product uses the widest vector units of every x86 CPU and all threads, even for one column.
 _one_dnn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_WORTH_A_CALL = 1 << 19  # elements of a matrix from where, for one column, its start-up time is regained
 
 
 def draw_projection(seed: int, period: int, rank: int, size: int) -> Tensor:
@@ -60,8 +61,9 @@ def project(gradient: Tensor, projection: Tensor, *, fused: bool = True) -> Tens
     rows, columns = gradient.shape
     if fused and _one_dnn_linear is not None and gradient.dtype == torch.float32 and gradient.device.type == "cpu":
         if rows >= columns:
-            return _one_dnn_linear(gradient, projection, None, "none", [], "")
-        if len(projection) > 1:
+            if len(projection) > 1 or gradient.numel() >= _WORTH_A_CALL:
+                return _one_dnn_linear(gradient, projection, None, "none", [], "")
+        elif len(projection) > 1:
             return _one_dnn_linear(projection, gradient.t(), None, "none", [], "")
     if rows >= columns:
         return gradient @ projection.t()
