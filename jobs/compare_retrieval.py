@@ -2,7 +2,7 @@
 
 SASRec, the dense text retriever, TIGER and LIGER on one split, with equal widths, equal epochs and several seeds: metrics in-set
 and cold, parameters, bytes of the index, time a user, training time; a table and quality against cost. Trains in this process;
-running the same command again goes on where a killed one stopped.
+running the same command again goes on where a killed one stopped, and the report tells what is there so far.
 """
 
 import json
@@ -72,15 +72,16 @@ class Row:
 
 
 def run(command: CompareRetrieval) -> list[Row]:
-    """Train what is not trained yet, judge, write and print the table."""
+    """Train what is not trained yet, judge, print the table; the report is written anew after each model."""
     command.experiment.check()
-    trials = [
-        trial(command, model, seed)
-        for seed in command.seeds
-        for model in command.models
-    ]  # fmt: skip
-    rows = table(trials)
-    write_page(command.out / "report", "Retrieval compared", sections(rows, command))
+    trials: list[Trial] = []
+    rows: list[Row] = []
+    planned = [(seed, model) for seed in command.seeds for model in command.models]
+    for seed, model in planned:
+        trials.append(trial(command, model, seed))
+        rows = table(trials)
+        text = f"Mean over seeds, standard deviation behind it; {len(trials)} of {len(planned)} trained models."
+        write_page(command.out / "report", "Retrieval compared", sections(rows, command, text))
     print(
         f"{'':<14}" + "".join(f"{name:>18}" for name in COLUMNS) + f"{'ms/user':>10}{'index kB':>10}{'training s':>12}"
     )
@@ -163,7 +164,7 @@ def table(trials: Sequence[Trial]) -> list[Row]:
     return rows
 
 
-def sections(rows: Sequence[Row], command: CompareRetrieval) -> tuple[Section, ...]:
+def sections(rows: Sequence[Row], command: CompareRetrieval, text: str) -> tuple[Section, ...]:
     """The table, quality against cost, and the config."""
     head = ("retriever", *COLUMNS, "parameters", "index bytes", "ms a user", "training s", "seeds")
     cells = tuple(
@@ -192,7 +193,7 @@ def sections(rows: Sequence[Row], command: CompareRetrieval) -> tuple[Section, .
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
     return (
-        Section("Test targets", "Mean over seeds, standard deviation behind it.", table=Table(head, cells)),
+        Section("Test targets", text, table=Table(head, cells)),
         Section("Quality against cost", figures={"quality_against_cost": figure}),
         Section("What all have in common", code=to_json(command.experiment)),
     )

@@ -97,7 +97,9 @@ class T5Decoder(nn.Module):
     def cache(self, states: Tensor, real: Tensor) -> DecoderCache:
         """For users with encoder states (U, L, D), before the first token."""
         pairs = [layer.cross.keys_values(states) for layer in self.layers if isinstance(layer, _DecoderLayer)]
-        return DecoderCache([k for k, _ in pairs], [v for _, v in pairs], padding_bias(real), [], [])
+        # Contiguous once: each step's products would copy them into that form again.
+        keys, values = [k.contiguous() for k, _ in pairs], [v.contiguous() for _, v in pairs]
+        return DecoderCache(keys, values, padding_bias(real), [], [])
 
     def forward(self, x: Tensor, cache: DecoderCache) -> Tensor:
         """States (B, T, D) of the next T inputs x (B, T, D); the cache then holds them too."""
@@ -181,7 +183,8 @@ class _Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """(B, Q, D) of queries (B, H, Q, d), keys and values (B, H, K, d) and a bias broadcast to (B, H, Q, K)."""
-        weights = (query @ key.transpose(-1, -2) + bias).softmax(-1)
+        scores = query @ key.transpose(-1, -2)
+        weights = scores.add_(bias).softmax(-1)
         if self.training:
             weights = dropout(weights, self.dropout)
         output: Tensor = self.output((weights @ value).transpose(1, 2).flatten(2))
@@ -197,7 +200,7 @@ class _FeedForward(nn.Module):
         self.contract = nn.Linear(config.feed_forward, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = dropout(relu(self.expand(self.norm(x))), self.dropout, self.training)
+        hidden = dropout(relu(self.expand(self.norm(x)), inplace=True), self.dropout, self.training)
         output: Tensor = self.contract(hidden)
         return output
 
