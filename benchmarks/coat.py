@@ -48,10 +48,7 @@ class Command:
 def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(1)
-    if not (command.folder / "pairs").is_dir():
-        shutil.rmtree(command.folder / "ratings", ignore_errors=True)
-        import_public("coat", command.folder / "ratings", command.source, unlabeled=command.folder / "pairs")
-    results = [_seed(command, seed) for seed in range(command.seeds)]
+    results = [seed_metrics(command, seed) for seed in range(command.seeds)]
     print(f"{'arm':<14}" + "".join(f"{name:>24}" for name in METRICS))
     report: dict[str, dict[str, list[float]]] = {}
     for arm in results[0]:
@@ -64,8 +61,11 @@ def main() -> None:
     print(json.dumps({"seeds": len(results), "random_ratings": report}))
 
 
-def _seed(command: Command, seed: int) -> Mapping[str, Mapping[str, float]]:
-    """Metrics on the random ratings, by arm."""
+def seed_metrics(command: Command, seed: int) -> Mapping[str, Mapping[str, float]]:
+    """Metrics on the random ratings, by arm; imports the data set when that has not been done."""
+    if not (command.folder / "pairs").is_dir():
+        shutil.rmtree(command.folder / "ratings", ignore_errors=True)
+        import_public("coat", command.folder / "ratings", command.source, unlabeled=command.folder / "pairs")
     file = command.folder / f"seed-{seed}.json"
     if file.is_file():
         found: Mapping[str, Mapping[str, float]] = json.loads(file.read_text())

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -175,13 +175,18 @@ def run_study(
     folder: Path,
     seeds: Sequence[int],
     *,
+    only: Collection[str] | None = None,
     stop_after: float | None = None,
     say: Say = lambda text: None,
 ) -> bool:
-    """Do what is missing of some seeds; True when nothing is left. stop_after: seconds after which no new part begins."""
+    """Do what is missing of some seeds; True when nothing is left.
+
+    only: names of the arms to do; None = all. stop_after: seconds after which no new part begins.
+    """
+    chosen = [arm for arm in arms(config) if only is None or arm.name in only]
     began = time.monotonic()
     for seed in seeds:
-        for what, do in _Seed(config, folder / f"seed-{seed}", seed).parts():
+        for what, do in _Seed(config, folder / f"seed-{seed}", seed).parts(chosen):
             if stop_after is not None and time.monotonic() - began > stop_after:
                 say(f"stopped before seed {seed}: {what}; run again to go on")
                 return False
@@ -255,9 +260,9 @@ class _Seed:
             funnel=config.funnel,
         )
 
-    def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """What is not done yet, in order: its name, and a function that does it."""
-        missing = [arm for arm in arms(self.config) if not self._result(arm).is_file()]
+    def parts(self, wanted: Sequence[Arm]) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What is not done yet of some arms, in order: its name, and a function that does it."""
+        missing = [arm for arm in wanted if not self._result(arm).is_file()]
         if not missing:
             return
         world = self.folder / "world"

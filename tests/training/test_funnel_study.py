@@ -51,3 +51,20 @@ def test_a_stopped_study_goes_on_with_what_is_missing_and_is_reported(tmp_path: 
     assert not (tmp_path / "lab" / "world" / "seed-0" / "world").exists()
     with pytest.raises(ConfigError, match="another study"):
         run(Miscalibration(tmp_path / "lab", seeds=1, requests=200))
+
+
+@pytest.mark.slow
+def test_simulation_b_ukdsl_brings_calibration_error_on_all_candidates_down_threefold(tmp_path: Path) -> None:
+    """At a third of the study's size, the largest ratio; and the auxiliary head keeps what impressions show."""
+    config = FunnelStudyConfig(candidates=320_000)
+    run_study(
+        config, tmp_path, [100], only=("supervised only", "UKDSL, ratio 16", "UKDSL with auxiliary head, ratio 4")
+    )
+    results = {arm: found[100] for arm, found in read_results(config, tmp_path).items() if found}
+    supervised, taught = results["supervised only"], results["UKDSL, ratio 16"]
+    assert supervised.candidates.predicted_over_true > 1.5
+    assert taught.candidates.ece < supervised.candidates.ece / 3
+    assert taught.candidates.log_loss < supervised.candidates.log_loss
+    assert taught.value > supervised.value
+    auxiliary = results["UKDSL with auxiliary head, ratio 4"]
+    assert auxiliary.impressions.normalized_entropy < 1.001 * supervised.impressions.normalized_entropy
