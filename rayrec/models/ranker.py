@@ -159,7 +159,8 @@ class Ranker(nn.Module):
 
     def represent_embedded(self, x: Tensor) -> Tensor:
         """h (B, D) of x (B, N) as ``embed`` gives it, perturbed or not."""
-        features, wide = x.tensor_split([self.wide_columns.start], dim=1)
+        start = self.wide_columns.start
+        features, wide = x.split([start, x.shape[1] - start], dim=1)  # unlike slices, one concatenation going back
         if self.wide_dense is not None:
             wide = wide + self.wide_dense(x[:, self.dense_columns])
         features = with_zero_columns(self.embedding_dropout(features))
@@ -177,7 +178,7 @@ class Ranker(nn.Module):
         """Logits (B, H) of h (B, D), or of (H, B, D) where slot i feeds only head i. H: the tasks, then the auxiliary heads."""
         wide: Tensor | float = 0.0
         if self.architecture.wide:
-            h, added = h[..., : -self.num_heads], h[..., -self.num_heads :]
+            h, added = h.split([h.shape[-1] - self.num_heads, self.num_heads], dim=-1)
             wide = added if added.dim() == 2 else added.diagonal(dim1=0, dim2=2)  # (B, H)
         if self.gates is not None:
             h = self._mix(h)  # (H, B, De)
