@@ -43,6 +43,10 @@ from rayrec.typed_json import ConfigError, from_json, write_text_atomically
 SHOWN_METRICS = 2  # in the terminal; the report has all
 
 
+class TrialsFailed(RuntimeError):
+    """Some trials failed, after all others were done and reported."""
+
+
 @dataclass(frozen=True)
 class ArmPlan:
     """One arm: an experiment (its own ``source``, else the plan's base) with ``settings`` on top, by dotted path.
@@ -125,7 +129,7 @@ def compare(command: Compare) -> ComparisonState:
     """Run what is left of a comparison, print its tables, write and log its report.
 
     Returns where it stands: of the choice among candidates while that is not over, else of the comparison itself. Raises
-    ConfigError for a plan that is wrong, RuntimeError when trials failed (after all others are done and reported).
+    ConfigError for a plan that is wrong, TrialsFailed when some failed (after all others are done and reported).
     """
     started = time.monotonic()
     planned = plan_of(command)
@@ -161,7 +165,7 @@ def _train(state: ComparisonState, command: Compare, what: str, started: float) 
 
 def _raise_failures(state: ComparisonState) -> None:
     if state.failed:
-        raise RuntimeError(
+        raise TrialsFailed(
             "trials failed; the same command tries them again: "
             + "; ".join(f"{key}: {error}" for key, error in state.failed.items())
         )
@@ -267,7 +271,7 @@ def _report(state: ComparisonState, split: str, choices: Mapping[str, ArmChoice]
 def main() -> None:
     try:
         compare(tyro.cli(Compare, description=__doc__))
-    except (BundleError, ConfigError, LogError, RegistryError) as error:
+    except (BundleError, ConfigError, LogError, RegistryError, TrialsFailed) as error:
         sys.exit(f"error: {error}")
 
 

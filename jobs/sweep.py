@@ -28,7 +28,7 @@ from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.retriever_run import RetrieverExperiment
 from rayrec.training.sweep_trial import ranked
-from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepSpace, sweep
+from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepFailed, SweepSpace, sweep
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 
@@ -143,7 +143,7 @@ def main() -> None:
                 {"ranker": SweepRanker, "lm": SweepLanguageModel, "retriever": SweepRetriever}, description=__doc__
             )
         )
-    except (BundleError, ConfigError, LogError) as error:
+    except (BundleError, ConfigError, LogError, SweepFailed) as error:
         sys.exit(f"error: {error}")
 
 

@@ -39,6 +39,10 @@ E = TypeVar("E", bound=AnyExperiment)
 E_co = TypeVar("E_co", bound=AnyExperiment, covariant=True)
 
 
+class SweepFailed(RuntimeError):
+    """A sweep ended without one trial that was evaluated."""
+
+
 @dataclass(frozen=True)
 class SweepSpace:
     """What is swept: a distribution by the dotted path of a field of the experiment ("optimizer.learning_rate").
@@ -117,7 +121,10 @@ def apply_parameters(experiment: E, parameters: Mapping[str, Any]) -> E:
 
 
 def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[AnyExperiment]) -> FinishedSweep:
-    """Run a sweep (or go on with one of this name) and complete its winner: bundle, test metrics, MLflow."""
+    """Run a sweep (or go on with one of this name) and complete its winner: bundle, test metrics, MLflow.
+
+    Raises ConfigError and LogError for wrong inputs, SweepFailed when no trial was evaluated.
+    """
     config.base.check()
     config = replace(config, base=apply_parameters(config.base, space.settings))
     _check_space(config.base, space)
@@ -131,7 +138,7 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[Any
     if best is None or best.checkpoint is None:
         error = next((trial.error for trial in trials if trial.error is not None), None)
         why = "it was interrupted; run the same command again" if error is None else f"the first error: {error}"
-        raise RuntimeError(f"sweep {name!r}: no trial was evaluated; {why}")
+        raise SweepFailed(f"sweep {name!r}: no trial was evaluated; {why}")
     sections = sweep_sections(trials, best.name, task.objective_name, task.objective_mode)
     winner = _complete_winner(folder, best, sections)
     tracker.log_folder(record.mlflow_run, winner.report.parent, "report")
