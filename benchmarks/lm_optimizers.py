@@ -3,7 +3,7 @@
 python -m benchmarks.lm_optimizers [--minutes 3.5]. Each optimizer's learning rate is swept with seed 0 on a grid that grows while
 its best is at an edge; the best one is trained with the other seeds. Work is kept below --out: a call that runs out of its
 minutes says so, and the next one goes on with the very next step. The last call prints the table and writes curves.csv and
-curves.png.
+report/report.html, which shows the curves.
 """
 
 import csv
@@ -26,6 +26,7 @@ from rayrec.data.text_stream import TextImport, documents, write_blocks, write_d
 from rayrec.models.llama import ShapeName
 from rayrec.optim import OptimizerConfig
 from rayrec.optim.config import ProjectionConfig
+from rayrec.reporting import Section, Table, write_page
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
@@ -35,6 +36,7 @@ from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import runs_folder
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
+Results = dict[str, dict[str, float | list[float]]]
 FACTOR = math.sqrt(10.0)  # between neighbours on the grid of learning rates
 GRIDS: Mapping[OptimizerName, tuple[int, ...]] = {  # powers of FACTOR; each grows until its best lies inside
     "adamw": (-6, -5),
@@ -132,6 +134,15 @@ class Study:
         value = self.progress(run).best_objective
         return value if value is not None and math.isfinite(value) else math.inf
 
+    def curve(self, run: Run) -> list[tuple[int, float]]:
+        """Training tokens and validation perplexity of its evaluations."""
+        tokens = self.benchmark.batch_size * self.benchmark.block_tokens
+        return [
+            (p.step * tokens, p.value)
+            for p in self.progress(run).curve
+            if p.split == "valid" and p.task and p.metric == "perplexity" and p.value is not None
+        ]
+
     def best_power(self, optimizer: OptimizerName) -> int:
         powers = list(GRIDS[optimizer])
         for _ in range(self.benchmark.extensions):
@@ -181,9 +192,9 @@ def make_corpus(benchmark: Benchmark) -> Path:
     return out
 
 
-def measure(study: Study) -> dict[str, dict[str, float | list[float]]]:
+def measure(study: Study) -> Results:
     """By optimizer: its learning rate, and test and validation perplexity over seeds."""
-    results: dict[str, dict[str, float | list[float]]] = {}
+    results: Results = {}
     for optimizer in study.benchmark.optimizers:
         power = study.best_power(optimizer)
         runs = [Run(optimizer, power, seed) for seed in range(study.benchmark.seeds)]
@@ -200,30 +211,56 @@ def measure(study: Study) -> dict[str, dict[str, float | list[float]]]:
     return results
 
 
-def write_curves(study: Study, chosen: Mapping[str, float], out: Path) -> None:
-    """Validation perplexity by tokens of every run as curves.csv; of the chosen learning rates as curves.png."""
-    tokens = study.benchmark.batch_size * study.benchmark.block_tokens
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    panel = figure.add_subplot()
-    colors = dict(zip(get_args(OptimizerName), ("#98a2b3", "#1d6fb8", "#2b8a3e", "#c2410c"), strict=True))
+def write_curves(study: Study, out: Path) -> None:
+    """Validation perplexity by training tokens, of every run, as curves.csv."""
     with (out / "curves.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("optimizer", "learning_rate", "seed", "tokens", "valid_perplexity"))
-        for run, progress in study.done.items():
-            points = [
-                (p.step * tokens, p.value)
-                for p in progress.curve
-                if p.split == "valid" and p.task and p.metric == "perplexity" and p.value is not None
-            ]
-            writer.writerows((run.optimizer, run.learning_rate, run.seed, *point) for point in points)
-            if run.learning_rate == chosen[run.optimizer]:
-                label = run.optimizer if run.seed == 0 else None
-                panel.plot(*zip(*points, strict=True), "-", color=colors[run.optimizer], label=label, linewidth=1.2)
+        for run in study.done:
+            rows = [(run.optimizer, run.learning_rate, run.seed, *point) for point in study.curve(run)]
+            writer.writerows(rows)
+
+
+def draw_curves(study: Study, chosen: Mapping[str, float]) -> Figure:
+    """The curves of the chosen learning rates, a line a seed."""
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    panel = figure.add_subplot()
+    colors = dict(zip(get_args(OptimizerName), ("#98a2b3", "#1d6fb8", "#2b8a3e", "#c2410c"), strict=True))
+    for run in study.done:
+        if run.learning_rate == chosen[run.optimizer]:
+            label = f"{run.optimizer}, lr {run.learning_rate:g}" if run.seed == 0 else None
+            curve = zip(*study.curve(run), strict=True)
+            panel.plot(*curve, "-", color=colors[run.optimizer], label=label, linewidth=1.2)
     panel.set(xlabel="training tokens", ylabel="validation perplexity", yscale="log")
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.25)
     panel.legend(frameon=False)
-    figure.savefig(out / "curves.png", dpi=150)
+    return figure
+
+
+def report_sections(study: Study, results: Results, setting: str) -> tuple[Section, ...]:
+    """The table, the curves, and what every learning rate gave."""
+    rates = {name: float(f"{result['learning_rate']}") for name, result in results.items()}
+    rows = [(name, f"{rates[name]:g}", _shown(result), _milliseconds(result)) for name, result in results.items()]
+    swept = sorted((run for run in study.done if run.seed == 0), key=lambda run: (run.optimizer, run.power))
+    values = [(run.optimizer, f"{run.learning_rate:g}", f"{study.validation(run):.2f}") for run in swept]
+    return (
+        Section("At equal tokens", setting, Table(("optimizer", "lr", "test perplexity", "ms a step"), tuple(rows))),
+        Section("Perplexity curves", "A line is a seed.", figures={"curves": draw_curves(study, rates)}),
+        Section(
+            "Learning rates", "Seed 0; the best one was taken.", Table(("optimizer", "lr", "validation"), tuple(values))
+        ),
+    )
+
+
+def _shown(result: Mapping[str, float | list[float]]) -> str:
+    return f"{result['test_mean']:.2f} +- {result['test_std']:.2f}"
+
+
+def _milliseconds(result: Mapping[str, float | list[float]]) -> str:
+    seconds = result["seconds_a_step"]
+    assert not isinstance(seconds, list)
+    return f"{1000 * seconds:.0f}"
 
 
 def main() -> None:
@@ -235,16 +272,17 @@ def main() -> None:
     except OutOfTime:
         print(f"out of time after {len(study.done)} whole runs: the same command goes on from here")
         return
-    rates = {name: float(f"{result['learning_rate']}") for name, result in results.items()}
-    write_curves(study, rates, benchmark.out)
     tokens = study.steps * benchmark.batch_size * benchmark.block_tokens
-    print(f"{tokens:,} training tokens, {study.steps} steps, {benchmark.seeds} seeds, shape {benchmark.shape}")
+    setting = f"{tokens:,} training tokens, {study.steps} steps, {benchmark.seeds} seeds, shape {benchmark.shape}"
+    write_curves(study, benchmark.out)
+    page = write_page(
+        benchmark.out / "report", "Optimizers of language models", report_sections(study, results, setting)
+    )
+    print(setting)
     print(f"{'optimizer':<14}{'lr':>10}{'test perplexity':>22}{'ms a step':>12}")
     for name, result in results.items():
-        assert not isinstance(result["seconds_a_step"], list)
-        shown = f"{result['test_mean']:.2f} +- {result['test_std']:.2f}"
-        print(f"{name:<14}{result['learning_rate']:>10}{shown:>22}{1000 * result['seconds_a_step']:>12.0f}")
-    print(f"curves: {benchmark.out / 'curves.csv'}, {benchmark.out / 'curves.png'}")
+        print(f"{name:<14}{result['learning_rate']:>10}{_shown(result):>22}{_milliseconds(result):>12}")
+    print(f"curves: {benchmark.out / 'curves.csv'}\nreport: {page}")
     print(json.dumps({"tokens": tokens, "shape": benchmark.shape, **results}))
 
 

@@ -262,7 +262,7 @@ def test_parameters_without_a_gradient_wait_and_their_steps_do_not_count() -> No
     assert [joint.state[p]["step"] for p in together] == [4, 3, 5]
 
 
-@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16), (12, 300)])
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16), (12, 300), (1024, 512)])
 def test_projections_of_one_matrix_and_of_a_stack_agree(shape: tuple[int, int]) -> None:
     gradients = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     for rank in (1, 4):
