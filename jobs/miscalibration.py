@@ -223,7 +223,8 @@ def _world(config: FunnelStudyConfig, results: Mapping[str, Mapping[int, ArmResu
         f"{config.candidates:,} candidates a seed; mean and standard error over seeds. ECE, log loss and normalized entropy "
         "(NE) are against the true click probabilities, on every candidate of the test period (what the early stage serves) "
         "and on its impressions (what it was trained on). NE and value change: against supervised only, seed by seed. value: "
-        "what the funnel shows per request, bid * true click probability, when its early stage selects by the student."
+        "what the funnel shows per request, bid * true click probability, when its early stage selects by the student. The "
+        "teacher sees the late signals too and is fitted to the same impressions."
     )
     return [
         Section("Simulation B: the ads world", text, Table(columns, tuple(rows)), {"deciles": _deciles(results)}),

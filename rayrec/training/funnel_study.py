@@ -1,6 +1,6 @@
 """Simulation B: what the early stage of a simulated funnel serves, and how far its probabilities are from the true ones there.
 
-For each seed: a world is simulated, a teacher with all features is trained on impressions and scores everything, then each arm
+For each seed: a world is simulated, a teacher with the late signals is fitted to impressions and scores everything, then each arm
 trains an early-stage ranker (the student, without the late signals) and is judged against the *true* click probabilities, on
 all candidates (what it serves) and on impressions (what it was trained on), and by the value of the ads that the funnel shows
 when it selects by this student. All of it is kept in a folder, so that a stopped study goes on with what is missing.
