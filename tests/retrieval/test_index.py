@@ -64,3 +64,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="broken"):
         DenseIndex.load(tmp_path / "broken", IndexConfig())
+
+
+def test_an_exact_search_of_several_blocks_finds_what_one_product_finds() -> None:
+    vectors, queries = clustered(5000, 1), clustered(1500, 2)  # blocks of 2,796 vectors
+    for k in (1, 10, 4000):
+        found, wanted = DenseIndex.build(vectors, IndexConfig()).search(queries, k), (queries @ vectors.T).topk(k)
+        torch.testing.assert_close(found.scores, wanted.values)
+        torch.testing.assert_close((queries.unsqueeze(1) * vectors[found.rows[:, :10]]).sum(2), found.scores[:, :10])
