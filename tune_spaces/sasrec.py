@@ -1,4 +1,4 @@
-"""The sweep of SASRec: learning rate, regularization, width and depth."""
+"""The sweep of SASRec: learning rate, regularization, width, depth, and inner products or cosines."""
 
 from ray import tune
 
@@ -13,6 +13,7 @@ SPACE = SweepSpace(
         "retrieval.sasrec.dim": tune.choice([64, 128, 256]),
         "retrieval.sasrec.layers": tune.choice([1, 2, 3]),
         "retrieval.sasrec.dropout": tune.uniform(0.2, 0.7),
+        "retrieval.sasrec.temperature": tune.choice([None, 0.05, 0.07, 0.1]),
     },
     settings={"retrieval.model": "sasrec"},
 )
