@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 
 import tune_spaces.apollo
 import tune_spaces.language_model
@@ -19,13 +21,13 @@ from rayrec.data.streams import StreamConfig
 from rayrec.data.text_stream import TextImport, documents, write_blocks
 from rayrec.language_model_bundle import load_language_model
 from rayrec.metrics.perplexity import Perplexity
-from rayrec.optim import OptimizerConfig
+from rayrec.optim import OptimizerConfig, ProjectionConfig
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.kinds import read_experiment
 from rayrec.training.language_model_run import LanguageModelExperiment
-from rayrec.training.loop import LoopConfig
+from rayrec.training.loop import LoopConfig, Worker
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.run_report import run_sections
 from rayrec.training.sweeping import SweepSpace, apply_parameters
@@ -112,6 +114,56 @@ def test_it_learns_resumes_bit_for_bit_and_comes_back_from_its_bundle(
     titles = [section.heading for section in run_sections(progress, experiment)]
     assert "Metrics, test split" in titles
     assert not any("Calibration" in title for title in titles)
+
+
+def _joint_batches(corpus: Path, out: Path, batch_size: int) -> Path:
+    """A copy whose batches of twice the size are, unshuffled, those of two workers together: each reads its own half."""
+    shutil.copytree(corpus, out)
+    (file,) = (out / "train").glob("*.parquet")
+    rows = pq.read_table(file)
+    steps = len(rows) // (2 * batch_size)
+    halves = torch.arange(2 * steps * batch_size).view(2, steps, batch_size)
+    pq.write_table(rows.take(halves.transpose(0, 1).flatten().numpy()), file)
+    return out
+
+
+def _train_as_worker(rank: int, experiment: LanguageModelExperiment, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    train_here(experiment, FolderReporter(folder / str(rank)), worker=Worker(rank, 2), say=lambda text: None)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_train_with_apollo_as_one_worker_on_the_joint_batches(corpus: Path, tmp_path: Path) -> None:
+    """With clipping, accumulation, warm-up and a cosine schedule. Gradients are summed in another order, no more."""
+    rows = len(pq.read_table(next((corpus / "train").glob("*.parquet")))) // 24 * 24
+    even = _joint_batches(corpus, tmp_path / "even", rows // 2)  # one batch: the same order, cut to full batches
+    two = LanguageModelExperiment(
+        even,
+        shape="micro",
+        optimizer=OptimizerConfig(
+            optimizer="apollo", learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2,
+            projection=ProjectionConfig(period=5),
+        ),
+        loop=LoopConfig(
+            epochs=2, threads=1, evaluate_every_steps=5, gradient_clip=0.5, accumulate_batches=2, warmup_steps=3,
+            schedule="cosine",
+        ),
+        stream=StreamConfig(batch_size=12, shuffle=False, reader="in_process"),
+    )  # fmt: skip
+    one = replace(two, corpus=_joint_batches(even, tmp_path / "joint", 12), stream=replace(two.stream, batch_size=24))
+    _, alone = train(one, tmp_path / "alone")
+    torch.multiprocessing.spawn(_train_as_worker, (two, tmp_path), nprocs=2)
+    latest = FolderReporter(tmp_path / "0").latest()
+    assert latest is not None
+    together = read_progress(latest)
+    assert (together.step, together.rows) == (alone.step, alone.rows) == (20, 2 * rows)  # four projection periods
+    curves = [
+        [p.value for p in progress.curve if p.split == "valid" and p.task and p.metric == "cross_entropy"]
+        for progress in (together, alone)
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert together.evaluations["test"]["text"] == pytest.approx(alone.evaluations["test"]["text"], rel=1e-4)
 
 
 def test_an_experiment_of_language_models_is_read_back_as_one(experiment: LanguageModelExperiment) -> None:
