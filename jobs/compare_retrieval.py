@@ -182,13 +182,18 @@ def sections(rows: Sequence[Row], command: CompareRetrieval, text: str) -> tuple
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for place, column in enumerate(("in_set ndcg@10", "cold ndcg@10"), 1):
         panel = figure.add_subplot(1, 2, place)
+        families: dict[str, list[tuple[float, float, str]]] = {}  # the widths of one method are points of one line
         for row in rows:
             value = row.means[COLUMNS.index(column)]
+            family, beams = row.name.rstrip("0123456789 "), row.name.split()[-1]
             if value is not None:
-                panel.plot(row.milliseconds, value, "o", color="#1d6fb8")
-                panel.annotate(
-                    row.name, (row.milliseconds, value), fontsize=7, xytext=(4, 3), textcoords="offset points"
-                )
+                point = (row.milliseconds, value, beams if beams.isdigit() else "")
+                families.setdefault(family, []).append(point)
+        for family, points in families.items():
+            panel.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family)
+            for x, y, beams in points:
+                panel.annotate(beams, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+        panel.legend(fontsize=7, frameon=False)
         panel.set(xscale="log", xlabel="milliseconds a user", ylabel=column)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
