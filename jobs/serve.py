@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -123,8 +124,13 @@ class FollowedModel:
         try:
             self.load(found.path)
             deployed.deploy(reference_to(found))
-        except (BundleError, DeploymentError) as error:
+        except BundleError as error:
             self.refused = found.name, found.version
+            return self._stays(error)
+        except DeploymentError as error:
+            self.refused = found.name, found.version
+            with suppress(DeploymentError):  # else the cluster goes on trying the refused version
+                deployed.deploy(reference_to(self.served))
             return self._stays(error)
         self.served, self.refused = found, None
         print(f"serving {found.name}/{found.version} now", flush=True)

@@ -210,11 +210,12 @@ def _code_type(feature: CategoricalFeature) -> Any:
     return Annotated[_CODE, AfterValidator(present), expected]
 
 
-_WHOLE = Annotated[float, Strict(), Field(multiple_of=1, allow_inf_nan=False)]
+_LEAST, _MOST = -(2**63), 2**64 - 1  # what a column of a log can hold
+_WHOLE = Annotated[float, Strict(), Field(multiple_of=1, ge=_LEAST, le=2**63, allow_inf_nan=False)]
 _TEXT = f"a text of at most {_CODE_CHARACTERS:,} characters"
 _CODE: Any = (
     Annotated[str, Strict(), Field(max_length=_CODE_CHARACTERS)]
-    | Annotated[int, Strict()]
+    | Annotated[int, Strict(), Field(ge=_LEAST, le=_MOST)]
     | Annotated[bool, Strict()]
     | _WHOLE
 )

@@ -247,6 +247,8 @@ class ServedRetriever:
     def _take_in_from(self, file: BinaryIO) -> None:
         """The whole lines behind those read before; a line that is no item is told and passed over."""
         model, tokenizer = self.bundle.model, self.bundle.tokenizer
+        if file.seek(0, os.SEEK_END) < self._read:
+            self._read = 0  # somebody removed or emptied it; what is known already is passed over
         file.seek(self._read)
         lines = file.read().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):

@@ -207,7 +207,7 @@ class _FeedForward(nn.Module):
 
 def padding_bias(real: Tensor) -> Tensor:
     """(B, 1, 1, L) 0 at real positions; where padding, the lowest finite number, so that rows of padding only stay finite."""
-    bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, torch.finfo(torch.float32).min)
+    bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, torch.finfo(torch.bfloat16).min)
     return bias[:, None, None, :]
 
 

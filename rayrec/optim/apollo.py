@@ -7,7 +7,7 @@ the norm-growth limiter is that of Fira (Chen et al. 2024, arXiv 2410.01623).
 What is notable:
 - small matrices of one shape are stacked and updated at once; large ones stay where they are, are never copied, and are
   worked on a few at a time, so that a gradient comes from memory once and from the cache afterwards;
-- no host synchronization in a step, and no update matrix: the limiter works on norms of channels;
+- no host synchronization in a step, and no update of all matrices at once: the limiter works on norms of channels;
 - projections come from seeds (``rayrec.optim.random_projection``): the state is moments, one norm a matrix and step counts,
   all plain tensors, loadable with ``weights_only=True`` and bit-exact in the middle of a projection period;
 - the arithmetic (``rayrec.optim.apollo_update``) is functions of tensors only, which ``compiler=torch.compile`` compiles;

@@ -89,7 +89,7 @@ def update_in_place(
     scales_shape: tuple[int, ...],  # that of a parameter's scales, broadcasting against the parameter
     settings: UpdateSettings,
 ) -> None:
-    """For large matrices: nothing of a gradient's size is allocated; the limiter works on norms of channels."""
+    """For large matrices: at most one scaled gradient at a time is allocated; the limiter works on norms of channels."""
     if matrices[0] == 1 and gradients[0].dim() == 2:
         views = gradients
     else:

@@ -83,8 +83,9 @@ class DenseIndex:
         """The k vectors of largest inner product with each query (B, D)."""
         if queries.shape[1] != self.dim:
             raise ValueError(f"queries of {queries.shape[1]} dimensions for an index of {self.dim}")
-        if self.config.method == "exact":
-            return _exact_search(self._index, queries.detach().cpu().float(), k)
+        flat = faiss.downcast_index(self._index)
+        if isinstance(flat, faiss.IndexFlat):
+            return _exact_search(flat, queries.detach().cpu().float(), k)
         scores, rows = self._index.search(_as_array(queries), k)
         missing = torch.from_numpy(rows) < 0
         return Neighbours(torch.from_numpy(rows), torch.from_numpy(scores).masked_fill(missing, -torch.inf))
@@ -127,13 +128,12 @@ class DenseIndex:
             index.hnsw.efSearch = self.config.search_effort
 
 
-def _exact_search(index: faiss.Index, queries: Tensor, k: int) -> Neighbours:
+def _exact_search(index: faiss.IndexFlat, queries: Tensor, k: int) -> Neighbours:
     """By blocks of matrix products and their best. FAISS's own search compares one by one until queries x dimensions reach
     128,000 (version 1.15), which takes ten times as long, and its products' threads get into the way of torch's.
     """
     count, dim = int(index.ntotal), int(index.d)
-    flat: Any = faiss.downcast_index(index)
-    vectors = torch.from_numpy(faiss.rev_swig_ptr(flat.get_xb(), count * dim).reshape(count, dim))  # a view
+    vectors = torch.from_numpy(faiss.rev_swig_ptr(index.get_xb(), count * dim).reshape(count, dim))  # a view
     scores, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     size = max(k, 1024, _LOGITS // max(len(queries), 1))
     for start in range(0, count, size):

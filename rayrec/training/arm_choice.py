@@ -74,6 +74,7 @@ def _name(arm: str, candidate: int) -> str:
 
 
 def _objective(state: ComparisonState, arm: str) -> float:
+    """NaN where a seed has none: a candidate is not judged by the seeds in which it did not diverge."""
     values = [state.done[TrialKey(arm, seed)].best_objective for seed in state.record.comparison.seeds]
     defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else float("nan")
+    return sum(defined) / len(defined) if len(defined) == len(values) else float("nan")

@@ -73,7 +73,7 @@ def test_a_version_that_does_not_come_up_leaves_the_old_one(register: Any, bundl
     deployed = Deployed(unhealthy=("2",))
     assert "UNHEALTHY" in followed.look(deployed)
     assert followed.look(deployed) == ""
-    assert (deployed.versions, followed.served.version) == (["2"], "1")
+    assert (deployed.versions, followed.served.version) == (["2", "1"], "1")
 
 
 def test_a_store_that_cannot_be_reached_is_asked_again(

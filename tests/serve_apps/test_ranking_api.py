@@ -163,6 +163,16 @@ def test_a_value_that_would_be_large_once_for_each_candidate_is_refused(
     assert "at most 1,0" in reply.json()["detail"][0]["msg"]
 
 
+@pytest.mark.parametrize(("feature", "value"), [("item", 2**64), ("history", [10**4_000]), ("history", [1e300])])
+def test_a_number_that_no_log_can_hold_is_refused(
+    client: TestClient, body: dict[str, Any], feature: str, value: Any
+) -> None:
+    body["candidates"][1][feature] = value
+    reply = client.post("/v1/rank", json=body)
+    assert reply.status_code == 422
+    assert feature in reply.json()["detail"][0]["loc"]
+
+
 def test_what_a_context_repeats_is_cut_to_what_is_read(ranker: ServedRanker, body: dict[str, Any]) -> None:
     length = ranker.bundle.schema.sequences[0].max_length
     read = [f"item-{i}" for i in range(length)]
