@@ -194,6 +194,10 @@ def plan_of(command: Compare) -> PlannedComparison:
             if not isinstance(tasks, RankingTask):
                 raise ConfigError(f"{command.plan}: arm {name}: each_task is for rankers")
             for task in tasks.schema.task_names:
+                if f"{name}.{task}" in (plan.arms.keys() | arms.keys()):
+                    raise ConfigError(
+                        f"{command.plan}: arm {name} trains a model for {task} as {name}.{task}, but an arm has this name already"
+                    )
                 arms[f"{name}.{task}"] = (Candidate({}, apply_parameters(experiment, {**shared, "tasks": [task]})),)
             joined[name] = tuple(f"{name}.{task}" for task in tasks.schema.task_names)
         else:
@@ -204,6 +208,8 @@ def plan_of(command: Compare) -> PlannedComparison:
         name, equals, source = text.partition("=")
         if not equals:
             raise ConfigError(f"--arms takes NAME=SOURCE, not {text!r}")
+        if name in arms or name in joined:
+            raise ConfigError(f"--arms {name}: there is an arm of this name already; give it another")
         arms[name] = (Candidate({}, apply_parameters(_experiment(source, Path()), settings)),)
     return PlannedComparison(
         {

@@ -193,7 +193,8 @@ def sections(rows: Sequence[Row], command: CompareRetrieval, text: str) -> tuple
             panel.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=family)
             for x, y, beams in points:
                 panel.annotate(beams, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
-        panel.legend(fontsize=7, frameon=False)
+        if families:  # no method has a figure for cold targets when there are none
+            panel.legend(fontsize=7, frameon=False)
         panel.set(xscale="log", xlabel="milliseconds a user", ylabel=column)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)

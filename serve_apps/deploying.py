@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
@@ -32,7 +33,7 @@ class DeployedService:
     service: RankerService | RetrieverService
 
     def deploy(self, reference: ModelReference, timeout_s: float = 120) -> None:
-        """Serve this version; returns when all replicas do. Raises DeploymentError.
+        """Serve this version; returns when all replicas do. Raises DeploymentError, also when they refused it and keep the old.
 
         A running service loads it beside the old one and drops no request; only the first call starts replicas.
         """
@@ -64,6 +65,18 @@ class DeployedService:
                 raise DeploymentError(f"the service is {application.status}: {'; '.join(filter(None, reasons))}")
             time.sleep(0.05)
         client.wait_for_proxies_serving()
+        wanted, served = label_of(reference), httpx.get(f"{self.url}/healthz", timeout=30).json()["model"]
+        if wanted not in (None, served):  # only the replicas' logs know why
+            raise DeploymentError(f"the replicas refused {wanted} and go on with {served}; their logs say why")
+
+
+def label_of(reference: ModelReference) -> str | None:
+    """What a service calls this version in its replies; None where only the registry can say."""
+    if reference.name is not None and reference.version is not None:
+        return f"{reference.name}/{reference.version}"
+    if reference.model.startswith("models:"):
+        return None
+    return f"{reference.name or Path(reference.model).name}/{reference.version or 'unregistered'}"
 
 
 @contextmanager

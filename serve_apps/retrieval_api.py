@@ -61,7 +61,7 @@ def build_retrieval_app(
 
     @app.get(MODEL, dependencies=guarded)
     async def model() -> dict[str, Any]:
-        """Version, methods, size of the catalogue and metrics of the model."""
+        """Version, methods and metrics of the model, and the size of the catalogue as of the replica's last request."""
         return service.current.describe()
 
     @app.get(METRICS, dependencies=guarded)

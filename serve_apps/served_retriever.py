@@ -105,7 +105,7 @@ class ServedRetriever:
         return f"{self.name}/{self.version}"
 
     def describe(self) -> dict[str, Any]:
-        """Version, methods, size of the catalogue, metrics."""
+        """Version, methods, metrics, and the size of the catalogue as of this replica's last request."""
         metadata = self.bundle.metadata
         return {
             "name": self.name,
@@ -145,6 +145,7 @@ class ServedRetriever:
         """The embedding (E,) of a new item's text; may be called by any thread. Raises RequestError."""
         if self.bundle.tokenizer is None or not self._takes_new_items:
             raise _refusal("item", "this model knows items by their number only and cannot take new ones")
+        self._check_room_for(new)  # before the text is read, which takes longest; ``add`` looks again
         assert self.bundle.saved.ids is not None
         with self._encoding:
             try:
@@ -163,10 +164,7 @@ class ServedRetriever:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._take_in_from(file)
             assert self._ids is not None
-            if new.item in self._numbers:
-                raise _refusal("item", f"{new.item!r} is known already")
-            if len(self._names) - self.bundle.saved.num_items >= self._max_added:
-                raise _refusal("item", f"{self._max_added:,} items were added already; train a new version with them")
+            self._check_room_for(new)
             try:
                 add_item(self._ids, tokenizer.encode(embedding.unsqueeze(0))[0])
             except ValueError as error:
@@ -178,6 +176,12 @@ class ServedRetriever:
             self._take_in_from(file)
         number = self._numbers[new.item]
         return {"item": new.item, "number": number, "semantic_id": self._ids_of(number)}
+
+    def _check_room_for(self, new: NewItem) -> None:
+        if new.item in self._numbers:
+            raise _refusal("item", f"{new.item!r} is known already")
+        if len(self._names) - self.bundle.saved.num_items >= self._max_added:
+            raise _refusal("item", f"{self._max_added:,} items were added already; train a new version with them")
 
     @property
     def _takes_new_items(self) -> bool:
@@ -206,8 +210,11 @@ class ServedRetriever:
         if method == "dense":
             assert self._index is not None
             query = model.query(history) if isinstance(model, Liger) else model(history)
-            found = self._index.search(query, wanted)
+            repeats = isinstance(model, SASRec) and model.config.repeat_bias
+            found = self._index.search(query, min(wanted + repeats * longest, len(self._names)))
             items, scores = found.rows + 1, found.scores
+            if isinstance(model, SASRec) and repeats:
+                items, scores = model.count_repeats(history, items, scores, wanted)
         else:
             assert isinstance(model, Liger)
             if self._trie is None:

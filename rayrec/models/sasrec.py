@@ -3,6 +3,9 @@
 The loss is the softmax cross-entropy over the whole catalogue instead of the paper's one sampled negative: with it the model
 is a far stronger baseline than the numbers usually quoted for it (Klenitskiy and Vasilev 2023, arXiv 2309.07602).
 
+A plain SASRec hardly learns that people seldom take the same item twice: its newest inputs are what its states resemble most.
+``repeat_bias`` gives it one parameter for that, learned from the log like all others.
+
 Everything but attention runs on the T real positions of a batch only; padding is never multiplied. Histories are left-padded
 with 0, newest item last; results do not depend on how much padding there is.
 """
@@ -25,6 +28,7 @@ class SASRecConfig:
     dropout: on embeddings and sublayer outputs. attention_dropout: on attention weights.
     sampled_items: negatives of the sampled softmax; 0 = full softmax (best, while the catalogue is below some 100,000 items).
     temperature: logits are cosines of states and items over it; None = inner products.
+    repeat_bias: learn one number that logits of the history's own items get on top (not in the paper); full softmax only.
     """
 
     dim: int = 128
@@ -36,6 +40,7 @@ class SASRecConfig:
     attention_dropout: float = 0.0
     sampled_items: int = 0
     temperature: float | None = None
+    repeat_bias: bool = False
 
     def __post_init__(self) -> None:
         if min(self.dim, self.layers, self.heads, self.max_length, self.feed_forward) < 1 or self.sampled_items < 0:
@@ -48,6 +53,8 @@ class SASRecConfig:
             raise ValueError("dropout and attention_dropout must lie in [0, 1)")
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, or None, not {self.temperature}")
+        if self.repeat_bias and self.sampled_items:
+            raise ValueError("repeat_bias needs the full softmax: sampled_items must be 0")
 
 
 class SASRec(nn.Module):
@@ -62,6 +69,8 @@ class SASRec(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
+        if config.repeat_bias:
+            self.repeat = nn.Parameter(torch.zeros(()))
         for parameter in self.parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -79,8 +88,27 @@ class SASRec(nn.Module):
     def scores(self, history: Tensor) -> Tensor:
         """Logits (B, num_items + 1) of every item; -inf for padding."""
         logits = (self(history) @ self.item_vectors().T).float()
+        if self.config.repeat_bias:
+            own = _once_each(history[:, -self.config.max_length :])
+            logits = logits.scatter(1, own, logits.gather(1, own) + self._repeat_logit())
         logits[:, 0] = -torch.inf
         return logits
+
+    def count_repeats(self, history: Tensor, items: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best items (B, k) and their logits: of ``items`` (B, C), found in an index by inner products ``scores`` (B, C),
+        and the histories (B, L), once the repeat bias is counted.
+
+        Exact for the exact best C, at least k + L where there are so many. An item number below 1 stands for nothing.
+        """
+        own = _once_each(history[:, -self.config.max_length :])
+        logits = (self.item_vectors()[own] @ self(history).unsqueeze(2)).squeeze(2).float() + self._repeat_logit()
+        repeated = (items.unsqueeze(2) == own.unsqueeze(1)).any(2)
+        both = torch.cat(
+            [scores.masked_fill(repeated | (items < 1), -torch.inf), logits.masked_fill(own == 0, -torch.inf)], 1
+        )
+        best = both.topk(min(k, both.shape[1]), 1)
+        found = torch.cat([items, own], 1).gather(1, best.indices)
+        return found.masked_fill(best.values == -torch.inf, 0), best.values
 
     def item_vectors(self) -> Tensor:
         """(num_items + 1, D): what an index of items holds; scores are inner products."""
@@ -99,6 +127,10 @@ class SASRec(nn.Module):
             targets[:, -self.config.max_length :][places.real],
         )
         items = self.item_vectors()
+        if self.config.repeat_bias:
+            return full_softmax_loss(
+                queries, items, packed_targets, shifted=places.before(), shift=self._repeat_logit()
+            )
         if sampled is None or log_sampling is None:
             return full_softmax_loss(queries, items, packed_targets)
         return sampled_softmax_loss(queries, items, packed_targets, sampled, log_sampling)
@@ -107,6 +139,11 @@ class SASRec(nn.Module):
         """(..., D): whose inner products with ``item_vectors`` are the logits."""
         temperature = self.config.temperature
         return states if temperature is None else normalize(states, dim=-1) / temperature
+
+    def _repeat_logit(self) -> Tensor:
+        """() in logits; learned at the scale of cosines, or of inner products, so that it moves no slower than they do."""
+        scale = self.config.dim**0.5 if self.config.temperature is None else 1 / self.config.temperature
+        return self.repeat * scale
 
     def _states(self, places: "_Places") -> Tensor:
         """States (T, D) of the real positions, row by row of the batch."""
@@ -122,7 +159,7 @@ class _Places:
 
     def __init__(self, history: Tensor) -> None:
         length = history.shape[1]
-        self.shape = history.shape
+        self.shape, self.history = history.shape, history
         self.real = history > 0  # (B, L)
         self.items = history[self.real]  # (T,)
         self.flat = self.real.flatten().nonzero().squeeze(1)  # (T,)
@@ -132,6 +169,13 @@ class _Places:
         visible = (causal & self.real.unsqueeze(1)) | own  # (B, L, L)
         self.bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, -math.inf).unsqueeze(1)
 
+    def before(self) -> Tensor:
+        """(T, L) the items that each real position has read, its own among them, each once; the rest is 0."""
+        length = self.shape[1]
+        row, column = self.flat // length, self.flat % length
+        read = torch.arange(length, device=self.flat.device) <= column.unsqueeze(1)
+        return _once_each(self.history)[row] * read
+
     def spread(self, x: Tensor) -> Tensor:
         """(T, C) to (B, L, C), zeros at padding."""
         return x.new_zeros(self.shape.numel(), x.shape[1]).index_copy(0, self.flat, x).view(*self.shape, -1)
@@ -139,6 +183,12 @@ class _Places:
     def pack(self, x: Tensor) -> Tensor:
         """(B, L, C) to (T, C)."""
         return x.flatten(0, 1)[self.flat]
+
+
+def _once_each(history: Tensor) -> Tensor:
+    """(B, L) with 0 in place of items that stand further left already."""
+    same = history.unsqueeze(2) == history.unsqueeze(1)  # (B, L, L)
+    return history.masked_fill(same.tril(-1).any(2), 0)
 
 
 class _Block(nn.Module):

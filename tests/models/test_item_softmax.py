@@ -28,6 +28,29 @@ def test_full_softmax_loss_and_gradients_equal_cross_entropy(monkeypatch: pytest
     assert torch.equal(gradients[1][0], torch.zeros(6, dtype=torch.float64))  # padding is no candidate
 
 
+def test_shifted_logits_and_their_gradients_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayrec.models.layers.item_softmax._CHUNK", 7)
+    generator = torch.Generator().manual_seed(2)
+    states, items = (torch.randn(n, 5, generator=generator, dtype=torch.float64, requires_grad=True) for n in (23, 11))
+    shift = torch.tensor(-0.8, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(1, 11, (23,), generator=generator)
+    shifted = torch.stack([torch.randperm(10, generator=generator)[:3] + 1 for _ in range(23)])
+    shifted[::4, 0] = 0
+    shifted[1] = 0
+    logits = states @ items.T
+    logits = logits + torch.zeros_like(logits).scatter(1, shifted, 1.0) * shift
+    logits = torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits[:, 1:]], 1)
+    expected = cross_entropy(logits, targets)
+    loss = full_softmax_loss(states, items, targets, shifted=shifted, shift=shift)
+    torch.testing.assert_close(loss, expected)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, (states, items, shift)),
+        torch.autograd.grad(expected, (states, items, shift)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, check_dtype=False)
+
+
 def test_full_softmax_loss_passes_gradcheck() -> None:
     states, items, targets = small()
     assert torch.autograd.gradcheck(lambda s, i: full_softmax_loss(s, i, targets[:7]), (states[:7], items))

@@ -18,9 +18,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def small_model(temperature: float | None = None) -> SASRec:
+def small_model(temperature: float | None = None, repeat: float | None = None) -> SASRec:
+    """``repeat``: the repeat bias, at its own scale."""
     torch.manual_seed(0)
-    return SASRec(30, SASRecConfig(dim=16, max_length=6, dropout=0.2, temperature=temperature)).eval()
+    config = SASRecConfig(dim=16, max_length=6, dropout=0.2, temperature=temperature, repeat_bias=repeat is not None)
+    model = SASRec(30, config).eval()
+    if repeat is not None:
+        model.repeat.data.fill_(repeat)
+    return model
 
 
 def test_padding_and_batch_mates_change_nothing() -> None:
@@ -52,13 +57,57 @@ def test_with_a_temperature_logits_are_cosines_over_it() -> None:
     torch.testing.assert_close(model(history) @ model.item_vectors()[1:].T, cosines / 0.1)
 
 
+@pytest.mark.parametrize("repeat", [None, -0.7, 0.4])
 @pytest.mark.parametrize("temperature", [None, 0.1])
-def test_training_at_every_position_equals_scoring_each_prefix(temperature: float | None) -> None:
-    model = small_model(temperature)
-    inputs, targets = torch.tensor([[0, 0, 5, 7, 9], [1, 2, 3, 4, 5]]), torch.tensor([[0, 0, 7, 9, 2], [2, 3, 4, 5, 6]])
+def test_training_at_every_position_equals_scoring_each_prefix(temperature: float | None, repeat: float | None) -> None:
+    model = small_model(temperature, repeat)
+    inputs, targets = torch.tensor([[0, 0, 5, 7, 9], [1, 2, 1, 4, 1]]), torch.tensor([[0, 0, 7, 9, 5], [2, 1, 4, 1, 6]])
     prefixes = [(row[: i + 1], t[i]) for row, t in zip(inputs, targets, strict=True) for i in range(5) if row[i] > 0]
     losses = [-model.scores(prefix.unsqueeze(0)).log_softmax(1)[0, target] for prefix, target in prefixes]
-    torch.testing.assert_close(model.loss(inputs, targets), torch.stack(losses).mean())
+    expected, found = torch.stack(losses).mean(), model.loss(inputs, targets)
+    torch.testing.assert_close(found, expected)
+    for wanted, gradient in zip(
+        torch.autograd.grad(expected, tuple(model.parameters())),
+        torch.autograd.grad(found, tuple(model.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_repeat_bias_shifts_the_items_of_the_history_and_no_others() -> None:
+    history = torch.tensor([[0, 3, 9, 3], [8, 2, 5, 1]])
+    plain, biased = small_model(0.1).scores(history), small_model(0.1, repeat=-0.3).scores(history)
+    expected = plain.clone()
+    for row, items in enumerate(([3, 9], [8, 2, 5, 1])):
+        expected[row, items] -= 3.0
+    torch.testing.assert_close(biased, expected)
+
+
+@pytest.mark.parametrize("repeat", [-0.5, 0.5])
+def test_found_by_an_index_and_counted_for_repeats_equals_full_scores(repeat: float) -> None:
+    model = small_model(0.1, repeat)
+    history = torch.tensor([[0, 3, 9, 3], [8, 2, 5, 1], [0, 0, 0, 7]])
+    k = 5
+    inner = (model(history) @ model.item_vectors()[1:].T).topk(k + history.shape[1], 1)
+    items, scores = model.count_repeats(history, inner.indices + 1, inner.values, k)
+    expected = model.scores(history).topk(k, 1)
+    torch.testing.assert_close(scores, expected.values)
+    assert items.tolist() == expected.indices.tolist()
+
+
+@pytest.mark.parametrize(("repeats", "sign"), [(False, -1), (True, 1)])
+def test_the_log_decides_the_sign_of_the_repeat_bias(repeats: bool, sign: int) -> None:
+    torch.manual_seed(0)
+    model = SASRec(30, SASRecConfig(dim=16, layers=1, max_length=6, dropout=0.1, temperature=0.1, repeat_bias=True))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        rows = torch.stack([torch.randperm(30)[:7] + 1 for _ in range(64)])
+        if repeats:  # some of the same three, nobody can tell which
+            rows = rows.gather(1, torch.randint(0, 3, (64, 7)))
+        optimizer.zero_grad()
+        model.loss(rows[:, :-1], rows[:, 1:]).backward()
+        optimizer.step()
+    assert sign * model.repeat.item() > 0.05
 
 
 def test_the_same_seed_gives_the_same_loss_and_gradients() -> None:
@@ -107,3 +156,5 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         SASRecConfig(dim=10, heads=3)
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         SASRecConfig(dropout=1.0)
+    with pytest.raises(ValueError, match="repeat_bias needs the full softmax"):
+        SASRecConfig(repeat_bias=True, sampled_items=10)

@@ -166,16 +166,22 @@ def test_what_a_request_excludes_never_widens_the_search_of_its_company(
     assert all(isinstance(a, Retrieved) and not set(a.items) & set(HISTORY) for a in answers[1:-1])
 
 
-def test_a_version_takes_so_many_new_items_and_starts_with_those_it_has(bundle: Path, tmp_path: Path) -> None:
+def test_a_version_takes_so_many_new_items_and_starts_with_those_it_has(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference = ModelReference(str(bundle), "liger", "1")
     retriever = load_served_retriever(reference, tmp_path, IndexConfig(), max_added=3)
     client = client_of(retriever)
     for number in range(3):
         body = {"item": f"new-{number}", "text": f"{TEXTS[number]} pan tea tea"}
         assert client.post("/v1/items", json=body).status_code == 201
-    refused = client.post("/v1/items", json={"item": "new-3", "text": "red tea"})
-    assert refused.status_code == 422
-    assert "3 items were added already" in refused.json()["detail"][0]["msg"]
+    with monkeypatch.context() as patched:
+        patched.setattr(retriever, "_encoder", None)  # refused without reading a text
+        patched.setattr("serve_apps.served_retriever.TextEncoder", None)
+        for name, problem in (("new-0", "is known already"), ("new-3", "3 items were added already")):
+            refused = client.post("/v1/items", json={"item": name, "text": "red tea"})
+            assert refused.status_code == 422
+            assert problem in refused.json()["detail"][0]["msg"]
     again = load_served_retriever(reference, tmp_path, IndexConfig(), max_added=3)
     assert again.describe()["items_added"] == 3
     (expected, found) = (r.retrieve([RetrieveRequest(history=["new-1"], k=59)])[0] for r in (retriever, again))
@@ -242,10 +248,16 @@ def test_generated_bad_requests_never_end_in_a_server_error(client: TestClient, 
     assert client.post(path, json=body).status_code < 500
 
 
-def test_a_model_that_knows_items_by_number_retrieves_and_refuses_new_ones(tmp_path: Path) -> None:
-    config = SASRecConfig(dim=8, layers=1, max_length=4)
+@pytest.mark.parametrize("repeat", [None, -3.0, 3.0])
+def test_a_model_that_knows_items_by_number_retrieves_and_refuses_new_ones(
+    tmp_path: Path, repeat: float | None
+) -> None:
+    config = SASRecConfig(dim=8, layers=1, max_length=4, repeat_bias=repeat is not None)
+    model = SASRec(20, config)
+    if repeat is not None:
+        model.repeat.data.fill_(repeat)
     folder = save_retriever(
-        tmp_path / "sasrec", modules=RetrieverModules(SASRec(20, config), None),
+        tmp_path / "sasrec", modules=RetrieverModules(model, None),
         saved=SavedRetriever(RetrievalConfig(sasrec=config), 20, None), names=tuple(map(str, range(1, 21))), metrics={},
         run_config={},
     )  # fmt: skip

@@ -19,7 +19,7 @@ from rayrec.data.log import Log
 from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.tracking import Tracker, resolve_model
 from rayrec.typed_json import ConfigError
-from serve_apps.deploying import DeployedService, serving
+from serve_apps.deploying import DeployedService, DeploymentError, serving
 from serve_apps.ranker import RankerService
 from serve_apps.served_ranker import ModelReference, load_ranker
 
@@ -80,7 +80,8 @@ def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_n
         deployed.deploy(ModelReference(str(bundles[1]), "small", "2"))
         after = len(seen)
         time.sleep(0.5)
-        deployed.deploy(ModelReference(str(tmp_path / "nothing here"), "small", "3"))
+        with pytest.raises(DeploymentError, match=r"refused small/3 and go on with small/2"):
+            deployed.deploy(ModelReference(str(tmp_path / "nothing here"), "small", "3"))
         time.sleep(0.5)
     finally:
         stop.set()

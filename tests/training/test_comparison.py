@@ -295,10 +295,16 @@ def test_plans_that_are_wrong_name_file_arm_and_field(base: RankerExperiment, tm
             '{"base": "base.json", "arms": {"a": {"each_task": true, "choices": [{}, {}]}}}',
             "arm a has choices and each_task",
         ),
+        ('{"base": "base.json", "arms": {"a.click": {}, "a": {"each_task": true}}}', r"arm a trains .* as a\.click"),
+        ('{"base": "base.json", "arms": {"a": {"each_task": true}, "a.click": {}}}', r"arm a trains .* as a\.click"),
     ):
         plan.write_text(text)
         with pytest.raises(ConfigError, match=message):
             plan_of(Compare("x", plan))
+    plan.write_text('{"base": "base.json", "arms": {"a": {}, "b": {"each_task": true}}}')
+    for name in ("a", "b", "b.click"):
+        with pytest.raises(ConfigError, match=f"--arms {name}: there is an arm of this name"):
+            plan_of(Compare("x", plan, arms=(f"{name}={tmp_path / 'base.json'}",)))
     with pytest.raises(ConfigError, match="NAME=SOURCE"):
         plan_of(Compare("x", arms=("base.json",)))
     with pytest.raises(ConfigError, match="PATH=VALUE"):

@@ -15,12 +15,16 @@ from torch.nn.functional import cross_entropy
 _CHUNK = 512  # positions a chunk: 512 x 12,000 float32 logits are 25 MB
 
 
-def full_softmax_loss(states: Tensor, items: Tensor, targets: Tensor, first_item: int = 1) -> Tensor:
+def full_softmax_loss(
+    states: Tensor, items: Tensor, targets: Tensor, first_item: int = 1,
+    *, shifted: Tensor | None = None, shift: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Mean cross-entropy () of logits states @ items.T: states (T, D), items (V, D), targets (T,) int64.
 
     Items below ``first_item`` (padding) are no candidates. Under autocast the products run in its dtype.
+    shifted: (T, R) int64 items whose logits get ``shift`` () on top, each at most once a row; 0 (padding) fills the rows up.
     """
-    loss: Tensor = _FullSoftmax.apply(states, items, targets, first_item)
+    loss: Tensor = _FullSoftmax.apply(states, items, targets, first_item, shifted, shift)
     return loss
 
 
@@ -43,7 +47,10 @@ def sampled_softmax_loss(
 
 class _FullSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, items: Tensor, targets: Tensor, first_item: int) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, items: Tensor, targets: Tensor, first_item: int,
+        shifted: Tensor | None, shift: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         device = states.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         with torch.autocast(device, enabled=False):
@@ -52,6 +59,7 @@ class _FullSoftmax(torch.autograd.Function):
             losses = states.new_zeros((), dtype=torch.float64 if kind == torch.float64 else torch.float32)
             states_gradient = torch.empty_like(states_cast) if wants else None
             items_gradient = torch.zeros_like(items, dtype=losses.dtype) if wants else None
+            shift_gradient = losses.clone() if shift is not None else None
             # Written again by each chunk: fresh memory of this size comes from the kernel page by page, a fifth of the time.
             kept = [
                 torch.empty(min(_CHUNK, len(states)), len(items), dtype=kind, device=states.device) for _ in range(2)
@@ -60,6 +68,9 @@ class _FullSoftmax(torch.autograd.Function):
                 chunk, target = states_cast[start : start + _CHUNK], targets[start : start + _CHUNK]
                 rows = torch.arange(len(chunk), device=chunk.device)
                 logits = torch.mm(chunk, items_cast.T, out=kept[0][: len(chunk)])  # (C, V)
+                if shifted is not None and shift is not None:
+                    own = shifted[start : start + _CHUNK]
+                    logits.scatter_(1, own, logits.gather(1, own) + shift.to(kind))
                 if first_item:
                     logits[:, :first_item] = -torch.inf
                 probabilities = torch.softmax(logits, 1, out=kept[1][: len(chunk)])
@@ -68,17 +79,24 @@ class _FullSoftmax(torch.autograd.Function):
                     probabilities[rows, target] -= 1  # now d loss / d logits
                     states_gradient[start : start + _CHUNK] = probabilities @ items_cast
                     items_gradient += probabilities.T @ chunk
+                    if shifted is not None and shift_gradient is not None:
+                        shift_gradient += probabilities.gather(
+                            1, own
+                        ).sum()  # nothing from padding: its probability is 0
         count = max(len(states), 1)
         ctx.count = count
         ctx.kinds = states.dtype, items.dtype
         if wants:
-            ctx.save_for_backward(states_gradient, items_gradient)
+            ctx.save_for_backward(states_gradient, items_gradient, shift_gradient)
         return losses / count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        states_gradient, items_gradient = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, Tensor | None]:
+        states_gradient, items_gradient, shift_gradient = ctx.saved_tensors
         factor = gradient / ctx.count
         states_kind, items_kind = ctx.kinds
-        return (states_gradient.to(states_kind) * factor, (items_gradient * factor).to(items_kind), None, None)
+        of_shift = None if shift_gradient is None else (shift_gradient * factor).float()
+        return (
+            states_gradient.to(states_kind) * factor, (items_gradient * factor).to(items_kind), None, None, None, of_shift,
+        )  # fmt: skip
