@@ -122,8 +122,14 @@ def trial(command: CompareRetrieval, model: ModelName, seed: int) -> Trial:
     assert isinstance(trained, SASRec | Liger)
     trained.load_state_dict(best_weights(checkpoint))
     judgements = []
-    for method in methods_of(trained):
-        for beams in (None,) if method == "dense" else command.beams:
+    methods = methods_of(trained)
+    for method in methods:
+        widths: tuple[int | None, ...] = (None,) if method == "dense" else command.beams
+        if (
+            method == "generative" and "hybrid" in methods
+        ):  # whose candidates are the same; once is enough to see its part
+            widths = widths[:1]
+        for beams in widths:
             judgements.append(judge(experiment, task, trained, method, beams=beams))
     parameters = sum(p.numel() for p in trained.parameters())
     done = Trial(model, seed, parameters, read_progress(checkpoint).seconds, tuple(judgements))

@@ -93,7 +93,7 @@ class Liger(nn.Module):
         self.level_embedding = nn.Embedding(levels, width)
         self.input_norm = nn.LayerNorm(width)
         for table in (self.token_embedding, self.position_embedding, self.level_embedding):
-            nn.init.normal_(table.weight)
+            nn.init.normal_(table.weight, std=0.1)  # the text, of unit variance, leads from the first step on
         self.encoder = T5Encoder(config.transformer)
         if config.text:
             self.projection = _TextProjection(items.text.shape[1], width, config)
