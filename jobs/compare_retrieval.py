@@ -36,7 +36,7 @@ class CompareRetrieval:
     """Compare retrievers.
 
     out: folder of checkpoints, results and report. experiment: what all have in common; its model and seeds are replaced.
-    beams: widths at which the generative and hybrid methods are judged.
+    beams: widths at which the generative and hybrid methods are judged; a model that has both, at the least one by the former.
     """
 
     out: Path
@@ -125,10 +125,8 @@ def trial(command: CompareRetrieval, model: ModelName, seed: int) -> Trial:
     methods = methods_of(trained)
     for method in methods:
         widths: tuple[int | None, ...] = (None,) if method == "dense" else command.beams
-        if (
-            method == "generative" and "hybrid" in methods
-        ):  # whose candidates are the same; once is enough to see its part
-            widths = widths[:1]
+        if method == "generative" and "hybrid" in methods:  # the same searches once more: one shows their part
+            widths = (min(command.beams),)
         for beams in widths:
             judgements.append(judge(experiment, task, trained, method, beams=beams))
     parameters = sum(p.numel() for p in trained.parameters())

@@ -65,9 +65,23 @@ class DeployedService:
                 raise DeploymentError(f"the service is {application.status}: {'; '.join(filter(None, reasons))}")
             time.sleep(0.05)
         client.wait_for_proxies_serving()
-        wanted, served = label_of(reference), httpx.get(f"{self.url}/healthz", timeout=30).json()["model"]
-        if wanted not in (None, served):  # only the replicas' logs know why
-            raise DeploymentError(f"the replicas refused {wanted} and go on with {served}; their logs say why")
+        self._check_served(label_of(reference), deadline)
+
+    def _check_served(self, wanted: str | None, deadline: float) -> None:
+        """Ask until, most likely, every replica has told what it serves; busy ones are asked again until the deadline."""
+        answers = 4 * self.service.replicas
+        with httpx.Client(trust_env=False, timeout=30) as client:  # a proxy for the web knows nothing of this service
+            while answers:
+                try:
+                    served = client.get(f"{self.url}/healthz").raise_for_status().json()["model"]
+                except (httpx.HTTPError, ValueError, KeyError) as error:
+                    if time.monotonic() > deadline:
+                        raise DeploymentError(f"the service does not tell what it serves: {error!r}") from None
+                    time.sleep(0.2)
+                    continue
+                if wanted not in (None, served):  # only the replicas' logs know why
+                    raise DeploymentError(f"replicas refused {wanted} and go on with {served}; their logs say why")
+                answers -= 1
 
 
 def label_of(reference: ModelReference) -> str | None:
@@ -93,6 +107,6 @@ def serving(service: RankerService | RetrieverService, host: str, port: int) -> 
         if isinstance(own, RetrieverService):  # replicas run in other folders than this process
             own = replace(own, items_folder=str(Path(own.items_folder or f"{folder}/items").resolve()))
         try:
-            yield DeployedService(f"http://{host}:{port}", own)
+            yield DeployedService(f"http://{f'[{host}]' if ':' in host else host}:{port}", own)
         finally:
             serve.shutdown()

@@ -21,10 +21,11 @@ from rayrec.models.sasrec import SASRec
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking
 from rayrec.retrieval.index import DenseIndex, IndexConfig
+from rayrec.retrieval.repeats import count_repeats
 from rayrec.retrieval.semantic_ids import SemanticIds, add_item
 from rayrec.retrieval.trie import ItemTrie
 from rayrec.retriever_bundle import RetrieverBundle, load_retriever
-from rayrec.tasks.retrieval import Method, check_method
+from rayrec.tasks.retrieval import Method, check_method, repeats_of
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
 from rayrec.typed_json import ConfigError
 from serve_apps.ranking_request import Problem, RequestError
@@ -207,14 +208,15 @@ class ServedRetriever:
         barred = [self._barred(request, numbers) for request, numbers in zip(requests, known, strict=True)]
         wanted = max(request.k + len(out) for request, out in zip(requests, barred, strict=True))
         wanted = min(wanted, len(self._names))
+        repeats = repeats_of(model, history)
         if method == "dense":
             assert self._index is not None
             query = model.query(history) if isinstance(model, Liger) else model(history)
-            repeats = isinstance(model, SASRec) and model.config.repeat_bias
-            found = self._index.search(query, min(wanted + repeats * longest, len(self._names)))
+            room = 0 if repeats is None else repeats.items.shape[1]
+            found = self._index.search(query, min(wanted + room, len(self._names)))
             items, scores = found.rows + 1, found.scores
-            if isinstance(model, SASRec) and repeats:
-                items, scores = model.count_repeats(history, items, scores, wanted)
+            if repeats is not None:
+                items, scores = count_repeats(query, self._vectors, repeats, items, scores, wanted)
         else:
             assert isinstance(model, Liger)
             if self._trie is None:
@@ -222,7 +224,8 @@ class ServedRetriever:
             beams = beam_search(self._trie, model.decoding(history), width)
             items, scores = beams.items, beams.scores
             if method == "hybrid":
-                items, scores = hybrid_ranking(model.query(history), items, self._cold, self._vectors, wanted)
+                query = model.query(history)
+                items, scores = hybrid_ranking(query, items, self._cold, self._vectors, wanted, repeats)
         return [
             self._answer(request, method, numbers, out, row, own)
             for request, numbers, out, row, own in zip(

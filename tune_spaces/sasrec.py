@@ -1,4 +1,4 @@
-"""The sweep of SASRec: learning rate, regularization, width, depth, inner products or cosines, and a repeat bias."""
+"""The sweep of SASRec: learning rate, regularization, width, depth, and inner products or cosines."""
 
 from ray import tune
 
@@ -14,7 +14,6 @@ SPACE = SweepSpace(
         "retrieval.sasrec.layers": tune.choice([1, 2, 3]),
         "retrieval.sasrec.dropout": tune.uniform(0.2, 0.7),
         "retrieval.sasrec.temperature": tune.choice([None, 0.05, 0.07, 0.1]),
-        "retrieval.sasrec.repeat_bias": tune.choice([False, True]),
     },
     settings={"retrieval.model": "sasrec"},
 )

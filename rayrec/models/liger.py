@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout, normalize
+from torch.nn.functional import cross_entropy, dropout, normalize, pad
 
-from rayrec.models.layers.item_softmax import full_softmax_loss
+from rayrec.models.layers.item_softmax import full_softmax_loss, once_each
 from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
 
 
@@ -23,6 +23,7 @@ class LigerConfig:
 
     generative_weight, dense_weight: of the two losses; a head of weight 0 is not built.
     temperature: of the cosines in the dense loss. projection: hidden sizes of the text's way to T5's width.
+    repeat_bias: learn one number that the cosines of the history's own items get on top (not in the papers), in the dense head.
     input_dropout: on the input embeddings, after their norm. max_length: newest items that are read.
     """
 
@@ -35,6 +36,7 @@ class LigerConfig:
     projection_dropout: float = 0.2
     input_dropout: float = 0.5
     max_length: int = 20
+    repeat_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length < 1 or min(self.projection, default=1) < 1:
@@ -45,6 +47,8 @@ class LigerConfig:
             raise ValueError("generative_weight and dense_weight must be at least 0, one of them above 0")
         if self.dense_weight > 0 and not self.text:
             raise ValueError("dense_weight is above 0 but text is false: the dense head scores items by their text")
+        if self.repeat_bias and self.dense_weight == 0:
+            raise ValueError("repeat_bias belongs to the dense head: dense_weight must be above 0")
         if not (0 <= self.input_dropout < 1 and 0 <= self.projection_dropout < 1):
             raise ValueError("input_dropout and projection_dropout must lie in [0, 1)")
 
@@ -93,10 +97,12 @@ class Liger(nn.Module):
         self.level_embedding = nn.Embedding(levels, width)
         self.input_norm = nn.LayerNorm(width)
         for table in (self.token_embedding, self.position_embedding, self.level_embedding):
-            nn.init.normal_(table.weight, std=0.1)  # the text, of unit variance, leads from the first step on
+            nn.init.normal_(table.weight, std=0.1)  # small beside the projected text, which knows more at the start
         self.encoder = T5Encoder(config.transformer)
         if config.text:
             self.projection = _TextProjection(items.text.shape[1], width, config)
+        if config.repeat_bias:
+            self.repeat = nn.Parameter(torch.zeros(()))
         if config.generative_weight > 0:
             self.decoder = T5Decoder(config.transformer)
             self.head = nn.Linear(width, items.num_tokens, bias=False)
@@ -140,7 +146,7 @@ class Liger(nn.Module):
         projected = self.projection(self.item_text) if config.dense_weight > 0 else None
         states, real = self.encode(history, projected)
         if projected is not None:
-            parts["dense"] = self._dense_loss(states[:, -1], projected, target)
+            parts["dense"] = self._dense_loss(states[:, -1], projected, history, target)
         if config.generative_weight > 0:
             tokens = self.item_tokens[target]  # (B, M)
             logits = self.head(self._decode(tokens[:, :-1], self.decoder.cache(states, real)))
@@ -160,10 +166,17 @@ class Liger(nn.Module):
         return vectors
 
     def dense_scores(self, history: Tensor) -> Tensor:
-        """Cosines (B, N + 1); -inf for padding."""
+        """Cosines (B, N + 1), the repeat bias on top if there is one; -inf for padding."""
         scores = self.query(history) @ self.item_vectors().T
+        if self.config.repeat_bias:
+            own = once_each(history[:, -self.config.max_length :])
+            scores = scores.scatter(1, own, scores.gather(1, own) + self.repeat_shift())
         scores[:, 0] = -torch.inf
         return scores
+
+    def repeat_shift(self) -> Tensor:
+        """() on top of the cosines of the history's items."""
+        return self.repeat
 
     def decoding(self, history: Tensor) -> "LigerDecoding":
         """For ``rayrec.retrieval.beam_search``."""
@@ -183,17 +196,21 @@ class Liger(nn.Module):
         states: Tensor = self.decoder(self.token_embedding(torch.cat([start, tokens], 1)), cache)
         return states
 
-    def _dense_loss(self, query: Tensor, projected: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy () of cosine / temperature over the seen items."""
+    def _dense_loss(self, query: Tensor, projected: Tensor, history: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy () of (cosine + repeat bias) / temperature over the seen items."""
         rows = self.seen.nonzero().squeeze(1)
-        place = torch.full_like(self.seen, -1, dtype=torch.int64)
-        place[rows] = torch.arange(len(rows), device=rows.device)
+        place = torch.zeros_like(self.seen, dtype=torch.int64)  # 0: padding and cold items, which are no candidates
+        place[rows] = torch.arange(1, len(rows) + 1, device=rows.device)
         known = self.seen[target]
         if not bool(known.any()):
             return query.sum() * 0.0
-        queries = normalize(query[known].float(), dim=1) / self.config.temperature
-        items = normalize(projected[rows].float(), dim=1)
-        return full_softmax_loss(queries, items, place[target[known]], first_item=0)
+        temperature = self.config.temperature
+        queries = normalize(query[known].float(), dim=1) / temperature
+        items = pad(normalize(projected[rows].float(), dim=1), (0, 0, 1, 0))
+        shifted, shift = None, None
+        if self.config.repeat_bias:
+            shifted, shift = place[once_each(history[known][:, -self.config.max_length :])], self.repeat / temperature
+        return full_softmax_loss(queries, items, place[target[known]], shifted=shifted, shift=shift)
 
 
 class LigerDecoding:

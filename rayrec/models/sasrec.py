@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 
-from rayrec.models.layers.item_softmax import full_softmax_loss, sampled_softmax_loss
+from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, sampled_softmax_loss
 from rayrec.models.layers.short_attention import attend
 
 
@@ -80,6 +80,8 @@ class SASRec(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         """The predicted next item's embedding (B, D) of histories (B, L); zeros where a history is empty."""
         places = _Places(history[:, -self.config.max_length :])
+        if not len(places.items):
+            return self.items.weight.new_zeros(len(history), self.config.dim)
         states = self._states(places)
         last = places.real.sum(1).cumsum(0) - 1  # packed row of each history's newest item
         empty = ~places.real.any(1)
@@ -89,29 +91,13 @@ class SASRec(nn.Module):
         """Logits (B, num_items + 1) of every item; -inf for padding."""
         logits = (self(history) @ self.item_vectors().T).float()
         if self.config.repeat_bias:
-            own = _once_each(history[:, -self.config.max_length :])
-            logits = logits.scatter(1, own, logits.gather(1, own) + self._repeat_logit())
+            own = once_each(history[:, -self.config.max_length :])
+            logits = logits.scatter(1, own, logits.gather(1, own) + self.repeat_shift())
         logits[:, 0] = -torch.inf
         return logits
 
-    def count_repeats(self, history: Tensor, items: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best items (B, k) and their logits: of ``items`` (B, C), found in an index by inner products ``scores`` (B, C),
-        and the histories (B, L), once the repeat bias is counted.
-
-        Exact for the exact best C, at least k + L where there are so many. An item number below 1 stands for nothing.
-        """
-        own = _once_each(history[:, -self.config.max_length :])
-        logits = (self.item_vectors()[own] @ self(history).unsqueeze(2)).squeeze(2).float() + self._repeat_logit()
-        repeated = (items.unsqueeze(2) == own.unsqueeze(1)).any(2)
-        both = torch.cat(
-            [scores.masked_fill(repeated | (items < 1), -torch.inf), logits.masked_fill(own == 0, -torch.inf)], 1
-        )
-        best = both.topk(min(k, both.shape[1]), 1)
-        found = torch.cat([items, own], 1).gather(1, best.indices)
-        return found.masked_fill(best.values == -torch.inf, 0), best.values
-
     def item_vectors(self) -> Tensor:
-        """(num_items + 1, D): what an index of items holds; scores are inner products."""
+        """(num_items + 1, D): what an index holds; scores are inner products, and ``repeat_shift`` on top if there is one."""
         return self.items.weight if self.config.temperature is None else normalize(self.items.weight, dim=1)
 
     def loss(
@@ -128,9 +114,7 @@ class SASRec(nn.Module):
         )
         items = self.item_vectors()
         if self.config.repeat_bias:
-            return full_softmax_loss(
-                queries, items, packed_targets, shifted=places.before(), shift=self._repeat_logit()
-            )
+            return full_softmax_loss(queries, items, packed_targets, shifted=places.before(), shift=self.repeat_shift())
         if sampled is None or log_sampling is None:
             return full_softmax_loss(queries, items, packed_targets)
         return sampled_softmax_loss(queries, items, packed_targets, sampled, log_sampling)
@@ -140,8 +124,8 @@ class SASRec(nn.Module):
         temperature = self.config.temperature
         return states if temperature is None else normalize(states, dim=-1) / temperature
 
-    def _repeat_logit(self) -> Tensor:
-        """() in logits; learned at the scale of cosines, or of inner products, so that it moves no slower than they do."""
+    def repeat_shift(self) -> Tensor:
+        """() on top of the logits of the history's items; learned at the scale of cosines, or of inner products."""
         scale = self.config.dim**0.5 if self.config.temperature is None else 1 / self.config.temperature
         return self.repeat * scale
 
@@ -174,7 +158,7 @@ class _Places:
         length = self.shape[1]
         row, column = self.flat // length, self.flat % length
         read = torch.arange(length, device=self.flat.device) <= column.unsqueeze(1)
-        return _once_each(self.history)[row] * read
+        return once_each(self.history)[row] * read
 
     def spread(self, x: Tensor) -> Tensor:
         """(T, C) to (B, L, C), zeros at padding."""
@@ -183,12 +167,6 @@ class _Places:
     def pack(self, x: Tensor) -> Tensor:
         """(B, L, C) to (T, C)."""
         return x.flatten(0, 1)[self.flat]
-
-
-def _once_each(history: Tensor) -> Tensor:
-    """(B, L) with 0 in place of items that stand further left already."""
-    same = history.unsqueeze(2) == history.unsqueeze(1)  # (B, L, L)
-    return history.masked_fill(same.tril(-1).any(2), 0)
 
 
 class _Block(nn.Module):

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.metrics.ranking import RankingMetrics, list_ranks, target_ranks
+from rayrec.models.layers.item_softmax import once_each
 from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
 from rayrec.models.sasrec import SASRec, SASRecConfig
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking
+from rayrec.retrieval.repeats import Repeats
 from rayrec.retrieval.trie import ItemTrie
 from rayrec.tasks.task import Evaluation, Loss
 from rayrec.typed_json import ConfigError
@@ -48,7 +50,7 @@ class RetrievalConfig:
     def liger_config(self) -> LigerConfig:
         """``liger`` as ``model`` means it."""
         if self.model == "tiger":
-            return replace(self.liger, text=False, dense_weight=0.0, generative_weight=1.0)
+            return replace(self.liger, text=False, dense_weight=0.0, generative_weight=1.0, repeat_bias=False)
         if self.model == "dense":
             return replace(self.liger, text=True, dense_weight=1.0, generative_weight=0.0)
         return self.liger
@@ -127,7 +129,8 @@ class RetrievalTask:
         if method == "generative":
             return list_ranks(generated, batch.target)
         vectors = model.item_vectors()
-        ranked, _ = hybrid_ranking(model.query(batch.history), generated, judge.cold, vectors, max(self.config.cutoffs))
+        query, repeats = model.query(batch.history), repeats_of(model, batch.history)
+        ranked, _ = hybrid_ranking(query, generated, judge.cold, vectors, max(self.config.cutoffs), repeats)
         return list_ranks(ranked, batch.target)
 
     def observe(self, evaluation: Evaluation, outputs: Tensor, batch: HistoryBatch) -> None:
@@ -171,6 +174,13 @@ class RetrievalTask:
             cold = (~model.seen).nonzero().squeeze(1)[1:]
             self._judges[device] = _Judge(ItemTrie.of(model.item_tokens).to(device), cold)
         return self._judges[device]
+
+
+def repeats_of(model: SASRec | Liger, history: Tensor) -> Repeats | None:
+    """What the scores of ``model`` by inner products lack for histories (B, L); None where they lack nothing."""
+    if not model.config.repeat_bias:
+        return None
+    return Repeats(once_each(history[:, -model.config.max_length :]), model.repeat_shift())
 
 
 def check_method(config: LigerConfig, method: Method) -> None:

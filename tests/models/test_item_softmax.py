@@ -45,10 +45,15 @@ def test_shifted_logits_and_their_gradients_equal_cross_entropy(monkeypatch: pyt
     torch.testing.assert_close(loss, expected)
     for found, wanted in zip(
         torch.autograd.grad(loss, (states, items, shift)),
-        torch.autograd.grad(expected, (states, items, shift)),
+        torch.autograd.grad(expected, (states, items, shift), retain_graph=True),
         strict=True,
     ):
-        torch.testing.assert_close(found, wanted, check_dtype=False)
+        torch.testing.assert_close(found, wanted)
+    alone = full_softmax_loss(states.detach(), items.detach(), targets, shifted=shifted, shift=shift)
+    (gradient,) = torch.autograd.grad(alone, shift)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, shift)[0])
+    with pytest.raises(ValueError, match="belong together"):
+        full_softmax_loss(states, items, targets, shifted=shifted)
 
 
 def test_full_softmax_loss_passes_gradcheck() -> None:

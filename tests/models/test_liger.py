@@ -68,6 +68,30 @@ def test_losses_equal_their_formulas_and_weigh_in_one_sum() -> None:
     torch.testing.assert_close(parts["loss"], 0.5 * parts["generative"] + 2.0 * parts["dense"])
 
 
+def test_with_a_repeat_bias_loss_and_gradients_are_those_of_shifted_cosines() -> None:
+    liger = model(LigerConfig(T5, projection=(12,), max_length=3, generative_weight=0.0, repeat_bias=True))
+    liger.repeat.data.fill_(-0.3)
+    history = torch.tensor([[0, 6, 5, 9, 5], [1, 2, 6, 7, 8]])  # 5 twice; 6 and 1, 2 are too old to be read
+    plain = model(LigerConfig(T5, projection=(12,), max_length=3, generative_weight=0.0)).dense_scores(history)
+    shifted = plain.clone()
+    for row, items in enumerate(([5, 9], [6, 7, 8])):
+        shifted[row, items] -= 0.3
+    scores = liger.dense_scores(history)
+    torch.testing.assert_close(scores, shifted)
+    target = torch.tensor([6, 7])
+    seen = liger.seen.nonzero().squeeze(1).tolist()
+    wanted = cross_entropy(scores[:, seen] / 0.07, torch.tensor([seen.index(6), seen.index(7)]))
+    found = liger.loss(history, target)["loss"]
+    torch.testing.assert_close(found, wanted)
+    parameters = (liger.repeat, liger.projection.linear.weight)
+    for gradient, expected in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(wanted, parameters), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="repeat_bias belongs to the dense head"):
+        LigerConfig(T5, dense_weight=0.0, repeat_bias=True)
+
+
 def test_cold_items_get_no_gradient_from_the_dense_loss() -> None:
     liger = model(LigerConfig(T5, projection=(12,), max_length=5, generative_weight=0.0))
     liger.item_text.requires_grad_()

@@ -1,5 +1,6 @@
 """A small LIGER bundle with random weights, and a tiny text encoder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,8 +34,9 @@ def small_encoder(folder: Path) -> str:
     return str(folder)
 
 
-def small_retriever(folder: Path, encoder: str) -> Path:
-    """Over 56 items with text; the last three are cold."""
+def small_retriever(folder: Path, encoder: str, repeat: float | None = None) -> Path:
+    """Over 56 items with text; the last three are cold. ``repeat``: the repeat bias."""
+    config = replace(LIGER, repeat_bias=repeat is not None)
     items = fit_tokenizer(
         TextEncoder(TextEncoderConfig(encoder))(TEXTS), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 8))
     )
@@ -42,12 +44,14 @@ def small_retriever(folder: Path, encoder: str) -> Path:
     seen[[0, 54, 55, 56]] = False
     text = torch.nn.functional.pad(items.embeddings, (0, 0, 1, 0))
     torch.manual_seed(0)
-    model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), LIGER)
+    model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), config)
+    if repeat is not None:
+        model.repeat.data.fill_(repeat)
     return save_retriever(
         folder,
         modules=RetrieverModules(model, items.tokenizer),
         saved=SavedRetriever(
-            RetrievalConfig(model="liger", liger=LIGER), 56,
+            RetrievalConfig(model="liger", liger=config), 56,
             SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config),
         ),
         names=tuple(TEXTS),

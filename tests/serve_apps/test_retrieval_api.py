@@ -1,5 +1,6 @@
 """What a client of the retrieval service sees, without Ray: answers of each method, new items, refusals."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,13 @@ HISTORY = ["red shoe", "blue lamp"]
 
 
 @torch.no_grad()
-def test_each_method_answers_with_the_models_own_ranking(bundle: Path, client: TestClient, tmp_path: Path) -> None:
+@pytest.mark.parametrize("repeat", [None, -1.0, 1.0])
+def test_each_method_answers_with_the_models_own_ranking(bundle: Path, tmp_path: Path, repeat: float | None) -> None:
+    if repeat is not None:
+        encoder = json.loads((bundle / "config.json").read_text())["model_config"]["ids"]["encoder"]
+        bundle = small_retriever(tmp_path / "biased", encoder, repeat)
     retriever = served(bundle, tmp_path)
+    client = client_of(retriever)
     model = retriever.bundle.model
     assert isinstance(model, Liger)
     history = torch.tensor([[TEXTS.index(item) + 1 for item in HISTORY]])

@@ -23,9 +23,18 @@ def full_softmax_loss(
 
     Items below ``first_item`` (padding) are no candidates. Under autocast the products run in its dtype.
     shifted: (T, R) int64 items whose logits get ``shift`` () on top, each at most once a row; 0 (padding) fills the rows up.
+    Raises ValueError when one of the two is missing, or 0 is no padding.
     """
+    if (shifted is None) != (shift is None) or (shifted is not None and first_item < 1):
+        raise ValueError("shifted and shift belong together, and need first_item to be at least 1")
     loss: Tensor = _FullSoftmax.apply(states, items, targets, first_item, shifted, shift)
     return loss
+
+
+def once_each(history: Tensor) -> Tensor:
+    """Histories (B, L) with 0 in place of items that stand further left already: rows that ``shifted`` may be."""
+    same = history.unsqueeze(2) == history.unsqueeze(1)  # (B, L, L)
+    return history.masked_fill(same.tril(-1).any(2), 0)
 
 
 def sampled_softmax_loss(
@@ -55,7 +64,7 @@ class _FullSoftmax(torch.autograd.Function):
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         with torch.autocast(device, enabled=False):
             states_cast, items_cast = states.to(kind), items.to(kind)
-            wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+            wants = ctx.needs_input_grad[0] or ctx.needs_input_grad[1] or ctx.needs_input_grad[5]
             losses = states.new_zeros((), dtype=torch.float64 if kind == torch.float64 else torch.float32)
             states_gradient = torch.empty_like(states_cast) if wants else None
             items_gradient = torch.zeros_like(items, dtype=losses.dtype) if wants else None
@@ -86,6 +95,7 @@ class _FullSoftmax(torch.autograd.Function):
         count = max(len(states), 1)
         ctx.count = count
         ctx.kinds = states.dtype, items.dtype
+        ctx.shift_kind = None if shift is None else shift.dtype
         if wants:
             ctx.save_for_backward(states_gradient, items_gradient, shift_gradient)
         return losses / count
@@ -96,7 +106,7 @@ class _FullSoftmax(torch.autograd.Function):
         states_gradient, items_gradient, shift_gradient = ctx.saved_tensors
         factor = gradient / ctx.count
         states_kind, items_kind = ctx.kinds
-        of_shift = None if shift_gradient is None else (shift_gradient * factor).float()
+        of_shift = None if shift_gradient is None else (shift_gradient * factor).to(ctx.shift_kind)
         return (
             states_gradient.to(states_kind) * factor, (items_gradient * factor).to(items_kind), None, None, None, of_shift,
         )  # fmt: skip
