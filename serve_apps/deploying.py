@@ -65,7 +65,7 @@ class DeployedService:
                 raise DeploymentError(f"the service is {application.status}: {'; '.join(filter(None, reasons))}")
             time.sleep(0.05)
         client.wait_for_proxies_serving()
-        self._check_served(label_of(reference), deadline)
+        self._check_served(reference.label, deadline)
 
     def _check_served(self, wanted: str | None, deadline: float) -> None:
         """Ask until, most likely, every replica has told what it serves; busy ones are asked again until the deadline."""
@@ -82,15 +82,6 @@ class DeployedService:
                 if wanted not in (None, served):  # only the replicas' logs know why
                     raise DeploymentError(f"replicas refused {wanted} and go on with {served}; their logs say why")
                 answers -= 1
-
-
-def label_of(reference: ModelReference) -> str | None:
-    """What a service calls this version in its replies; None where only the registry can say."""
-    if reference.name is not None and reference.version is not None:
-        return f"{reference.name}/{reference.version}"
-    if reference.model.startswith("models:"):
-        return None
-    return f"{reference.name or Path(reference.model).name}/{reference.version or 'unregistered'}"
 
 
 @contextmanager

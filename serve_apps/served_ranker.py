@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn.functional import logsigmoid
 
 from rayrec.bundle import Bundle, BundleError, load_bundle
@@ -28,6 +29,25 @@ class ModelReference:
     model: str
     name: str | None = None
     version: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """What replies call it; None where only the registry can say."""
+        if self.name is not None and self.version is not None:
+            return f"{self.name}/{self.version}"
+        return None if self.model.startswith("models:") else self.resolve().label
+
+    def resolve(self) -> "ModelReference":
+        """With a folder as its model, and name and version filled in. Raises RegistryError."""
+        name, version, path = Path(self.model).name, "unregistered", self.model
+        if self.model.startswith("models:"):
+            from rayrec.training.tracking import (
+                resolve_model,
+            )  # mlflow: 2 s and 100 MB, only where the registry is asked
+
+            found = resolve_model(self.model)
+            name, version, path = found.name, found.version, str(found.path)
+        return ModelReference(path, self.name or name, self.version or version)
 
 
 @dataclass(frozen=True)
@@ -94,17 +114,17 @@ class ServedRanker:
 
 def load_ranker(reference: ModelReference, max_candidates: int) -> ServedRanker:
     """Raises BundleError or RegistryError when there is nothing that can be served."""
-    name, version, path = Path(reference.model).name, "unregistered", reference.model
-    if reference.model.startswith("models:"):
-        from rayrec.training.tracking import resolve_model  # mlflow: 2 s and 100 MB, only where the registry is asked
+    found = reference.resolve()
+    bundle = load_bundle(found.model)
+    refuse_non_finite(bundle.model, found.model)
+    return ServedRanker(bundle, str(found.name), str(found.version), max_candidates)
 
-        resolved = resolve_model(reference.model)
-        name, version, path = resolved.name, resolved.version, str(resolved.path)
-    bundle = load_bundle(path)
-    for parameter, values in bundle.model.named_parameters():
+
+def refuse_non_finite(model: nn.Module, path: str) -> None:
+    """Raises BundleError for weights that a diverged training left."""
+    for parameter, values in model.named_parameters():
         if not values.isfinite().all():
             raise BundleError(f"{path}: {parameter} has values that are not finite; its training diverged")
-    return ServedRanker(bundle, reference.name or name, reference.version or version, max_candidates)
 
 
 def _ranked(request: RankRequest, logs: NDArray[np.float64], probabilities: NDArray[np.float64]) -> Ranked:

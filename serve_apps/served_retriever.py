@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rayrec.bundle import BundleError
 from rayrec.models.liger import Liger
 from rayrec.models.sasrec import SASRec
 from rayrec.retrieval.beam_search import beam_search
@@ -29,7 +28,7 @@ from rayrec.tasks.retrieval import Method, check_method, repeats_of
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
 from rayrec.typed_json import ConfigError
 from serve_apps.ranking_request import Problem, RequestError
-from serve_apps.served_ranker import ModelReference
+from serve_apps.served_ranker import ModelReference, refuse_non_finite
 
 MAX_NAME, MAX_TEXT, MAX_LIST, MAX_K = 500, 20_000, 1000, 200
 _MAX_BEAMS = 256  # cost and memory of a search grow with its beams, whatever a request excludes
@@ -299,21 +298,14 @@ def load_served_retriever(
     reference: ModelReference, journal_folder: Path, index: IndexConfig, beams: int = 20, max_added: int = 10_000
 ) -> ServedRetriever:
     """Raises BundleError or RegistryError when there is nothing that can be served."""
-    name, version, path = Path(reference.model).name, "unregistered", reference.model
-    if reference.model.startswith("models:"):
-        from rayrec.training.tracking import resolve_model  # mlflow: 2 s and 100 MB, only where the registry is asked
-
-        resolved = resolve_model(reference.model)
-        name, version, path = resolved.name, resolved.version, str(resolved.path)
-    bundle = load_retriever(path)
+    found = reference.resolve()
+    bundle = load_retriever(found.model)
     assert isinstance(bundle.model, SASRec | Liger)
-    for parameter, values in bundle.model.named_parameters():
-        if not values.isfinite().all():
-            raise BundleError(f"{path}: {parameter} has values that are not finite; its training diverged")
+    refuse_non_finite(bundle.model, found.model)
     digest = bundle.metadata.sha256["model.safetensors"][:16]
     journal = journal_folder / f"items-{digest}-{os.getuid()}.jsonl"
     return ServedRetriever(
-        bundle, reference.name or name, reference.version or version, journal, index, beams=beams, max_added=max_added
+        bundle, str(found.name), str(found.version), journal, index, beams=beams, max_added=max_added
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize, pad
 
-from rayrec.models.layers.item_softmax import full_softmax_loss, once_each
+from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, shifted_scores
 from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
 
 
@@ -169,8 +169,7 @@ class Liger(nn.Module):
         """Cosines (B, N + 1), the repeat bias on top if there is one; -inf for padding."""
         scores = self.query(history) @ self.item_vectors().T
         if self.config.repeat_bias:
-            own = once_each(history[:, -self.config.max_length :])
-            scores = scores.scatter(1, own, scores.gather(1, own) + self.repeat_shift())
+            scores = shifted_scores(scores, once_each(history[:, -self.config.max_length :]), self.repeat_shift())
         scores[:, 0] = -torch.inf
         return scores
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 
-from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, sampled_softmax_loss
+from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, sampled_softmax_loss, shifted_scores
 from rayrec.models.layers.short_attention import attend
 
 
@@ -91,8 +91,7 @@ class SASRec(nn.Module):
         """Logits (B, num_items + 1) of every item; -inf for padding."""
         logits = (self(history) @ self.item_vectors().T).float()
         if self.config.repeat_bias:
-            own = once_each(history[:, -self.config.max_length :])
-            logits = logits.scatter(1, own, logits.gather(1, own) + self.repeat_shift())
+            logits = shifted_scores(logits, once_each(history[:, -self.config.max_length :]), self.repeat_shift())
         logits[:, 0] = -torch.inf
         return logits
 

@@ -37,6 +37,11 @@ def once_each(history: Tensor) -> Tensor:
     return history.masked_fill(same.tril(-1).any(2), 0)
 
 
+def shifted_scores(scores: Tensor, shifted: Tensor, shift: Tensor) -> Tensor:
+    """Scores (B, V) of items, with ``shift`` () on top of those of ``shifted`` (B, R), each once a row but for 0, padding."""
+    return scores.scatter(1, shifted, scores.gather(1, shifted) + shift)
+
+
 def sampled_softmax_loss(
     states: Tensor, items: Tensor, targets: Tensor, sampled: Tensor, log_sampling: Tensor
 ) -> Tensor:
@@ -89,9 +94,7 @@ class _FullSoftmax(torch.autograd.Function):
                     states_gradient[start : start + _CHUNK] = probabilities @ items_cast
                     items_gradient += probabilities.T @ chunk
                     if shifted is not None and shift_gradient is not None:
-                        shift_gradient += probabilities.gather(
-                            1, own
-                        ).sum()  # nothing from padding: its probability is 0
+                        shift_gradient += probabilities.gather(1, own).sum()  # padding has probability 0
         count = max(len(states), 1)
         ctx.count = count
         ctx.kinds = states.dtype, items.dtype
