@@ -125,7 +125,8 @@ def test_min_norm_is_at_least_as_short_as_torchjd_mgda(tasks: int, extra: int, s
     reference = torchjd.aggregation.MGDA(epsilon=1e-8, max_iters=500)(rows)
     ours = gw.min_norm(rows @ rows.T) @ rows
     assert float(ours @ ours) <= float(reference @ reference) * (1 + 1e-9)
-    assert float((ours - reference).norm()) <= 0.05 * float(rows.norm(dim=1).min())  # Frank-Wolfe stops early
+    # Frank-Wolfe stops early, sometimes far from the end; but no combination lies before the plane through the shortest one.
+    assert float(ours @ (reference - ours)) >= -1e-9 * float(reference @ reference)
 
 
 @examples
