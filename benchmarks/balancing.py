@@ -15,9 +15,9 @@ import tyro
 
 from benchmarks.trunk_heavy import Measured, Step, measure_in_turn, random_batch, training_step, trunk_heavy_task
 from rayrec.batch import Batch
+from rayrec.families.ranker.task import RankingConfig, masked_cross_entropy
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.optim import OptimizerConfig, build_optimizer
-from rayrec.tasks.ranking import RankingConfig, masked_cross_entropy
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import tyro
 
 from benchmarks.trunk_heavy import measure_in_turn, random_batch, training_step, trunk_heavy_task
 from rayrec.batch import Batch
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.distillation import DistillationConfig
-from rayrec.tasks.ranking import RankingConfig
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.process_tree import PeakMemory, cpu_seconds
 from rayrec.data.log import ROW_GROUP_ROWS, Log, LogWriter
-from rayrec.data.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
-from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
+from rayrec.data.log.streams import LogStream, StreamConfig
 
 DENSE = [f"i{j}" for j in range(1, 14)]
 CATEGORICAL = [f"c{j}" for j in range(1, 27)]

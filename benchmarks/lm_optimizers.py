@@ -20,9 +20,10 @@ import tyro
 from matplotlib.figure import Figure
 
 from rayrec.data.log import Log
-from rayrec.data.sequences.amazon2018 import read_amazon2018_processed
-from rayrec.data.streams import StreamConfig
+from rayrec.data.log.streams import StreamConfig
+from rayrec.data.public.amazon2018 import read_amazon2018_processed
 from rayrec.data.text_stream import TextImport, documents, write_blocks, write_documents
+from rayrec.families.language_model.experiment import LanguageModelExperiment
 from rayrec.models.llama import ShapeName
 from rayrec.optim import OptimizerConfig
 from rayrec.optim.config import ProjectionConfig
@@ -30,7 +31,6 @@ from rayrec.reporting import Section, Table, write_page
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import runs_folder

@@ -12,8 +12,8 @@ import torch
 import tyro
 
 from benchmarks.trunk_heavy import measure_in_turn, random_batch, training_step, trunk_heavy_task
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.perturbation import PerturbationConfig
-from rayrec.tasks.ranking import RankingConfig
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ import tyro
 
 from benchmarks.ranker_peers import PeerShape, Step, deepctr_torch_step, fuxictr_step
 from rayrec.batch import Batch
-from rayrec.data.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
-from rayrec.data.streams import StreamPosition
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
+from rayrec.data.log.streams import StreamPosition
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.tasks.ranking import RankingConfig, RankingTask
 from rayrec.training.loop import LoopConfig, TrainingData, run_training
 
 CRITEO_FIELD_SIZES = (

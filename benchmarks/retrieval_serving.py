@@ -16,13 +16,13 @@ import tyro
 
 from benchmarks.http_load import Demand, Load, run_load
 from benchmarks.serving import free_port
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.families.retriever.task import Method, RetrievalConfig
 from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
-from rayrec.retriever_bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
-from rayrec.tasks.retrieval import Method, RetrievalConfig
-from rayrec.training.cluster import connect
+from rayrec.runs.cluster import connect
 from serve_apps.deploying import serving
 from serve_apps.retriever import RetrieverService
 from serve_apps.served_ranker import ModelReference

@@ -19,10 +19,10 @@ import torch
 import tyro
 
 from benchmarks.http_load import Demand, Load, run_load
-from rayrec.bundle import save_bundle
-from rayrec.data.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
-from rayrec.tasks.ranking import RankingConfig, RankingTask
-from rayrec.training.cluster import connect
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
+from rayrec.families.ranker.bundle import save_bundle
+from rayrec.families.ranker.task import RankingConfig, RankingTask
+from rayrec.runs.cluster import connect
 from serve_apps.deploying import serving
 from serve_apps.ranker import RankerService
 from serve_apps.served_ranker import ModelReference

@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 import tyro
 
+from rayrec.families.language_model.task import token_losses
 from rayrec.models.llama import SHAPES, LlamaConfig, LlamaLanguageModel, ShapeName
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
 from rayrec.optim.state_memory import measured_memory, predicted_memory
-from rayrec.tasks.language_modelling import token_losses
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 MIB = 2**20

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from rayrec.batch import Batch
-from rayrec.data.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig, build_optimizer
-from rayrec.tasks.ranking import RankingConfig, RankingTask
 
 Step = Callable[[], None]
 DENSE, CATEGORICAL, IDS = 13, 26, 10_000

@@ -15,10 +15,11 @@ import tyro
 
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
+from rayrec.families.ranker.task import RankingTask
+from rayrec.families.table import AnyExperiment, read_experiment
 from rayrec.reporting import write_page
-from rayrec.tasks.ranking import RankingTask
-from rayrec.training.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
-from rayrec.training.comparison import (
+from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
+from rayrec.runs.comparison import (
     Comparison,
     ComparisonState,
     TrialOptions,
@@ -26,7 +27,7 @@ from rayrec.training.comparison import (
     open_comparison,
     run_trials,
 )
-from rayrec.training.comparison_report import (
+from rayrec.runs.comparison_report import (
     comparison_sections,
     differences_table,
     means_table,
@@ -35,8 +36,7 @@ from rayrec.training.comparison_report import (
     results_csv,
     text_table,
 )
-from rayrec.training.kinds import AnyExperiment, read_experiment
-from rayrec.training.sweeping import apply_parameters
+from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import RegistryError, Tracker
 from rayrec.typed_json import ConfigError, from_json, write_text_atomically
 
@@ -51,7 +51,7 @@ class TrialsFailed(RuntimeError):
 class ArmPlan:
     """One arm: an experiment (its own ``source``, else the plan's base) with ``settings`` on top, by dotted path.
 
-    choices: further settings, of which the one that is best on the validation split is compared (see rayrec.training.arm_choice).
+    choices: further settings, of which the one that is best on the validation split is compared (see rayrec.runs.arm_choice).
     each_task: train one model for each task of the log alone, and report them as one arm.
     """
 

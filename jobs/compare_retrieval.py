@@ -16,16 +16,16 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.judging import Judgement, judge, methods_of
+from rayrec.families.retriever.task import ModelName
 from rayrec.models.liger import Liger
 from rayrec.models.sasrec import SASRec
 from rayrec.reporting import Section, Table, write_page
 from rayrec.reporting.page import number
-from rayrec.tasks.retrieval import ModelName
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.reporters import FolderReporter
-from rayrec.training.retrieval_judging import Judgement, judge, methods_of
-from rayrec.training.retriever_run import RetrieverExperiment
 from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
 
 COLUMNS = ("in_set recall@5", "in_set ndcg@5", "in_set recall@10", "in_set ndcg@10", "cold recall@10", "cold ndcg@10")

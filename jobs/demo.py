@@ -22,18 +22,18 @@ import tune_spaces.ranker
 from jobs.example_request import curl_command, example_request
 from jobs.presets import experiment_for
 from jobs.serve import reference_to
-from rayrec.bundle import load_bundle
-from rayrec.data.importers.public import PublicName, import_public
-from rayrec.data.importers.reading import SourceError
+from rayrec.data.importing.reading import SourceError
 from rayrec.data.log import Log, LogError
+from rayrec.data.public.logs import PublicName, import_public
 from rayrec.data.simulation import SimulatedLogs, SimulationConfig, simulate
+from rayrec.families.ranker.bundle import load_bundle
 from rayrec.reporting import Section, Table, write_page
 from rayrec.reporting.page import number
-from rayrec.training.cluster import connect
-from rayrec.training.ray_train import FinishedRun, fit
-from rayrec.training.run_report import run_sections
-from rayrec.training.sweep_report import sweep_sections
-from rayrec.training.sweeping import FinishedSweep, SweepConfig, sweep
+from rayrec.runs.cluster import connect
+from rayrec.runs.ray_train import FinishedRun, fit
+from rayrec.runs.run_report import run_sections
+from rayrec.runs.sweep_report import sweep_sections
+from rayrec.runs.sweeping import FinishedSweep, SweepConfig, sweep
 from rayrec.training.tracking import ResolvedModel, Tracker, resolve_model, runs_folder, tracking_uri
 from rayrec.typed_json import ConfigError, write_text_atomically
 from serve_apps.access import TOKEN_VARIABLE

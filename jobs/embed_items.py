@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from rayrec.data.sequences import read_sequences
 from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, write_shard
+from rayrec.runs.cluster import connect
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
-from rayrec.training.cluster import connect
 from rayrec.typed_json import ConfigError
 
 

@@ -11,9 +11,9 @@ from typing import Literal
 import tyro
 
 from rayrec.bundle import BundleError
-from rayrec.retriever_bundle import load_retriever
-from rayrec.training.retrieval_judging import Judgement, judge, methods_of
-from rayrec.training.retriever_run import RetrieverExperiment
+from rayrec.families.retriever.bundle import load_retriever
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.judging import Judgement, judge, methods_of
 from rayrec.training.tracking import RegistryError, resolve_model
 from rayrec.typed_json import ConfigError, from_plain
 

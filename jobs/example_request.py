@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rayrec.data.log import Log
-from rayrec.data.schema import CategoricalFeature, DenseFeature, SequenceFeature
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
 
 
 def example_request(log: Log, split: str = "test", candidates: int = 5) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from rayrec.data.importers.importing import ImportOptions
-from rayrec.data.importers.public import PUBLIC_DATASETS, PublicName, import_public
-from rayrec.data.importers.reading import SourceError
-from rayrec.data.importers.table import TableFiles, TextFormat, import_table
+from rayrec.data.importing.importing import ImportOptions
+from rayrec.data.importing.reading import SourceError
+from rayrec.data.importing.table import TableFiles, TextFormat, import_table
 from rayrec.data.log import SPLITS, Log, LogError
-from rayrec.data.splitting import ColumnSplit, FileSplit, HashSplit, OrderSplit, TimeSplit
+from rayrec.data.log.splitting import ColumnSplit, FileSplit, HashSplit, OrderSplit, TimeSplit
+from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName, import_public
 from rayrec.typed_json import ConfigError
 
 
@@ -49,7 +49,7 @@ class ImportTable:
 
     files: Annotated[TableFiles, tyro.conf.arg(name="")]
     schema: Path
-    """JSON, see rayrec/data/schema.py. A log's fitted schema.json is used as it is, for logs that one model shall read."""
+    """JSON, see rayrec/data/log/schema.py. A log's fitted schema.json is used as it is, for logs that one model shall read."""
     out: Path
     """The log's folder."""
     text: Annotated[TextFormat, tyro.conf.arg(name="")] = field(default_factory=TextFormat)

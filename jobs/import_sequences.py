@@ -13,14 +13,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from rayrec.data.public.amazon2014 import read_amazon2014
+from rayrec.data.public.amazon2018 import read_amazon2018_processed, read_amazon2018_raw
+from rayrec.data.public.movielens import read_movielens
+from rayrec.data.public.steam import read_steam
+from rayrec.data.public.yelp import read_yelp
 from rayrec.data.sequences import InteractionsError, SequenceData, leave_one_out, write_sequences
-from rayrec.data.sequences.amazon2014 import read_amazon2014
-from rayrec.data.sequences.amazon2018 import read_amazon2018_processed, read_amazon2018_raw
 from rayrec.data.sequences.events import EventFilter
-from rayrec.data.sequences.movielens import read_movielens
-from rayrec.data.sequences.steam import read_steam
 from rayrec.data.sequences.table import TableColumns, read_table
-from rayrec.data.sequences.yelp import read_yelp
 
 
 @dataclass(frozen=True)

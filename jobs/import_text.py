@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 import tyro
 
 from rayrec.data.log import LogError
-from rayrec.data.sequences.amazon2018 import read_amazon2018_processed
+from rayrec.data.public.amazon2018 import read_amazon2018_processed
 from rayrec.data.sequences.interactions import InteractionsError
 from rayrec.data.text_stream import TextImport, documents, text_files, write_blocks, write_documents
+from rayrec.runs.cluster import connect
 from rayrec.text.tokenizer import TokenizerError, read_tokenizer, train_tokenizer
-from rayrec.training.cluster import connect
 
 
 @dataclass(frozen=True)

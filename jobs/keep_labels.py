@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from rayrec.data.log import Log
-from rayrec.data.scarce_labels import keep_labels
+from rayrec.data.log.scarce_labels import keep_labels
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 import tyro
 from torch import nn
 
+from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.models.llama import SHAPES, LlamaConfig, LlamaLanguageModel, ShapeName
 from rayrec.optim import OptimizerConfig, build_optimizer
 from rayrec.optim.state_memory import TrainingMemory, measured_memory, predicted_memory, step_once
-from rayrec.training.ranker_run import RankerExperiment
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-from rayrec.data.importers.public import PublicName
-from rayrec.data.streams import StreamConfig
+from rayrec.data.log.streams import StreamConfig
+from rayrec.data.public.logs import PublicName
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment
 
 
 def experiment_for(dataset: Literal["simulated"] | PublicName, log: Path) -> RankerExperiment:

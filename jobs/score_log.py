@@ -12,8 +12,8 @@ import tyro
 
 from rayrec.bundle import BundleError
 from rayrec.data.log import Log
-from rayrec.log_scoring import ScoringConfig, score_log
-from rayrec.training.cluster import connect
+from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
+from rayrec.runs.cluster import connect
 
 
 @dataclass(frozen=True)

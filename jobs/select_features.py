@@ -13,16 +13,16 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from rayrec.bundle import load_bundle
 from rayrec.data.log import Log
-from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.ranker.scoring import features_of
 from rayrec.methods.feature_selection import (
     FeatureSelectionConfig,
     influences,
     keep_most_influential,
     permutation_importances,
 )
-from rayrec.scoring import features_of
 from rayrec.typed_json import to_json, write_text_atomically
 
 

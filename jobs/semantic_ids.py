@@ -15,11 +15,11 @@ import tyro
 
 from rayrec.data.sequences import SequenceData, read_sequences
 from rayrec.data.sequences.item_embeddings import read_embeddings
+from rayrec.families.retriever.semantic_id_files import write_semantic_ids
 from rayrec.reporting import Section, Table, write_page
 from rayrec.retrieval.attribute_embeddings import attribute_embeddings
 from rayrec.retrieval.semantic_ids import SemanticIds
 from rayrec.retrieval.semantic_tokenizer import TokenizedItems, TokenizerConfig, fit_tokenizer
-from rayrec.tasks.semantic_id_files import write_semantic_ids
 from rayrec.typed_json import ConfigError
 
 ATTRIBUTES = "attributes"

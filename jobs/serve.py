@@ -17,11 +17,12 @@ from typing import Protocol
 import tyro
 
 from jobs.example_request import curl_command, example_request
-from rayrec.bundle import Bundle, BundleError, bundle_kind, load_bundle
+from rayrec.bundle import BundleError, bundle_kind
 from rayrec.data.log import Log, LogError
-from rayrec.data.schema import SchemaError
-from rayrec.retriever_bundle import RetrieverBundle, load_retriever
-from rayrec.training.cluster import connect
+from rayrec.data.log.schema import SchemaError
+from rayrec.families.ranker.bundle import Bundle, load_bundle
+from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
+from rayrec.runs.cluster import connect
 from rayrec.training.tracking import RegistryError, ResolvedModel, Tracker, resolve_model
 from rayrec.typed_json import ConfigError
 from serve_apps.access import token_sha256

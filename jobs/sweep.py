@@ -23,12 +23,12 @@ import tune_spaces.ukdsl
 from jobs.train import print_result
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
-from rayrec.training.kinds import AnyExperiment
-from rayrec.training.language_model_run import LanguageModelExperiment
-from rayrec.training.ranker_run import RankerExperiment
-from rayrec.training.retriever_run import RetrieverExperiment
-from rayrec.training.sweep_trial import ranked
-from rayrec.training.sweeping import FinishedSweep, SweepConfig, SweepFailed, SweepSpace, sweep
+from rayrec.families.language_model.experiment import LanguageModelExperiment
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.table import AnyExperiment
+from rayrec.runs.sweep_trial import ranked
+from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepFailed, SweepSpace, sweep
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 

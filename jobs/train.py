@@ -12,14 +12,14 @@ import tyro
 
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
-from rayrec.tasks.task import COUNTS
+from rayrec.families.language_model.experiment import LanguageModelExperiment
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.table import read_experiment
+from rayrec.runs.ray_train import FinishedRun, fit
+from rayrec.runs.run_report import metric_names
 from rayrec.training.experiment import ScalingOptions
-from rayrec.training.kinds import read_experiment
-from rayrec.training.language_model_run import LanguageModelExperiment
-from rayrec.training.ranker_run import RankerExperiment
-from rayrec.training.ray_train import FinishedRun, fit
-from rayrec.training.retriever_run import RetrieverExperiment
-from rayrec.training.run_report import metric_names
+from rayrec.training.task import COUNTS
 from rayrec.training.tracking import RegistryError, Tracker
 from rayrec.typed_json import ConfigError
 

@@ -1,15 +1,16 @@
 """A trained model on disk: a folder of JSON and safetensors that can be wrong, but can never run code.
 
 <bundle>/config.json         kind, model config, metrics, the run's whole config, versions, sha256 of every other file
-<bundle>/schema.json         the fitted schema of the log it was trained on
 <bundle>/model.safetensors   weights and buffers
+
+What else lies in it is the family's: ``rayrec.families.<family>.bundle``.
 """
 
 import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,13 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rayrec
-from rayrec.data.schema import LogSchema, read_schema
-from rayrec.models.ranker import Ranker
-from rayrec.tasks.ranking import RankerConfig, ranker_inputs
-from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json, to_plain, write_text_atomically
 
 WEIGHTS = "model.safetensors"
-SCHEMA = "schema.json"
 CONFIG = "config.json"
 
 
@@ -49,40 +46,6 @@ class BundleMetadata:
     torch: str
     format: Literal[1] = 1
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A loaded bundle; ``model`` is in evaluation mode."""
-
-    path: Path
-    kind: str
-    schema: LogSchema
-    model: nn.Module
-    metadata: BundleMetadata
-
-
-def save_bundle(
-    folder: Path | str,
-    *,
-    model: Ranker,
-    model_config: RankerConfig,
-    schema: LogSchema,
-    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-    run_config: Mapping[str, Any],
-    overwrite: bool = False,
-) -> Path:
-    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
-    return write_model(
-        folder,
-        kind="ranker",
-        model=model,
-        model_config=model_config,
-        texts={SCHEMA: to_json(schema)},
-        metrics=metrics,
-        run_config=run_config,
-        overwrite=overwrite,
-    )
 
 
 def write_model(
@@ -125,25 +88,6 @@ def write_model(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder
-
-
-def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
-    """Read and check a bundle: files, hashes, format version, schema against model, shapes.
-
-    Raises BundleError that says what is wrong; nothing in a bundle is ever unpickled or executed.
-    """
-    folder = Path(folder)
-    metadata = read_metadata(folder, "ranker", (SCHEMA,))
-    try:
-        schema = read_schema(folder / SCHEMA)
-        config = from_plain(RankerConfig, dict(metadata.model_config), f"{folder / CONFIG}: model_config")
-        if replace(config.inputs, auxiliary_heads=0) != ranker_inputs(schema):
-            raise BundleError(f"{folder}: the model's inputs do not fit {SCHEMA}")
-    except ConfigError as error:  # SchemaError is one
-        raise BundleError(str(error)) from None
-    model = Ranker(config.inputs, config.architecture)
-    load_weights(model, folder)
-    return Bundle(folder, metadata.kind, schema, model.to(device).eval(), metadata)
 
 
 def read_metadata(folder: Path, kind: str, texts: Sequence[str]) -> BundleMetadata:

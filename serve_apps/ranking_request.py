@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
-from rayrec.data.schema import CategoricalFeature, DenseFeature, Feature, LogSchema, SequenceFeature
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, Feature, LogSchema, SequenceFeature
 
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
 _SHOWN_PROBLEMS = 20

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import logsigmoid
 
-from rayrec.bundle import Bundle, BundleError, load_bundle
-from rayrec.data.collate import collate
-from rayrec.data.encoding import EncodingError, LogEncoder
-from rayrec.data.schema import CategoricalFeature, LogSchema, SequenceFeature
+from rayrec.bundle import BundleError
+from rayrec.data.log.collate import collate
+from rayrec.data.log.encoding import EncodingError, LogEncoder
+from rayrec.data.log.schema import CategoricalFeature, LogSchema, SequenceFeature
+from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.typed_json import to_plain
 from serve_apps.ranking_request import Problem, RankRequest, RankRequests, RequestError
 

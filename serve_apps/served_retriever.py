@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
+from rayrec.families.retriever.task import Method, check_method, repeats_of
 from rayrec.models.liger import Liger
 from rayrec.models.sasrec import SASRec
 from rayrec.retrieval.beam_search import beam_search
@@ -23,8 +25,6 @@ from rayrec.retrieval.index import DenseIndex, IndexConfig
 from rayrec.retrieval.repeats import count_repeats
 from rayrec.retrieval.semantic_ids import SemanticIds, add_item
 from rayrec.retrieval.trie import ItemTrie
-from rayrec.retriever_bundle import RetrieverBundle, load_retriever
-from rayrec.tasks.retrieval import Method, check_method, repeats_of
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
 from rayrec.typed_json import ConfigError
 from serve_apps.ranking_request import Problem, RequestError

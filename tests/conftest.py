@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from rayrec.data.log import LogWriter
-from rayrec.data.schema import (
+from rayrec.data.log.schema import (
     CategoricalFeature,
     DenseFeature,
     DenseStatistics,

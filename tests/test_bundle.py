@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rayrec.bundle import BundleError, load_bundle, save_bundle
+from rayrec.bundle import BundleError
 from rayrec.data.log import Log
-from rayrec.data.streams import LogStream, StreamConfig
-from rayrec.tasks.ranking import RankingConfig, RankingTask
+from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 
 
 @pytest.fixture

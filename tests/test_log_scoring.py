@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from jobs.score_log import ScoreLog, run
-from rayrec.bundle import load_bundle, save_bundle
-from rayrec.data.collate import collate
 from rayrec.data.log import Log, LogError
-from rayrec.data.schema import SchemaError, write_schema
-from rayrec.log_scoring import ScoringConfig, _FileScorer, score_log
+from rayrec.data.log.collate import collate
+from rayrec.data.log.schema import SchemaError, write_schema
+from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.log_scoring import ScoringConfig, _FileScorer, score_log
+from rayrec.families.ranker.scoring import CalibrationConfig
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.scoring import CalibrationConfig
-from rayrec.tasks.ranking import RankingConfig, RankingTask
 from rayrec.typed_json import ConfigError
 
 

@@ -2,7 +2,7 @@
 
 from ray import tune
 
-from rayrec.training.sweeping import SweepSpace
+from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
     {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ray import tune
 
-from rayrec.training.sweeping import SweepSpace
+from rayrec.runs.sweeping import SweepSpace
 from rayrec.typed_json import ConfigError
 
 

@@ -6,7 +6,7 @@ what validation judges: impressions. A shared head is right on all candidates at
 
 from ray import tune
 
-from rayrec.training.sweeping import SweepSpace
+from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
     {

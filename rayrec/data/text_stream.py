@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from rayrec.data.hashing import hash_strings, mix, uniform
 from rayrec.data.log import SPLITS, LogError, LogWriter
-from rayrec.data.schema import LogSchema, SequenceFeature
+from rayrec.data.log.hashing import hash_strings, mix, uniform
+from rayrec.data.log.schema import LogSchema, SequenceFeature
 
 TOKENS = "tokens"
 TOKENIZER_FILE = "tokenizer.json"

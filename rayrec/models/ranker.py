@@ -28,7 +28,7 @@ from rayrec.models.layers.task_stack import StackedFeedForward
 
 @dataclass(frozen=True)
 class RankerInputs:
-    """What goes in, in the order of a batch's columns; made from a fitted schema by ``rayrec.tasks.ranking.ranker_inputs``.
+    """What goes in, in the order of a batch's columns; made from a fitted schema by the ranker family's ``ranker_inputs``.
 
     dense_mean, dense_std: after log1p where dense_log1p. dense_missing: features that get a missing-indicator column.
     categorical_sizes, sequence_sizes: number of ids, 0 included. sequence_shares: index of the categorical field whose

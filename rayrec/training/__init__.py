@@ -1,0 +1,1 @@
+"""How anything is learned: the worker loop, its contracts, checkpoints and reporters."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from rayrec.optim import OptimizerConfig
-from rayrec.tasks.task import Task
 from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
 from rayrec.training.reporters import Reporter
+from rayrec.training.task import Task
 
 
 class Experiment(Protocol):

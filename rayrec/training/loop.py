@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from rayrec.data.streams import StreamPosition
+from rayrec.data.log.streams import StreamPosition
 from rayrec.metrics import BinaryMetrics
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
-from rayrec.tasks.task import COUNTS, AnyBatch, Evaluation, Task
 from rayrec.training.checkpoint import (
     CurvePoint,
     Progress,
@@ -31,6 +30,7 @@ from rayrec.training.checkpoint import (
     write_checkpoint,
 )
 from rayrec.training.reporters import Reporter
+from rayrec.training.task import COUNTS, AnyBatch, Evaluation, Task
 
 OBJECTIVE = "objective"  # the reported metric: the task's objective at the best evaluation so far
 
@@ -88,7 +88,7 @@ B_co = TypeVar("B_co", bound=AnyBatch, covariant=True)
 
 
 class TrainingStream(Protocol[B_co]):
-    """Training batches, each beside a batch of unlabeled rows or None; ``rayrec.data.streams.ZippedStreams`` is one.
+    """Training batches, each beside a batch of unlabeled rows or None; ``rayrec.data.log.streams.ZippedStreams`` is one.
 
     ``position`` is the place behind the batch yielded last; ``epoch_batches`` yields the rest of the current epoch.
     """

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import train
-from rayrec.data import log as log_module
 from rayrec.data.log import Log, LogError, LogWriter
-from rayrec.data.schema import (
+from rayrec.data.log import folder as log_module
+from rayrec.data.log.schema import (
     CategoricalFeature,
     DenseFeature,
     LogSchema,
@@ -25,7 +25,7 @@ from rayrec.data.schema import (
     TaskLabel,
     write_schema,
 )
-from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.typed_json import ConfigError
 
 SCHEMA = LogSchema(

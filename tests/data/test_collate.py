@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrec.batch import Batch
-from rayrec.data.collate import batch_of, collate
-from rayrec.data.packing import pack
-from rayrec.data.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
+from rayrec.data.log.collate import batch_of, collate
+from rayrec.data.log.packing import pack
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
 
 SCHEMA = LogSchema(
     name="tiny",

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayrec.data.encoding import EncodingError, LogEncoder
-from rayrec.data.hashing import hash_ids
 from rayrec.data.log import arrow_schema
-from rayrec.data.schema import (
+from rayrec.data.log.encoding import EncodingError, LogEncoder
+from rayrec.data.log.hashing import hash_ids
+from rayrec.data.log.schema import (
     CategoricalFeature,
     DenseFeature,
     DenseStatistics,

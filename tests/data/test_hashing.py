@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayrec.data.hashing import hash_strings, mix, uniform
+from rayrec.data.log.hashing import hash_strings, mix, uniform
 
 _64 = (1 << 64) - 1
 PINNED = ["e220a8397b1dcdaf", "5e025f9ade9eaf3e", "afd2ea734b8e1a17", "ebf79cb8c0c1eee0", "acd402a4baea085e"]

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayrec.data import log as log_module
 from rayrec.data.log import Log, LogError, LogWriter
-from rayrec.data.schema import CategoricalFeature, LogSchema, TaskLabel
+from rayrec.data.log import folder as log_module
+from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
 
 SCHEMA = LogSchema("tiny", (CategoricalFeature("id", encoding="hash", buckets=9),), (TaskLabel("click"),))
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayrec.data.log import LogError
-from rayrec.data.packing import PackedRows, needed_columns, pack
-from rayrec.data.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel, TextFeature
+from rayrec.data.log.packing import PackedRows, needed_columns, pack
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel, TextFeature
 
 SCHEMA = LogSchema(
     name="tiny",

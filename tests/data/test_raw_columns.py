@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayrec.data.raw_columns import (
+from rayrec.data.log.raw_columns import (
     ColumnTypeError,
     as_code_lists,
     as_codes,

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rayrec.data.log import Log
-from rayrec.data.ray_reader import ROWS_PER_TASK, SliceSource
-from rayrec.data.slice_reader import SliceReader
-from rayrec.data.stream_plan import RowGroup, Slice
-from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource
+from rayrec.data.log.slice_reader import SliceReader
+from rayrec.data.log.stream_plan import RowGroup, Slice
+from rayrec.data.log.streams import LogStream, StreamConfig
 
 ROOT = Path(__file__).parents[2]
 SMALL = StreamConfig(batch_size=512, window_rows=2048, reader="ray")
@@ -80,8 +80,8 @@ TWO_WORKERS = """
     from pathlib import Path
     import numpy as np, pyarrow as pa, ray
     from rayrec.data.log import Log, LogWriter
-    from rayrec.data.schema import CategoricalFeature, LogSchema, TaskLabel
-    from rayrec.data.streams import StreamConfig, StreamPosition, ZippedStreams
+    from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
+    from rayrec.data.log.streams import StreamConfig, StreamPosition, ZippedStreams
 
     path, rows = Path(sys.argv[1]), 300_000
     names = [f"c{i}" for i in range(39)]

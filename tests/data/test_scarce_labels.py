@@ -8,7 +8,7 @@ import pytest
 
 from jobs.keep_labels import KeepLabels, run
 from rayrec.data.log import Log, LogError
-from rayrec.data.scarce_labels import keep_labels
+from rayrec.data.log.scarce_labels import keep_labels
 
 
 def rows(folder: Path, split: str = "train") -> pa.Table:

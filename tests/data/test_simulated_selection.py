@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrec.data.log import Log, LogError, LogWriter
-from rayrec.data.schema import DenseFeature, DenseStatistics, LogSchema, TaskLabel
-from rayrec.data.simulated_selection import SelectionConfig, simulate_selection
+from rayrec.data.log.schema import DenseFeature, DenseStatistics, LogSchema, TaskLabel
+from studies.simulated_selection import SelectionConfig, simulate_selection
 
 ROWS = {"train": 1_010, "valid": 100, "test": 50}
 

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from rayrec.data.encoding import LogEncoder
 from rayrec.data.log import Log, LogError
-from rayrec.data.schema import DenseFeature, SchemaError
+from rayrec.data.log.encoding import LogEncoder
+from rayrec.data.log.schema import DenseFeature, SchemaError
+from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.data.simulation import (
     STAGES,
     SimulatedLogs,
@@ -25,7 +26,6 @@ from rayrec.data.simulation import (
     student_schema,
     teacher_only_features,
 )
-from rayrec.data.streams import LogStream, StreamConfig
 
 WORLD = WorldConfig(users=1_000, ads=300, campaigns=60, advertisers=15)
 SMALL = SimulationConfig(requests=3_000, unlabeled_share=1.0, user_buckets=256, world=WORLD)

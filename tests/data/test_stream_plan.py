@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayrec.data.stream_plan import RowGroup, Slice, epoch_slices, rank_range, window_permutation
+from rayrec.data.log.stream_plan import RowGroup, Slice, epoch_slices, rank_range, window_permutation
 
 GROUP_SIZES = st.lists(st.integers(0, 30), max_size=8)
 WORLD_SIZES = st.integers(1, 5)

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from rayrec.batch import Batch
-from rayrec.data import log as log_module
 from rayrec.data.log import Log, LogError, LogWriter
-from rayrec.data.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
-from rayrec.data.streams import (
+from rayrec.data.log import folder as log_module
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
+from rayrec.data.log.streams import (
     LogStream,
     StreamConfig,
     StreamPosition,

@@ -6,9 +6,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.example_request import example_request
-from rayrec.data.encoding import LogEncoder
 from rayrec.data.log import Log, LogWriter
-from rayrec.data.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, SequenceFeature, TaskLabel
+from rayrec.data.log.encoding import LogEncoder
+from rayrec.data.log.schema import (
+    CategoricalFeature,
+    DenseFeature,
+    DenseStatistics,
+    LogSchema,
+    SequenceFeature,
+    TaskLabel,
+)
 from serve_apps.ranking_request import RankRequests
 
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.import_logs import main
-from rayrec.data.importers.public import PUBLIC_DATASETS
 from rayrec.data.log import Log
+from rayrec.data.public.logs import PUBLIC_DATASETS
 
 SCHEMA = {
     "name": "shop",

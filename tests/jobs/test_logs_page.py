@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs import import_logs, simulate
-from rayrec.data.importers.importing import ImportOptions, import_log
-from rayrec.data.importers.public import PUBLIC_DATASETS
+from rayrec.data.importing.importing import ImportOptions, import_log
 from rayrec.data.log import Log
+from rayrec.data.public.logs import PUBLIC_DATASETS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "logs.md").read_text(encoding="utf-8")
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from jobs.memory import LanguageModelMemory, MemoryOptions, RankerMemory, largest_shape, run
+from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.models.llama import SHAPES
 from rayrec.optim import OptimizerConfig
-from rayrec.training.ranker_run import RankerExperiment
 
 
 def test_a_language_model_is_measured_as_predicted() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from jobs.perturbation_lab import Lab, distances_to_ridge, extra_losses, run
-from rayrec.methods.perturbation_lab import (
+from rayrec.metrics.paired import paired_difference
+from studies.perturbation_lab import Lab, distances_to_ridge, extra_losses, run
+from studies.perturbation_problems import (
     LinearMethod,
     cosine,
     draw_linear,
@@ -21,7 +22,6 @@ from rayrec.methods.perturbation_lab import (
     ridge_weights,
     squared_loss_weights,
 )
-from rayrec.metrics.paired import paired_difference
 
 
 @pytest.fixture(autouse=True)

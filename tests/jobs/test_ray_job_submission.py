@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rayrec.bundle import load_bundle
+from rayrec.families.ranker.bundle import load_bundle
 
 ROOT = Path(__file__).parents[2]
 

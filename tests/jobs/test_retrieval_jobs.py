@@ -17,18 +17,18 @@ from rayrec.data.sequences import read_sequences
 from rayrec.data.sequences.events import EventFilter
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.data.sequences.streams import SequenceStreamConfig
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig
-from rayrec.tasks.retrieval import RetrievalConfig
+from rayrec.runs.sweeping import SweepSpace, apply_parameters
 from rayrec.text.encoder import TextEncoderConfig
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
-from rayrec.training.retriever_run import RetrieverExperiment
-from rayrec.training.sweeping import SweepSpace, apply_parameters
 from rayrec.typed_json import ConfigError
 
 WORDS = ["red", "blue", "green", "shoe", "lamp", "book"]

@@ -8,10 +8,10 @@ import pytest
 
 import tune_spaces.task_weights
 from jobs.sweep import RankerSpace, SweepRanker
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.perturbation import PerturbationConfig
-from rayrec.tasks.ranking import RankingConfig
-from rayrec.training.ranker_run import RankerExperiment
-from rayrec.training.sweeping import SweepConfig, apply_parameters
+from rayrec.runs.sweeping import SweepConfig, apply_parameters
 from rayrec.typed_json import ConfigError
 
 

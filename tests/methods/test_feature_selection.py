@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from jobs.select_features import SelectFeatures, run
 from rayrec.batch import Batch
 from rayrec.data.log import Log
+from rayrec.data.log.streams import StreamConfig
 from rayrec.data.simulation import SimulationConfig, WorldConfig, simulate
-from rayrec.data.streams import StreamConfig
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.feature_selection import (
     FeatureSelectionConfig,
     influences,
@@ -20,10 +22,8 @@ from rayrec.methods.feature_selection import (
 )
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.reporters import FolderReporter
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayrec.methods.selection_bias import LinearWorld, fit_logistic, linear_check, predict_logistic
-from rayrec.methods.winners_curse import (
+from studies.selection_bias import LinearWorld, fit_logistic, linear_check, predict_logistic
+from studies.winners_curse import (
     SelectedMeans,
     Selection,
     expected_means,

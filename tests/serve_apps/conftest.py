@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayrec.bundle import save_bundle
 from rayrec.data.log import Log
-from rayrec.tasks.ranking import RankingConfig, RankingTask
+from rayrec.families.ranker.bundle import save_bundle
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 from serve_apps.ranking_request import RankRequest, RequestError
 from serve_apps.served_ranker import ModelReference, Ranked, ServedRanker, load_ranker
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
-from rayrec.retriever_bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
-from rayrec.tasks.retrieval import RetrievalConfig
 from rayrec.text.encoder import TextEncoder, TextEncoderConfig
 
 WORDS = ["red", "blue", "green", "shoe", "lamp", "book", "tea", "pan"]

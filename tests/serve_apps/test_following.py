@@ -8,7 +8,7 @@ import mlflow.artifacts
 import pytest
 
 from jobs.serve import FollowedModel
-from rayrec.tasks.ranking import RankingConfig
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.training.tracking import Tracker, resolve_model
 from serve_apps.deploying import DeploymentError
 from serve_apps.served_ranker import ModelReference

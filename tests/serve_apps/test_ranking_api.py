@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.example_request import curl_command, example_request
-from rayrec.bundle import BundleError, load_bundle, save_bundle
-from rayrec.data.collate import collate
+from rayrec.bundle import BundleError
 from rayrec.data.log import Log
-from rayrec.data.schema import LogSchema, TaskLabel, TextFeature
+from rayrec.data.log.collate import collate
+from rayrec.data.log.schema import LogSchema, TaskLabel, TextFeature
+from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import Ranker
-from rayrec.tasks.ranking import RankingConfig, RankingTask
 from serve_apps.access import is_loopback
 from serve_apps.ranking_api import build_app
 from serve_apps.ranking_request import RankRequest, RankRequests, RequestError

@@ -11,13 +11,13 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rayrec.families.retriever.bundle import RetrieverModules, SavedRetriever, save_retriever
+from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.liger import Liger
 from rayrec.models.sasrec import SASRec, SASRecConfig
 from rayrec.retrieval.beam_search import Beams, beam_search
 from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.trie import ItemTrie
-from rayrec.retriever_bundle import RetrieverModules, SavedRetriever, save_retriever
-from rayrec.tasks.retrieval import RetrievalConfig
 from serve_apps.ranking_request import RequestError
 from serve_apps.retrieval_api import build_retrieval_app
 from serve_apps.served_ranker import ModelReference

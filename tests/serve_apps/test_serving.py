@@ -16,7 +16,7 @@ import pytest
 from jobs.example_request import example_request
 from jobs.serve import FollowedModel
 from rayrec.data.log import Log
-from rayrec.tasks.ranking import RankingConfig
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.training.tracking import Tracker, resolve_model
 from rayrec.typed_json import ConfigError
 from serve_apps.deploying import DeployedService, DeploymentError, serving

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.data.log import Log
-from rayrec.data.streams import LogStream, StreamConfig
-from rayrec.tasks.ranking import RankingConfig, RankingTask, masked_cross_entropy, ranker_inputs
+from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy, ranker_inputs
 from rayrec.typed_json import ConfigError
 
 

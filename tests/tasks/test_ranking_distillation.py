@@ -9,13 +9,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.batch import Batch
 from rayrec.data.log import Log
-from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.tasks.ranking import RankingConfig, RankingTask, masked_cross_entropy
 from rayrec.typed_json import ConfigError
 
 SMALL = RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,))

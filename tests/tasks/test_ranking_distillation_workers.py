@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from rayrec.batch import Batch
+from rayrec.families.ranker.task import RankingTask
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
-from rayrec.tasks.ranking import RankingTask
 from tests.tasks.test_ranking_distillation import batch_of, task_of
 
 HEADS = (

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayrec.bundle import load_bundle
 from rayrec.data.log import Log
-from rayrec.data.schema import read_schema, write_schema
-from rayrec.data.streams import LogStream, StreamConfig
+from rayrec.data.log.schema import read_schema, write_schema
+from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.tasks.ranking import RankingConfig, RankingTask, masked_cross_entropy
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.typed_json import ConfigError
 from tests.conftest import write_small_log

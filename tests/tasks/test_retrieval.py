@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from rayrec.bundle import BundleError
+from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences import Interactions, ItemTable, SequenceData, leave_one_out, write_sequences
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig
-from rayrec.data.streams import StreamPosition
+from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
+from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
+from rayrec.families.retriever.semantic_id_files import read_semantic_ids, write_semantic_ids
+from rayrec.families.retriever.task import Method, ModelName, RetrievalConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.t5 import T5Config
@@ -21,13 +25,9 @@ from rayrec.optim import OptimizerConfig
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.rqvae import RqVaeConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
-from rayrec.retriever_bundle import RetrieverBundle, load_retriever
-from rayrec.tasks.retrieval import Method, ModelName, RetrievalConfig
-from rayrec.tasks.semantic_id_files import read_semantic_ids, write_semantic_ids
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig, Worker
 from rayrec.training.reporters import FolderReporter
-from rayrec.training.retriever_run import RetrieverExperiment, SplitConfig
 from rayrec.typed_json import ConfigError
 
 ITEMS, COLD = 30, 29

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.census_selection import Command, run
+from studies.census_selection import Command, run
 
 
 @pytest.mark.slow

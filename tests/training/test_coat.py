@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.coat import Command, seed_metrics
+from studies.coat import Command, seed_metrics
 
 
 @pytest.mark.slow

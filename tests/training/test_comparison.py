@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from jobs.compare import Compare, compare, plan_of
-from rayrec.data.schema import read_schema, write_schema
-from rayrec.data.streams import StreamConfig
+from rayrec.data.log.schema import read_schema, write_schema
+from rayrec.data.log.streams import StreamConfig
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.metrics.paired import paired_difference
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.tasks.ranking import RankingConfig
-from rayrec.training.checkpoint import Progress, read_progress
-from rayrec.training.comparison import (
+from rayrec.runs.comparison import (
     Comparison,
     ComparisonRecord,
     ComparisonState,
@@ -29,7 +29,7 @@ from rayrec.training.comparison import (
     trial_folder,
     with_seed,
 )
-from rayrec.training.comparison_report import (
+from rayrec.runs.comparison_report import (
     OVERALL,
     comparison_sections,
     differences_table,
@@ -37,9 +37,9 @@ from rayrec.training.comparison_report import (
     outcomes,
     results_csv,
 )
+from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, to_json

@@ -8,22 +8,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rayrec.bundle import load_bundle
-from rayrec.data.collate import collate
 from rayrec.data.log import Log
-from rayrec.data.streams import StreamConfig
-from rayrec.log_scoring import ScoringConfig, score_log
+from rayrec.data.log.collate import collate
+from rayrec.data.log.streams import StreamConfig
+from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
+from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
+from rayrec.families.ranker.scoring import CalibrationConfig
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.scoring import CalibrationConfig
-from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment, TeacherConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.typed_json import ConfigError
 from tests.conftest import write_small_log

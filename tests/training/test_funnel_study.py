@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.miscalibration import Miscalibration, run
 from rayrec.data.simulation import WorldConfig
-from rayrec.training.funnel_study import FunnelStudyConfig, arms, judge, read_results, run_study
 from rayrec.typed_json import ConfigError
+from studies.funnel_study import FunnelStudyConfig, arms, judge, read_results, run_study
+from studies.miscalibration import Miscalibration, run
 
 TINY = FunnelStudyConfig(
     candidates=12_000,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.training.kinds import read_experiment
-from rayrec.training.ranker_run import RankerExperiment
-from rayrec.training.ray_train import RunRecord
-from rayrec.training.sweeping import SweepConfig, SweepRecord
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.table import read_experiment
+from rayrec.runs.ray_train import RunRecord
+from rayrec.runs.sweeping import SweepConfig, SweepRecord
 from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 
 

@@ -15,22 +15,23 @@ import torch.distributed as dist
 
 import tune_spaces.apollo
 import tune_spaces.language_model
-from rayrec.bundle import BundleError, load_bundle
+from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
-from rayrec.data.streams import StreamConfig
+from rayrec.data.log.streams import StreamConfig
 from rayrec.data.text_stream import TextImport, documents, write_blocks
-from rayrec.language_model_bundle import load_language_model
+from rayrec.families.language_model.bundle import load_language_model
+from rayrec.families.language_model.experiment import LanguageModelExperiment
+from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.table import read_experiment
 from rayrec.metrics.perplexity import Perplexity
 from rayrec.optim import OptimizerConfig, ProjectionConfig
+from rayrec.runs.run_report import run_sections
+from rayrec.runs.sweeping import SweepSpace, apply_parameters
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, best_weights, read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.kinds import read_experiment
-from rayrec.training.language_model_run import LanguageModelExperiment
 from rayrec.training.loop import LoopConfig, Worker
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
-from rayrec.training.run_report import run_sections
-from rayrec.training.sweeping import SweepSpace, apply_parameters
 from rayrec.typed_json import to_json
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayrec.data.streams import StreamConfig
+from rayrec.data.log.streams import StreamConfig
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.tasks.ranking import RankingConfig
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig, learning_rate_factor
-from rayrec.training.ranker_run import RankerExperiment
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.optim import OptimizerConfig, ProjectionConfig
 from rayrec.training.checkpoint import best_weights
 from rayrec.training.loop import share_of_update
-from rayrec.training.ranker_run import RankerExperiment
 from tests.training.test_loop import Killed, KilledAfter, experiment, train, train_here  # noqa: F401  (a fixture)
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayrec.bundle import load_bundle
 from rayrec.data.log import Log
-from rayrec.data.streams import StreamConfig
+from rayrec.data.log.streams import StreamConfig
+from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.tasks.ranking import RankingConfig
+from rayrec.runs.ray_train import fit
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment
-from rayrec.training.ray_train import fit
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from ray import tune
 
-from rayrec.bundle import load_bundle
-from rayrec.data.streams import StreamConfig
+from rayrec.data.log.streams import StreamConfig
+from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing import BalancingConfig
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.tasks.ranking import RankingConfig
+from rayrec.runs.sweep_trial import Trial, ranked
+from rayrec.runs.sweeping import SweepConfig, SweepSpace, apply_parameters, sweep
 from rayrec.training.loop import LoopConfig
-from rayrec.training.ranker_run import RankerExperiment
-from rayrec.training.sweep_trial import Trial, ranked
-from rayrec.training.sweeping import SweepConfig, SweepSpace, apply_parameters, sweep
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 

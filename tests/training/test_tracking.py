@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.tasks.ranking import RankingConfig
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.training.tracking import RegistryError, Tracker, resolve_model
 from rayrec.typed_json import from_json
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.sweep import SweepRanker, run
-from rayrec.training.ranker_run import RankerExperiment
-from rayrec.training.sweeping import SweepConfig, apply_parameters
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.runs.sweeping import SweepConfig, apply_parameters
 from rayrec.typed_json import ConfigError
 
 

@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 
+from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences.batches import (
     HistoryBatch,
     TrainingPrefixes,
@@ -17,7 +18,6 @@ from rayrec.data.sequences.batches import (
 )
 from rayrec.data.sequences.interactions import Interactions
 from rayrec.data.sequences.splits import Examples, SequenceSplit
-from rayrec.data.streams import StreamPosition
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayrec.data.encoding import LogEncoder
-from rayrec.data.fitting import SchemaFitter
-from rayrec.data.raw_columns import CodeLists, Codes, Numbers
-from rayrec.data.row_checks import CheckedColumns
-from rayrec.data.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
+from rayrec.data.log.encoding import LogEncoder
+from rayrec.data.log.fitting import SchemaFitter
+from rayrec.data.log.raw_columns import CodeLists, Codes, Numbers
+from rayrec.data.log.row_checks import CheckedColumns
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
 from rayrec.data.simulation.config import SimulationConfig
 from rayrec.data.simulation.funnel import STAGES, Block
 from rayrec.data.simulation.world import DEVICES, WEEKDAYS, Floats, Indices

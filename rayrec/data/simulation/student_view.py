@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from rayrec.data.log import Log
-from rayrec.data.schema import LogSchema, SchemaError, write_schema
+from rayrec.data.log.schema import LogSchema, SchemaError, write_schema
 from rayrec.data.simulation.log_rows import LATE_SIGNAL
 
 

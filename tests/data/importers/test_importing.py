@@ -12,12 +12,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from rayrec.data.importers import reading
-from rayrec.data.importers.importing import ImportOptions
-from rayrec.data.importers.reading import SourceError
-from rayrec.data.importers.table import TableFiles, TextFormat, import_table
+from rayrec.data.importing import reading
+from rayrec.data.importing.importing import ImportOptions
+from rayrec.data.importing.reading import SourceError
+from rayrec.data.importing.table import TableFiles, TextFormat, import_table
 from rayrec.data.log import Log, LogError, read_footer
-from rayrec.data.schema import (
+from rayrec.data.log.schema import (
     CategoricalFeature,
     DenseFeature,
     LogSchema,
@@ -27,7 +27,7 @@ from rayrec.data.schema import (
     read_schema,
     write_schema,
 )
-from rayrec.data.splitting import ColumnSplit, FileSplit, HashSplit, OrderSplit, SplitRule, TimeSplit
+from rayrec.data.log.splitting import ColumnSplit, FileSplit, HashSplit, OrderSplit, SplitRule, TimeSplit
 
 SCHEMA = LogSchema(
     name="shop",
@@ -523,7 +523,7 @@ def test_the_schema_on_disk_is_fitted_and_can_be_written_back(tmp_path: Path) ->
 
 
 def test_progress_of_a_long_import_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from rayrec.data.importers.progress import ImportProgress
+    from rayrec.data.importing.progress import ImportProgress
 
     progress = ImportProgress("pass 1 of 2, fitting", quiet=False, every_seconds=0.0)
     progress.advance(1_000)

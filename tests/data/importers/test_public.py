@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from rayrec.data.importers.public import PUBLIC_DATASETS, PublicName, import_public
-from rayrec.data.importers.reading import SourceError
+from rayrec.data.importing.reading import SourceError
 from rayrec.data.log import Log
-from rayrec.data.schema import CategoricalFeature
+from rayrec.data.log.schema import CategoricalFeature
+from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName, import_public
 
 Imported = Callable[[PublicName], Log]
 

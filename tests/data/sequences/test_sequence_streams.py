@@ -5,9 +5,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences import Interactions, leave_one_out
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
-from rayrec.data.streams import StreamPosition
 
 CONFIG = SequenceStreamConfig(batch_size=8, evaluation_batch_size=7)
 

@@ -1,0 +1,121 @@
+"""The rows of a stream read by Ray Data: tasks read and pack slices in the cluster, blocks arrive in order, epochs run on.
+
+One execution serves all epochs of a stream, since starting one costs seconds. The executor neither shuffles nor counts:
+``rayrec.data.log.stream_plan`` has decided the order, so Ray Data must only keep it (``preserve_order``).
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext, ExecutionResources
+from ray.data.block import Block, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from rayrec.data.log import LogError
+from rayrec.data.log.packing import PackedRows
+from rayrec.data.log.slice_reader import SliceReader
+from rayrec.data.log.stream_plan import Slice
+
+# A read task asks for a quarter of a CPU, and a stream runs at most its worker's share of the CPUs at once. So the labeled and
+# unlabeled streams of all workers together hold at most half of the CPUs: no stream can keep another from starting while
+# their consumers wait for each other in an all-reduce.
+READ_TASK_CPUS = 0.25
+ROWS_PER_TASK = 262_144
+MOST_TASKS = 2_000
+LIMIT = 0.25
+
+
+class SliceSource(Datasource):
+    """A Ray Data source of packed rows: consecutive slices, some to a task."""
+
+    def __init__(self, reader: SliceReader, slices: Sequence[Slice]) -> None:
+        super().__init__()
+        rows = sum(piece.rows for piece in slices)
+        self._row_bytes = reader.row_bytes
+        self._rows = rows
+        self._tasks = [
+            self._task(reader, group) for group in _grouped(slices, max(ROWS_PER_TASK, -(-rows // MOST_TASKS)))
+        ]
+
+    def get_name(self) -> str:
+        return "RayrecSlices"
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self._rows * self._row_bytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        return self._tasks
+
+    def _task(self, reader: SliceReader, slices: Sequence[Slice]) -> ReadTask:
+        rows = sum(piece.rows for piece in slices)
+        metadata = BlockMetadata(num_rows=rows, size_bytes=rows * self._row_bytes, input_files=None, exec_stats=None)
+        return ReadTask(partial(_read_blocks, reader, slices), metadata)
+
+
+def read_by_ray(reader: SliceReader, slices: Iterable[Slice], *, world_size: int) -> Generator[PackedRows]:
+    """``reader.read(slices)`` by Ray Data, in order. Uses a ``world_size``-th of the cluster. Closing it ends the execution.
+
+    Raises what the reader raises, in this process.
+    """
+    source = SliceSource(reader, tuple(slices))
+    tasks = source.get_read_tasks(1)
+    if not tasks:
+        return
+    dataset = ray.data.read_datasource(
+        source,
+        override_num_blocks=len(tasks),
+        concurrency=min(len(tasks), tasks_at_once(world_size)),
+        num_cpus=READ_TASK_CPUS,
+    )
+    _configure(dataset.context, reader, world_size)
+    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    try:
+        for table in batches:
+            yield PackedRows.from_arrow(table, reader.schema, reader.extras)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LogError):
+            raise LogError(str(error.cause).splitlines()[0]) from None  # Ray Data adds lines about retries
+        raise
+    finally:
+        batches.close()
+
+
+def tasks_at_once(world_size: int) -> int:
+    """Read tasks that one stream of one of ``world_size`` workers runs at the same time."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1) / world_size))
+
+
+def _configure(context: DataContext, reader: SliceReader, world_size: int) -> None:
+    resources = ray.cluster_resources()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(
+        cpu=tasks_at_once(world_size) * READ_TASK_CPUS,
+        object_store_memory=LIMIT * resources.get("object_store_memory", 0) / world_size,
+    )
+
+
+def _grouped(slices: Sequence[Slice], rows_per_task: int) -> Iterator[tuple[Slice, ...]]:
+    group: list[Slice] = []
+    rows = 0
+    for piece in slices:
+        if group and rows + piece.rows > rows_per_task:
+            yield tuple(group)
+            group, rows = [], 0
+        group.append(piece)
+        rows += piece.rows
+    if group:
+        yield tuple(group)
+
+
+def _read_blocks(reader: SliceReader, slices: Sequence[Slice]) -> Iterator[Block]:
+    pa.set_cpu_count(1)
+    for packed in reader.read(slices):
+        yield packed.to_arrow()

@@ -1,0 +1,171 @@
+"""Which rows of raw columns fit the schema: each column read as its kind, each bad row with its reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayrec.data.log.raw_columns import (
+    Bad,
+    CodeLists,
+    Codes,
+    ColumnTypeError,
+    Integers,
+    Numbers,
+    as_code_lists,
+    as_codes,
+    as_identifiers,
+    as_numbers,
+    as_text,
+    as_times,
+)
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature
+
+_FLOAT32_LIMIT = float(np.finfo(np.float32).max)
+T = TypeVar("T")
+
+
+class ColumnError(ValueError):
+    """A column that is absent or of a type that no row can have; the message begins with the column."""
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """Rows (n,) bool whose value of ``column`` is wrong in the same way."""
+
+    column: str
+    what: str
+    rows: Bad
+
+    @property
+    def reason(self) -> str:
+        return f"{self.column}: {self.what}"
+
+
+@dataclass(frozen=True)
+class CheckedColumns:
+    """n rows. columns: a feature's values by its name. others: labels, weight, timestamp, ... as a log stores them."""
+
+    rows: int
+    columns: dict[str, Numbers | Codes | CodeLists | pa.StringArray] = field(default_factory=dict)
+    others: dict[str, pa.Array] = field(default_factory=dict)
+    problems: list[RowProblem] = field(default_factory=list)
+
+    def note(self, column: str, what: str, rows: Bad) -> None:
+        """Remember bad rows; nothing when there are none."""
+        if rows.any():
+            self.problems.append(RowProblem(column, what, rows))
+
+    def good(self) -> Bad:
+        """(n,) bool: rows without a problem."""
+        good = np.ones(self.rows, np.bool_)
+        for problem in self.problems:
+            good &= ~problem.rows
+        return good
+
+
+def check_features(schema: LogSchema, raw: pa.Table) -> CheckedColumns:
+    """Read and check the features only. Raises ColumnError when a column is absent or of a hopeless type."""
+    checked = CheckedColumns(raw.num_rows)
+    for feature in schema.features:
+        if isinstance(feature, DenseFeature):
+            _check_dense(checked, feature, _read(raw, feature.name, as_numbers))
+        elif isinstance(feature, CategoricalFeature):
+            _check_categorical(checked, feature, _read(raw, feature.name, as_codes))
+        elif isinstance(feature, SequenceFeature):
+            lists = _read(raw, feature.name, partial(as_code_lists, separator=feature.separator))
+            checked.columns[feature.name] = lists
+            if lists.codes.bad.any():
+                rows = np.repeat(np.arange(raw.num_rows), np.diff(lists.offsets))[lists.codes.bad]
+                bad = np.zeros(raw.num_rows, np.bool_)
+                bad[rows] = True
+                checked.note(feature.name, "holds a value that is neither text nor a whole number", bad)
+        else:
+            text = _read(raw, feature.name, as_text)
+            checked.columns[feature.name] = pc.utf8_slice_codeunits(text, 0, feature.max_characters)
+    return checked
+
+
+def check_rows(schema: LogSchema, raw: pa.Table, *, unlabeled: bool = False) -> CheckedColumns:
+    """Read and check all columns of the schema. unlabeled: label columns may be absent; then no label is observed."""
+    checked = check_features(schema, raw)
+    for task in schema.tasks:
+        if unlabeled and task.column not in raw.column_names:
+            checked.others[task.column] = pa.nulls(raw.num_rows, pa.float32())
+        else:
+            _check_label(checked, task.column, _read(raw, task.column, as_numbers))
+    if schema.weight is not None:
+        weight = _read(raw, schema.weight, as_numbers)
+        checked.note(schema.weight, "weight is missing", weight.null)
+        checked.note(schema.weight, "weight is not a number", weight.bad)
+        wrong = ~(weight.values >= 0) | (weight.values > _FLOAT32_LIMIT)
+        checked.note(schema.weight, "weight is negative or not finite", wrong & ~weight.null & ~weight.bad)
+        checked.others[schema.weight] = pa.array(weight.values.astype(np.float32), from_pandas=True)
+    if schema.timestamp is not None:
+        _check_integers(checked, schema.timestamp, "a time", _read(raw, schema.timestamp, as_times))
+    if schema.request_id is not None:
+        _check_integers(checked, schema.request_id, "an id", _read(raw, schema.request_id, as_identifiers))
+    if schema.stage is not None:
+        checked.others[schema.stage] = _read(raw, schema.stage, as_text)
+    for name in schema.extras:
+        numbers = _read(raw, name, as_numbers)
+        checked.note(name, "is not a number", numbers.bad)
+        column = raw.column(name)
+        if pa.types.is_integer(column.type) and column.type != pa.uint64():
+            checked.note(name, "is missing", numbers.null)
+            checked.others[name] = column.combine_chunks().cast(pa.int64())
+        else:
+            checked.others[name] = pa.array(numbers.values, mask=numbers.null)
+    return checked
+
+
+def _read(raw: pa.Table, name: str, reader: Callable[[pa.ChunkedArray], T]) -> T:
+    index = raw.schema.get_field_index(name)
+    if index < 0:
+        raise ColumnError(f"column {name!r} is absent (columns there: {', '.join(raw.column_names[:50])})")
+    try:
+        return reader(raw.column(index))
+    except ColumnTypeError as error:
+        raise ColumnError(f"column {name!r} {error}") from None
+
+
+def _check_dense(checked: CheckedColumns, feature: DenseFeature, numbers: Numbers) -> None:
+    values = numbers.values
+    checked.note(feature.name, "is not a number", numbers.bad)
+    infinite = np.abs(values) > _FLOAT32_LIMIT  # false for NaN
+    checked.note(feature.name, "is not finite", infinite)
+    if not feature.allow_missing:
+        checked.note(feature.name, "is missing", numbers.null)
+        checked.note(feature.name, "is NaN", np.isnan(values) & ~numbers.null & ~numbers.bad)
+    if infinite.any():
+        values = np.where(infinite, np.nan, values)
+    checked.columns[feature.name] = Numbers(values, numbers.null, numbers.bad)
+
+
+def _check_categorical(checked: CheckedColumns, feature: CategoricalFeature, codes: Codes) -> None:
+    checked.note(feature.name, "is neither text nor a whole number", codes.bad)
+    if not feature.allow_missing:
+        missing = pc.is_in(codes.values, value_set=pa.array([*feature.missing_values, None], pa.string()))
+        rows = np.append(missing.to_numpy(zero_copy_only=False), True)[codes.index]
+        checked.note(feature.name, "is missing", rows & ~codes.bad)
+    checked.columns[feature.name] = codes
+
+
+def _check_label(checked: CheckedColumns, name: str, numbers: Numbers) -> None:
+    values: NDArray[np.float64] = numbers.values
+    not_a_number = np.isnan(values) & ~numbers.null & ~numbers.bad
+    checked.note(name, "label is not a number", numbers.bad)
+    checked.note(name, "label is NaN", not_a_number)
+    checked.note(name, "label is not 0 or 1", (values != 0) & (values != 1) & ~np.isnan(values))
+    checked.others[name] = pa.array(values.astype(np.float32), mask=np.isnan(values))
+
+
+def _check_integers(checked: CheckedColumns, name: str, what: str, integers: Integers) -> None:
+    checked.note(name, "is missing", integers.null)
+    checked.note(name, f"is not {what}", integers.bad)
+    checked.others[name] = pa.array(integers.values)

@@ -1,0 +1,335 @@
+"""Streams of batches from a log: shuffled, sharded over ranks, resumable at any step, bit for bit.
+
+The order of rows comes from ``rayrec.data.log.stream_plan``; a reader brings them. ``reader="ray"``: Ray Data tasks read and pack
+row groups anywhere in the cluster, all epochs in one execution. ``reader="in_process"``: a thread of this process does (small
+models, sweep trials, tests). Both give the same batches.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Literal
+
+from rayrec.batch import Batch
+from rayrec.data.log import Log, LogError, read_footer
+from rayrec.data.log.collate import batch_of
+from rayrec.data.log.packing import PackedRows, needed_columns
+from rayrec.data.log.slice_reader import SliceReader, read_in_background
+from rayrec.data.log.stream_plan import RowGroup, Slice, epoch_slices, rank_range, window_permutation
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How rows become batches.
+
+    batch_size: rows per batch of one rank.
+    shuffle: permute row groups and, inside windows, rows; differently in each epoch. Off: file order.
+    window_rows: rows permuted together, rounded to a multiple of batch_size; held in memory, packed.
+    drop_last: every batch is full and every rank makes the same number of steps (training). Off: every row once (evaluation).
+    reader: "ray" or "in_process", see the module.
+    read_ahead: row groups (65,536 rows each in imported logs) that the in-process reader stays ahead.
+    """
+
+    batch_size: int = 4096
+    shuffle: bool = True
+    seed: int = 0
+    window_rows: int = 131_072
+    drop_last: bool = True
+    reader: Literal["ray", "in_process"] = "ray"
+    read_ahead: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("window_rows", 1), ("read_ahead", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"stream {name} must be at least {least}, given {getattr(self, name)}")
+
+    @property
+    def batches_per_window(self) -> int:
+        """Batches that are cut from rows permuted together; without shuffling each batch stands alone."""
+        return max(1, round(self.window_rows / self.batch_size)) if self.shuffle else 1
+
+
+@dataclass(frozen=True, order=True)
+class StreamPosition:
+    """Where a stream stands: ``step`` batches of epoch ``epoch`` were handed out."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+_START = StreamPosition()
+
+
+class LogStream:
+    """Batches of one rank's share of a split, epoch by epoch.
+
+    ``epoch_batches()`` yields what is left of the current epoch; called again, it goes on with the next one. ``position`` is
+    the place behind the batch yielded last; a stream made with ``start=position`` yields exactly what this one would.
+    A position belongs to its log, batch size, seed, window and world size.
+
+    rank, world_size: this worker's share. extras: numeric columns to carry along in ``Batch.extras``.
+    epochs: how many there are, counted from epoch 0.
+    Raises LogError when the log, the split or a column is not there, or when the split is too small for one batch per rank
+    (with drop_last) or empty; while iterating, when a file is truncated or has changed. ValueError: start lies outside.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        split: str,
+        config: StreamConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        extras: Sequence[str] = (),
+        start: StreamPosition = _START,
+        epochs: int = 1,
+    ) -> None:
+        self.config = config
+        self.epochs = epochs
+        self.rank, self.world_size = rank, world_size
+        needed_columns(log.schema, extras)  # raises for an extra that is no column
+        self._reader = SliceReader(log.schema, tuple(extras)).without_vocabularies()
+        self._groups = _row_groups(log, split)
+        total = sum(group.rows for group in self._groups)
+        first, last = rank_range(total, rank, world_size, even=config.drop_last)
+        self.rows = last - first  # of this rank in an epoch, those of a dropped last batch included
+        batches, rest = divmod(self.rows, config.batch_size)
+        self.steps_per_epoch = batches if config.drop_last else batches + (rest > 0)
+        if self.steps_per_epoch == 0:
+            needed = f"a batch of {config.batch_size} rows" if config.drop_last else "a row"
+            raise LogError(
+                f"{log.path}: split {split!r} has {total} rows, too few for {needed} on each of {world_size} workers"
+            )
+        self._position = self._normalized(start)
+        if (
+            self._position > StreamPosition(epochs, 0)
+            or start.step > self.steps_per_epoch
+            or min(start.epoch, start.step) < 0
+        ):
+            raise ValueError(
+                f"{start} lies outside of {epochs} epochs of {self.steps_per_epoch} steps ({log.path}, {split!r})"
+            )
+        self._blocks: Generator[PackedRows] | None = None
+        self._batches: Generator[Batch] | None = None
+
+    @property
+    def position(self) -> StreamPosition:
+        """Behind the batch yielded last."""
+        return self._position
+
+    def epoch_batches(self) -> Iterator[Batch]:
+        """The rest of the current epoch. Raises ValueError when all epochs were read."""
+        epoch = self._position.epoch
+        yield self.next_batch()
+        while self._position.epoch == epoch:
+            yield self.next_batch()
+
+    def next_batch(self) -> Batch:
+        """The next batch, of the next epoch where one has ended. Raises ValueError when all epochs were read."""
+        if self._position.epoch >= self.epochs:
+            raise ValueError(f"all {self.epochs} epochs of this stream have been read")
+        if self._batches is None:
+            self._batches = self._all_batches(self._position)
+        try:
+            return next(self._batches)
+        except BaseException:
+            self.close()  # a failed stream still stands behind its last batch: asked again, it starts anew from there
+            raise
+
+    def close(self) -> None:
+        """Stop reading: ends the reader's thread or Ray Data execution. The position stays."""
+        batches, blocks = self._batches, self._blocks
+        self._batches = self._blocks = None
+        for iterator in (batches, blocks):
+            if iterator is not None:
+                iterator.close()
+
+    def __enter__(self) -> "LogStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _normalized(self, position: StreamPosition) -> StreamPosition:
+        return StreamPosition(position.epoch + 1, 0) if position.step == self.steps_per_epoch else position
+
+    def _all_batches(self, start: StreamPosition) -> Generator[Batch]:
+        config = self.config
+        window_rows = config.batches_per_window * config.batch_size
+        first_window, skipped = divmod(start.step, config.batches_per_window)
+        self._blocks = self._read(self._slices(start.epoch, first_window * window_rows))
+        rows = _RowQueue(self._blocks)
+        for epoch in range(start.epoch, self.epochs):
+            step = start.step if epoch == start.epoch else 0
+            for window in range(first_window, -(-self.rows // window_rows)):
+                packed = rows.take(min(window_rows, self.rows - window * window_rows))
+                order = None
+                if config.shuffle:
+                    order = window_permutation(config.seed, epoch, self.rank, window, len(packed))
+                last = len(packed) - len(packed) % config.batch_size if config.drop_last else len(packed)
+                for first in range(skipped * config.batch_size, last, config.batch_size):
+                    picked = slice(first, min(first + config.batch_size, last))
+                    batch = batch_of(packed, picked if order is None else order[picked])
+                    step += 1
+                    self._position = self._normalized(StreamPosition(epoch, step))
+                    yield batch
+                skipped = 0
+            first_window = 0
+
+    def _slices(self, first_epoch: int, skip_rows: int) -> Iterator[Slice]:
+        config = self.config
+        for epoch in range(first_epoch, self.epochs):
+            yield from epoch_slices(
+                self._groups,
+                shuffle=config.shuffle,
+                seed=config.seed,
+                epoch=epoch,
+                rank=self.rank,
+                world_size=self.world_size,
+                even=config.drop_last,
+                skip_rows=skip_rows if epoch == first_epoch else 0,
+            )
+
+    def _read(self, slices: Iterator[Slice]) -> Generator[PackedRows]:
+        if self.config.reader == "ray":
+            from rayrec.data.log.ray_reader import read_by_ray  # the in-process reader must work without Ray
+
+            return read_by_ray(self._reader, slices, world_size=self.world_size)
+        return read_in_background(replace(self._reader, threads=True), slices, self.config.read_ahead)
+
+
+class ZippedStreams:
+    """Each labeled batch beside an unlabeled one, for as long as a labeled epoch lasts; the unlabeled epochs run on below it.
+
+    The unlabeled batch has round(ratio * labeled batch size) rows; with ratio 0 it is None. ``unlabeled`` comes from
+    ``unlabeled_beside``, which also finds its place on resuming: the labeled position is the position of both.
+    Raises ValueError when the two streams do not belong together.
+    """
+
+    def __init__(self, labeled: LogStream, unlabeled: LogStream | None, ratio: float) -> None:
+        if (unlabeled is None) != (ratio == 0):
+            raise ValueError(f"a ratio of {ratio} goes with {'an' if ratio else 'no'} unlabeled stream")
+        if unlabeled is not None:
+            wanted = unlabeled_batch_size(labeled.config.batch_size, ratio)
+            if unlabeled.config.batch_size != wanted:
+                raise ValueError(f"unlabeled batch size must be {wanted}, given {unlabeled.config.batch_size}")
+            if _steps_done(unlabeled) != _steps_done(labeled):
+                raise ValueError(f"labeled at {labeled.position}, unlabeled at {unlabeled.position}: not the same step")
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+
+    @staticmethod
+    def open(
+        log: Log,
+        unlabeled: Log | None,
+        ratio: float,
+        config: StreamConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start: StreamPosition = _START,
+        epochs: int = 1,
+        extras: Sequence[str] = (),
+        unlabeled_extras: Sequence[str] = (),
+    ) -> "ZippedStreams":
+        """The train split of ``log`` beside that of ``unlabeled`` (None goes with ratio 0), both from ``start``."""
+        labeled = LogStream(
+            log, "train", config, rank=rank, world_size=world_size, extras=extras, start=start, epochs=epochs
+        )
+        beside = (
+            None if unlabeled is None else unlabeled_beside(labeled, unlabeled, ratio=ratio, extras=unlabeled_extras)
+        )
+        return ZippedStreams(labeled, beside, ratio)
+
+    @property
+    def position(self) -> StreamPosition:
+        return self.labeled.position
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.labeled.steps_per_epoch
+
+    def epoch_batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        """The rest of the current labeled epoch."""
+        for batch in self.labeled.epoch_batches():
+            yield batch, None if self.unlabeled is None else self.unlabeled.next_batch()
+
+    def close(self) -> None:
+        self.labeled.close()
+        if self.unlabeled is not None:
+            self.unlabeled.close()
+
+    def __enter__(self) -> "ZippedStreams":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def unlabeled_batch_size(batch_size: int, ratio: float) -> int:
+    """Unlabeled rows beside ``batch_size`` labeled ones. Raises ValueError when a positive ratio gives none."""
+    rows = round(ratio * batch_size)
+    if ratio < 0 or (ratio > 0 and rows == 0):
+        raise ValueError(f"an unlabeled ratio of {ratio} gives no rows beside batches of {batch_size}")
+    return rows
+
+
+def unlabeled_beside(
+    labeled: LogStream, log: Log, split: str = "train", *, ratio: float, extras: Sequence[str] = ()
+) -> LogStream | None:
+    """The unlabeled stream for ``ZippedStreams(labeled, ..., ratio)``: same rank, seed and reader, as many epochs as needed,
+    standing where the labeled stream stands. None for ratio 0."""
+    if ratio == 0:
+        return None
+    config = replace(labeled.config, batch_size=unlabeled_batch_size(labeled.config.batch_size, ratio), drop_last=True)
+
+    def stream(start: StreamPosition, epochs: int) -> LogStream:
+        return LogStream(
+            log,
+            split,
+            config,
+            rank=labeled.rank,
+            world_size=labeled.world_size,
+            extras=extras,
+            start=start,
+            epochs=epochs,
+        )
+
+    steps = stream(_START, 1).steps_per_epoch
+    start = StreamPosition(*divmod(_steps_done(labeled), steps))
+    return stream(start, -(-labeled.epochs * labeled.steps_per_epoch // steps))
+
+
+def _steps_done(stream: LogStream) -> int:
+    return stream.position.epoch * stream.steps_per_epoch + stream.position.step
+
+
+def _row_groups(log: Log, split: str) -> tuple[RowGroup, ...]:
+    groups = []
+    for file in log.files(split):
+        footer = read_footer(file)
+        path = str(file.resolve())
+        groups += [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+    return tuple(groups)
+
+
+class _RowQueue:
+    """Blocks of any sizes in, exactly as many rows as asked for out."""
+
+    def __init__(self, blocks: Iterator[PackedRows]) -> None:
+        self._blocks = blocks
+        self._rest: PackedRows | None = None
+
+    def take(self, rows: int) -> PackedRows:
+        parts = []
+        while rows > 0:
+            block = next(self._blocks) if self._rest is None else self._rest
+            parts.append(block[:rows])
+            self._rest = block[rows:] if len(block) > rows else None
+            rows -= len(parts[-1])
+        return PackedRows.concatenate(parts)

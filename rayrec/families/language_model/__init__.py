@@ -1,0 +1,1 @@
+"""Small decoder-only language models."""

@@ -1,0 +1,86 @@
+"""The language-modelling task: predict each next token of a block, judged by perplexity."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rayrec.batch import Batch
+from rayrec.metrics.perplexity import Perplexity
+from rayrec.models.llama import LlamaConfig, LlamaLanguageModel
+from rayrec.training.task import Evaluation, Loss
+
+TEXT = "text"  # the name under which a language model's metrics are reported
+
+
+@dataclass(frozen=True)
+class LanguageModellingTask:
+    """Batches are blocks of T + 1 consecutive tokens, ``batch.sequences[0]`` (B, T + 1); see ``rayrec.data.text_stream``."""
+
+    model_config: LlamaConfig
+
+    curve_metrics = ("perplexity", "cross_entropy")
+
+    @property
+    def methods(self) -> nn.Module:
+        return nn.Module()
+
+    def build(self) -> LlamaLanguageModel:
+        return LlamaLanguageModel(self.model_config)
+
+    def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss:
+        """Mean cross-entropy in nats over the T predicted tokens of each block."""
+        losses = token_losses(model, batch.sequences[0])
+        total = losses.mean()
+        return Loss(total, {"loss": total.detach()}, losses.detach())
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return token_losses(model, batch.sequences[0])
+
+    def observe(self, evaluation: Evaluation, outputs: Tensor, batch: Batch) -> None:
+        assert isinstance(evaluation, Perplexity)
+        evaluation.update(outputs)
+
+    def new_evaluation(self) -> Perplexity:
+        return Perplexity()
+
+    def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
+        """tokens, cross_entropy (nats a token) and perplexity of the text; None where there was none."""
+        assert isinstance(evaluation, Perplexity)
+        result = evaluation.compute()
+        if result.tokens == 0:
+            return {TEXT: {"tokens": 0, "cross_entropy": None, "perplexity": None}}
+        return {
+            TEXT: {
+                "tokens": result.tokens,
+                "cross_entropy": result.cross_entropy,
+                "perplexity": result.perplexity,
+            }
+        }
+
+    def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
+        """Perplexity. Raises ValueError when no token was judged."""
+        value = summary[TEXT]["perplexity"]
+        if value is None:
+            raise ValueError("perplexity is undefined: the split has no block")
+        return value
+
+    @property
+    def objective_name(self) -> str:
+        return "valid/perplexity"
+
+    @property
+    def objective_mode(self) -> Literal["min", "max"]:
+        return "min"
+
+
+def token_losses(
+    model: nn.Module,
+    tokens: Tensor,  # (B, T + 1) int64
+) -> Tensor:  # (B, T)
+    """Negative log likelihood in nats of each token after the first, given those before it in its block."""
+    logits = model(tokens[:, :-1])  # (B, T, V)
+    losses = cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+    return losses.view(len(tokens), -1)

@@ -1,0 +1,1 @@
+"""Multi-task rankers over rows of a log."""

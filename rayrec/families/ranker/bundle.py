@@ -1,0 +1,69 @@
+"""A ranker's bundle: beside weights and config, ``schema.json``, the fitted schema of the log it was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_weights, read_metadata, write_model
+from rayrec.data.log.schema import LogSchema, read_schema
+from rayrec.families.ranker.task import RankerConfig, ranker_inputs
+from rayrec.models.ranker import Ranker
+from rayrec.typed_json import ConfigError, from_plain, to_json
+
+SCHEMA = "schema.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle; ``model`` is in evaluation mode."""
+
+    path: Path
+    kind: str
+    schema: LogSchema
+    model: Ranker
+    metadata: BundleMetadata
+
+
+def save_bundle(
+    folder: Path | str,
+    *,
+    model: Ranker,
+    model_config: RankerConfig,
+    schema: LogSchema,
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    run_config: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
+    return write_model(
+        folder,
+        kind="ranker",
+        model=model,
+        model_config=model_config,
+        texts={SCHEMA: to_json(schema)},
+        metrics=metrics,
+        run_config=run_config,
+        overwrite=overwrite,
+    )
+
+
+def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
+    """Read and check a bundle: files, hashes, format version, schema against model, shapes.
+
+    Raises BundleError that says what is wrong; nothing in a bundle is ever unpickled or executed.
+    """
+    folder = Path(folder)
+    metadata = read_metadata(folder, "ranker", (SCHEMA,))
+    try:
+        schema = read_schema(folder / SCHEMA)
+        config = from_plain(RankerConfig, dict(metadata.model_config), f"{folder / CONFIG}: model_config")
+        if replace(config.inputs, auxiliary_heads=0) != ranker_inputs(schema):
+            raise BundleError(f"{folder}: the model's inputs do not fit {SCHEMA}")
+    except ConfigError as error:  # SchemaError is one
+        raise BundleError(str(error)) from None
+    model = Ranker(config.inputs, config.architecture)
+    load_weights(model, folder)
+    return Bundle(folder, metadata.kind, schema, model.to(device).eval(), metadata)

@@ -1,0 +1,1 @@
+"""Sequential retrievers: from a history to ranked items."""

@@ -1,0 +1,124 @@
+"""The bundle of a retriever: see ``rayrec.bundle``; beside config and weights it holds the items' names.
+
+Semantic IDs, text embeddings and which items training saw are buffers of the model; the tokenizer of new items lies with them in
+``model.safetensors``. <bundle>/items.json: names, item i + 1 at place i.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_weights, read_metadata, write_model
+from rayrec.families.retriever.task import RetrievalConfig
+from rayrec.models.liger import ItemFeatures, Liger
+from rayrec.models.sasrec import SASRec
+from rayrec.retrieval.semantic_tokenizer import SemanticTokenizer, TokenizerConfig
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json
+
+ITEMS = "items.json"
+
+
+@dataclass(frozen=True)
+class SavedIds:
+    """What builds the buffers of a model with semantic IDs, and its tokenizer, again. dim: of the text embeddings."""
+
+    level_sizes: tuple[int, ...]
+    dim: int
+    encoder: str
+    tokenizer: TokenizerConfig
+
+
+@dataclass(frozen=True)
+class SavedRetriever:
+    """What ``model_config`` of the bundle's config.json holds. ids: None for SASRec."""
+
+    retrieval: RetrievalConfig
+    num_items: int
+    ids: SavedIds | None
+
+
+@dataclass(frozen=True)
+class ItemNames:
+    names: tuple[str, ...]
+
+
+class RetrieverModules(nn.Module):
+    """The model and, where there are semantic IDs, their tokenizer."""
+
+    def __init__(self, model: SASRec | Liger, tokenizer: SemanticTokenizer | None) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+
+
+@dataclass(frozen=True)
+class RetrieverBundle:
+    """A loaded bundle in evaluation mode. names: (N,), item i + 1 at place i."""
+
+    path: Path
+    saved: SavedRetriever
+    model: SASRec | Liger
+    tokenizer: SemanticTokenizer | None
+    names: tuple[str, ...]
+    metadata: BundleMetadata
+
+
+def save_retriever(
+    folder: Path | str,
+    *,
+    modules: RetrieverModules,
+    saved: SavedRetriever,
+    names: tuple[str, ...],
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    run_config: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
+    return write_model(
+        folder,
+        kind="retriever",
+        model=modules,
+        model_config=saved,
+        texts={ITEMS: to_json(ItemNames(names), indent=None)},
+        metrics=metrics,
+        run_config=run_config,
+        overwrite=overwrite,
+    )
+
+
+def load_retriever(folder: Path | str, device: torch.device | str = "cpu") -> RetrieverBundle:
+    """Read and check a bundle. Raises BundleError that says what is wrong; nothing in it is ever unpickled or executed."""
+    folder = Path(folder)
+    metadata = read_metadata(folder, "retriever", (ITEMS,))
+    try:
+        saved = from_plain(SavedRetriever, dict(metadata.model_config), f"{folder / CONFIG}: model_config")
+        names = from_json(ItemNames, (folder / ITEMS).read_bytes(), str(folder / ITEMS)).names
+        modules = _skeleton(saved)
+    except (ConfigError, ValueError) as error:
+        raise BundleError(str(error)) from None
+    if len(names) != saved.num_items:
+        raise BundleError(f"{folder / ITEMS}: {len(names):,} names for {saved.num_items:,} items")
+    load_weights(modules, folder)
+    modules.to(device).eval()
+    return RetrieverBundle(folder, saved, modules.model, modules.tokenizer, names, metadata)
+
+
+def _skeleton(saved: SavedRetriever) -> RetrieverModules:
+    """Modules of the right shapes, to load weights into."""
+    if saved.retrieval.model == "sasrec":
+        return RetrieverModules(SASRec(saved.num_items, saved.retrieval.sasrec), None)
+    if saved.ids is None:
+        raise BundleError(f"a {saved.retrieval.model} without semantic IDs")
+    rows, ids = saved.num_items + 1, saved.ids
+    features = ItemFeatures(
+        torch.zeros(rows, len(ids.level_sizes), dtype=torch.int64),
+        sum(ids.level_sizes) + 1,
+        torch.zeros(rows, ids.dim),
+        torch.zeros(rows, dtype=torch.bool),
+    )
+    model = Liger(features, saved.retrieval.liger_config)
+    return RetrieverModules(model, SemanticTokenizer(ids.dim, ids.tokenizer))

@@ -1,0 +1,160 @@
+"""A retriever experiment from config to bundle; see ``rayrec.training.experiment``."""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from rayrec.data.log.streams import StreamPosition
+from rayrec.data.sequences import SequenceData, SequenceSplit, leave_one_out, read_sequences, temporal_split
+from rayrec.data.sequences.batches import HistoryBatch
+from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.families.retriever.semantic_id_files import SavedSemanticIds, read_semantic_ids
+from rayrec.families.retriever.task import Catalogue, RetrievalConfig, RetrievalTask
+from rayrec.models.liger import ItemFeatures, Liger
+from rayrec.models.sasrec import SASRec
+from rayrec.optim import OptimizerConfig
+from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.loop import LoopConfig, TrainingData, Worker
+from rayrec.typed_json import ConfigError, to_plain
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """method: "leave_one_out" (last item test, second last validation), or "temporal": by two moments, in the unit of the
+    timestamps, from which on everything is for validation and for test."""
+
+    method: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    valid_from: int | None = None
+    test_from: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method == "temporal" and (self.valid_from is None or self.test_from is None):
+            raise ConfigError("a temporal split needs valid_from and test_from")
+
+    def split(self, data: SequenceData) -> SequenceSplit:
+        if self.method == "leave_one_out":
+            return leave_one_out(data.interactions)
+        assert self.valid_from is not None
+        assert self.test_from is not None
+        return temporal_split(data.interactions, self.valid_from, self.test_from)
+
+
+@dataclass(frozen=True)
+class RetrieverExperiment:
+    """Everything that decides a trained retriever; logged whole, and enough to repeat the run.
+
+    sequences: folder of an imported sequence data set. semantic_ids: folder of ``jobs.semantic_ids``, for all models but SASRec.
+    """
+
+    sequences: Path
+    semantic_ids: Path | None = None
+    split: SplitConfig = field(default_factory=SplitConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            weight_decay=0.01, embeddings="adamw", embedding_learning_rate=1e-3, embedding_weight_decay=0.01
+        )
+    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=50, patience=5, gradient_clip=1.0))
+    stream: SequenceStreamConfig = field(default_factory=SequenceStreamConfig)
+    kind: Literal["retriever"] = field(default="retriever", init=False)
+
+    def __post_init__(self) -> None:
+        if self.optimizer.embeddings != "adamw":
+            raise ConfigError(
+                "optimizer.embeddings must be adamw: every item of a softmax gets a gradient at each step"
+            )
+
+    def absolute(self) -> "RetrieverExperiment":
+        ids = None if self.semantic_ids is None else self.semantic_ids.resolve()
+        return replace(self, sequences=self.sequences.resolve(), semantic_ids=ids)
+
+    def read_in_process(self) -> "RetrieverExperiment":
+        return self
+
+    def check(self) -> None:
+        self.task()
+
+    def task(self) -> RetrievalTask:
+        data = _data(self.sequences)
+        return RetrievalTask(catalogue(data, self.split.split(data), self.ids()), self.retrieval)
+
+    def ids(self) -> SavedSemanticIds | None:
+        """The semantic IDs, where the model has use for them."""
+        if self.semantic_ids is None or self.retrieval.model == "sasrec":
+            return None
+        return read_semantic_ids(self.semantic_ids)
+
+    def data(self, worker: Worker) -> TrainingData[HistoryBatch]:
+        interactions = _data(self.sequences).interactions
+        split, length = self.split.split(_data(self.sequences)), self.retrieval.max_length
+
+        def open_training(start: StreamPosition, epochs: int) -> TrainingSequences:
+            windows = self.retrieval.model == "sasrec"
+            return TrainingSequences(
+                interactions, split, self.stream, length=length, windows=windows,
+                rank=worker.rank, world_size=worker.size, start=start,
+            )  # fmt: skip
+
+        def open_evaluation(name: str, passes: int) -> JudgedSequences:
+            judged = split.test
+            if name == "valid":
+                judged = sample_examples(split.valid, self.stream.valid_examples, self.stream.seed)
+            return JudgedSequences(
+                interactions, judged, self.stream, length=length, rank=worker.rank, world_size=worker.size
+            )
+
+        return TrainingData(open_training, open_evaluation, SPLITS)
+
+    def save_bundle(self, checkpoint: Path, folder: Path) -> Path:
+        task, saved = self.task(), self.ids()
+        model = task.build()
+        assert isinstance(model, SASRec | Liger)
+        model.load_state_dict(best_weights(checkpoint))
+        names = tuple(_data(self.sequences).items.names.to_pylist())
+        ids, tokenizer = None, None
+        if saved is not None:
+            record = saved.record
+            ids = SavedIds(record.level_sizes, record.dim, record.encoder, record.tokenizer)
+            tokenizer = saved.items.tokenizer
+        return save_retriever(
+            folder,
+            modules=RetrieverModules(model, tokenizer),
+            saved=SavedRetriever(self.retrieval, task.catalogue.num_items, ids),
+            names=names,
+            metrics=read_progress(checkpoint).evaluations,
+            run_config=to_plain(self),
+            overwrite=True,
+        )
+
+
+def catalogue(data: SequenceData, split: SequenceSplit, ids: SavedSemanticIds | None) -> Catalogue:
+    """Items as a split's training part sees them. Raises ConfigError when the semantic IDs are of other items."""
+    interactions = data.interactions
+    within = np.arange(len(interactions.items)) - np.repeat(interactions.offsets[:-1], interactions.lengths)
+    train = within < np.repeat(split.train_lengths, interactions.lengths)
+    counts = torch.from_numpy(np.bincount(interactions.items[train], minlength=interactions.num_items + 1))
+    seen = torch.from_numpy(split.seen)
+    if ids is None:
+        return Catalogue(interactions.num_items, seen, counts, None)
+    items = ids.items
+    if items.ids.num_items != interactions.num_items:
+        raise ConfigError(
+            f"semantic IDs of {items.ids.num_items:,} items for sequences over {interactions.num_items:,}; make them anew"
+        )
+    text = pad(items.embeddings, (0, 0, 1, 0))
+    features = ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen)
+    return Catalogue(interactions.num_items, seen, counts, features)
+
+
+@lru_cache(maxsize=2)
+def _data(folder: Path) -> SequenceData:
+    return read_sequences(folder)

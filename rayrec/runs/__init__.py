@@ -1,0 +1,1 @@
+"""One run or many: Ray Train and Ray Tune drivers, comparisons, their reports."""

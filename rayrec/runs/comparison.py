@@ -1,0 +1,314 @@
+"""Several experiments ("arms") trained over several seeds each: a trial is one arm with one seed, a Ray task.
+
+    <runs>/<name>/comparison.json                the MLflow run, and the arms as last asked for
+    <runs>/<name>/trials/<arm>/<seed>/trial.json   the trial's experiment and its MLflow run
+    <runs>/<name>/trials/<arm>/<seed>/result.json  its metrics and curves, once it is done
+    <runs>/<name>/report/                        page, plots and results.csv
+
+A trial that was killed goes on from its checkpoint, one that is done is never trained again: the same name with more arms or
+seeds trains only what is new.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from rayrec.families.table import AnyExperiment
+from rayrec.runs.cluster import connect, gpus
+from rayrec.runs.ray_train import RunRecord
+from rayrec.training.checkpoint import Progress, read_progress
+from rayrec.training.experiment import train_here
+from rayrec.training.loop import Worker
+from rayrec.training.reporters import FolderReporter
+from rayrec.training.tracking import Tracker, runs_folder
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+
+_ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared. ``arms``: experiments by name; ``baseline``: the arm that the others are measured against.
+
+    seeds: of every arm, the same ones, so that differences are paired. Every field called ``seed`` in an experiment is set to it.
+    joined: arms that are reported as one, by its name: models of different tasks.
+    """
+
+    arms: Mapping[str, AnyExperiment]
+    baseline: str
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The arms of which each reported arm is made, itself or those joined in it, in the arms' order."""
+        owners = {arm: name for name, arms in self.joined.items() for arm in arms}
+        return {name: self.joined.get(name, (name,)) for name in (owners.get(arm, arm) for arm in self.arms)}
+
+    @property
+    def reported_arms(self) -> list[str]:
+        return list(self.parts)
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            if not _ARM.fullmatch(arm):
+                raise ConfigError(f"arm {arm!r}: a name is letters, digits, dots, plus, minus and underscores")
+        if len(self.arms) < 2:
+            raise ConfigError(f"a comparison needs at least two arms, not {', '.join(self.arms) or 'none'}")
+        if self.baseline not in self.parts:
+            raise ConfigError(f"baseline {self.baseline!r} is none of the arms: {', '.join(self.parts)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ConfigError(f"seeds are different numbers from 0 on, not {list(self.seeds)}")
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """How trials run.
+
+    concurrent: trials at once; None = as many as there are CPUs for (or GPUs: one a trial where the cluster has any).
+    cpus: of each trial. start_until: seconds after which no further trial is started: the same command goes on later.
+    keep_checkpoints: keep each trial's last checkpoint, from which a bundle can be made.
+    in_process: train one trial after the other in this very process, without Ray.
+    """
+
+    concurrent: int | None = None
+    cpus: float = 1.0
+    start_until: float | None = None
+    keep_checkpoints: bool = False
+    in_process: bool = False
+    progress_seconds: float = 20.0
+
+
+@dataclass(frozen=True, order=True)
+class TrialKey:
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class ComparisonRecord:
+    """What ``comparison.json`` holds."""
+
+    comparison: Comparison
+    mlflow_run: str
+    tracking_uri: str
+
+
+@dataclass(frozen=True)
+class ComparisonState:
+    """Where a comparison stands: results of trials that are done, what is left, and errors of those that failed just now."""
+
+    folder: Path
+    record: ComparisonRecord
+    done: Mapping[TrialKey, Progress]
+    left: tuple[TrialKey, ...]
+    failed: Mapping[TrialKey, str] = field(default_factory=dict)
+
+
+def with_seed(experiment: AnyExperiment, seed: int) -> AnyExperiment:
+    """The experiment with every field called ``seed`` set, wherever it is."""
+
+    def seeded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: seed if name == "seed" else seeded(part) for name, part in value.items()}
+        return value
+
+    return from_plain(type(experiment), seeded(to_plain(experiment)), f"the experiment with seed {seed}")
+
+
+def open_comparison(name: str, comparison: Comparison) -> ComparisonState:
+    """Make the comparison's folder, or find it again with what is done.
+
+    Raises ConfigError when a trial of that arm and seed is there with another experiment, and ValueErrors of wrong inputs.
+    """
+    folder = runs_folder() / name
+    for arm, experiment in comparison.arms.items():
+        try:
+            experiment.check()
+        except ValueError as error:
+            raise ConfigError(f"arm {arm}: {error}") from error
+        for seed in comparison.seeds:
+            _check_trial(folder, TrialKey(arm, seed), with_seed(experiment, seed))
+    file = folder / "comparison.json"
+    if file.is_file():
+        record = replace(from_json(ComparisonRecord, file.read_bytes(), str(file)), comparison=comparison)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker = Tracker()
+        plan = {"baseline": comparison.baseline, "arms": list(comparison.arms), "seeds": list(comparison.seeds)}
+        record = ComparisonRecord(comparison, tracker.start(name, plan, tags={"kind": "comparison"}), tracker.uri)
+    write_text_atomically(file, to_json(record))
+    return _state(folder, record)
+
+
+def run_trials(
+    state: ComparisonState, options: TrialOptions, say: Callable[[str], None] = lambda text: print(text, flush=True)
+) -> ComparisonState:
+    """Train what is left, as many trials at once as there is room for. A failed trial does not stop the others."""
+    if not state.left:
+        return state
+    if options.in_process:
+        return _run_here(state, options, say)
+    connect()
+    accelerated = gpus() > 0
+    room = int(gpus()) if accelerated else int(ray.cluster_resources().get("CPU", 1) // options.cpus)
+    room = max(1, min(room, options.concurrent or room))
+    task = ray.remote(num_cpus=options.cpus, num_gpus=1 if accelerated else 0, max_retries=3)(_train_in_task)
+    waiting = list(state.left)
+    running: dict[Any, TrialKey] = {}
+    failed: dict[TrialKey, str] = {}
+    started = shown = time.monotonic()
+    finished = 0
+    while waiting or running:
+        late = options.start_until is not None and time.monotonic() - started > options.start_until
+        if late and not running:
+            break
+        while waiting and len(running) < room and not late:
+            key = waiting.pop(0)
+            running[task.remote(to_plain(_asked(state, key)), str(state.folder), key.arm, key.seed, options)] = key
+        ready, _ = ray.wait(list(running), timeout=1.0)
+        for reference in ready:
+            key = running.pop(reference)
+            finished += 1
+            try:
+                outcome = ray.get(reference)
+            except RayError as error:
+                failed[key] = str(error).strip().splitlines()[-1]
+                outcome = f"failed: {failed[key]}"
+            say(_finished_line(key, outcome, finished, len(waiting) + len(running), time.monotonic() - started))
+            shown = time.monotonic()
+        if time.monotonic() - shown > options.progress_seconds:
+            shown = time.monotonic()
+            say("training " + ", ".join(f"{key} ({_position(state.folder, key)})" for key in running.values()))
+    return replace(_state(state.folder, state.record), failed=failed)
+
+
+def _run_here(state: ComparisonState, options: TrialOptions, say: Callable[[str], None]) -> ComparisonState:
+    failed: dict[TrialKey, str] = {}
+    started = time.monotonic()
+    for place, key in enumerate(state.left):
+        if options.start_until is not None and time.monotonic() - started > options.start_until:
+            break
+        try:
+            outcome = _train_trial(_asked(state, key), state.folder, key, options, Worker())
+        except Exception as error:  # whatever is wrong with one trial, the others go on
+            failed[key] = f"{type(error).__name__}: {error}"
+            outcome = f"failed: {failed[key]}"
+        say(_finished_line(key, outcome, place + 1, len(state.left) - place - 1, time.monotonic() - started))
+    return replace(_state(state.folder, state.record), failed=failed)
+
+
+def _asked(state: ComparisonState, key: TrialKey) -> RunRecord:
+    """The trial's experiment, with the comparison's MLflow run for its own to hang on."""
+    record = state.record
+    return RunRecord(with_seed(record.comparison.arms[key.arm], key.seed), record.mlflow_run, record.tracking_uri)
+
+
+def _finished_line(key: TrialKey, outcome: str, finished: int, left: int, seconds: float) -> str:
+    eta = f", about {seconds / finished * left / 60:.1f} min" if left else ""
+    return f"{key}: {outcome}; {left} left{eta}"
+
+
+def describe_left(state: ComparisonState) -> str:
+    """One line: how many trials are done, and which are left."""
+    seeds: dict[str, list[str]] = {}
+    for key in state.left:
+        seeds.setdefault(key.arm, []).append(str(key.seed))
+    total = len(state.done) + len(state.left)
+    rest = "; ".join(f"{arm} {' '.join(numbers)}" for arm, numbers in seeds.items())
+    return f"{total} trials: {len(state.done)} done, {len(state.left)} left" + (f" ({rest})" if rest else "")
+
+
+def trial_folder(folder: Path, key: TrialKey) -> Path:
+    return folder / "trials" / key.arm / str(key.seed)
+
+
+def _state(folder: Path, record: ComparisonRecord) -> ComparisonState:
+    done, left = {}, []
+    for seed in record.comparison.seeds:  # seed by seed, so that a comparison that was cut short is balanced
+        for arm in record.comparison.arms:
+            key = TrialKey(arm, seed)
+            result = trial_folder(folder, key) / "result.json"
+            if result.is_file():
+                done[key] = from_json(Progress, result.read_bytes(), str(result))
+            else:
+                left.append(key)
+    return ComparisonState(folder, record, done, tuple(left))
+
+
+def _check_trial(folder: Path, key: TrialKey, experiment: AnyExperiment) -> None:
+    note = trial_folder(folder, key) / "trial.json"
+    if note.is_file() and from_json(RunRecord, note.read_bytes(), str(note)).experiment != experiment:
+        raise ConfigError(
+            f"{key} was trained with another experiment ({note}): give the arm another name, or remove {note.parent.parent}"
+        )
+
+
+def _position(folder: Path, key: TrialKey) -> str:
+    newest = FolderReporter(trial_folder(folder, key) / "checkpoints").latest()
+    if newest is None:
+        return "before its first evaluation"
+    try:
+        return f"step {read_progress(newest).step:,}"
+    except (OSError, ConfigError):  # just being replaced by the next one
+        return "evaluating"
+
+
+def _train_in_task(record: Any, folder: str, arm: str, seed: int, options: TrialOptions) -> str:
+    """``_train_trial`` in a Ray worker."""
+    worker = Worker(device=torch.device("cuda")) if ray.get_gpu_ids() else Worker()
+    return _train_trial(from_plain(RunRecord, record), Path(folder), TrialKey(arm, seed), options, worker)
+
+
+def _train_trial(record: RunRecord, folder: Path, key: TrialKey, options: TrialOptions, worker: Worker) -> str:
+    """One trial; returns a line on how it came out. record: its experiment and the comparison's MLflow run."""
+    place = trial_folder(folder, key)
+    run = _open_trial(place, record, f"{folder.name}-{key.arm}-{key.seed}")
+    tracker = Tracker(run.tracking_uri)
+    if run.experiment.loop.threads is None:
+        torch.set_num_threads(max(1, int(options.cpus)))
+    reporter = FolderReporter(place / "checkpoints")
+    try:
+        train_here(run.experiment.read_in_process(), reporter, worker=worker, say=lambda text: None)
+    except Exception:
+        tracker.finish(run.mlflow_run, failed=True)
+        raise
+    latest = reporter.latest()
+    assert latest is not None  # training ends with a checkpoint
+    progress = read_progress(latest)
+    final = {
+        f"final/{split}/{task}/{metric}": value
+        for split, tasks in progress.evaluations.items()
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+    }
+    tracker.log_metrics(run.mlflow_run, final, progress.step)
+    tracker.finish(run.mlflow_run)
+    write_text_atomically(place / "result.json", to_json(progress))
+    if not options.keep_checkpoints:
+        shutil.rmtree(reporter.folder)
+    name = run.experiment.task().objective_name
+    return f"{name} {progress.best_objective:.5f} at step {progress.best_step:,}, {progress.seconds:.0f} s"
+
+
+def _open_trial(place: Path, record: RunRecord, name: str) -> RunRecord:
+    """The trial's record with an MLflow child run of the comparison's, which a trial that goes on finds again."""
+    note = place / "trial.json"
+    if note.is_file():
+        return from_json(RunRecord, note.read_bytes(), str(note))
+    place.mkdir(parents=True, exist_ok=True)
+    run_id = Tracker(record.tracking_uri).start(name, record.experiment, parent=record.mlflow_run)
+    record = replace(record, mlflow_run=run_id)
+    write_text_atomically(note, to_json(record))
+    return record

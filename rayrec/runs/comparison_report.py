@@ -1,0 +1,209 @@
+"""The report of a comparison: means with standard errors, paired differences to the baseline, their plot, and a CSV of all."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from matplotlib.figure import Figure
+
+from rayrec.metrics.paired import MeanEstimate, PairedDifference, mean_estimate, paired_difference
+from rayrec.reporting import Section, Table
+from rayrec.runs.comparison import ComparisonState, TrialKey, describe_left
+from rayrec.training.checkpoint import Progress
+from rayrec.training.task import COUNTS
+from rayrec.typed_json import to_json
+
+OVERALL = "mean of tasks"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One metric of one task on one split for one arm: over all its seeds, and over those that the baseline has too."""
+
+    arm: str
+    split: str
+    task: str
+    metric: str
+    estimate: MeanEstimate
+    difference: PairedDifference | None  # None: the baseline itself, or no seed in common
+
+
+def outcomes(state: ComparisonState) -> tuple[Outcome, ...]:
+    """Every metric that is defined in at least one trial, and its mean over tasks where there are several."""
+    comparison = state.record.comparison
+    values = {arm: _by_place(state.done, parts) for arm, parts in comparison.parts.items()}
+    found = []
+    for arm in comparison.reported_arms:
+        for place, of_seeds in values[arm].items():
+            of_baseline = values[comparison.baseline].get(place, {})
+            common = sorted(set(of_seeds) & set(of_baseline))
+            difference = None
+            if arm != comparison.baseline and common:
+                difference = paired_difference([of_seeds[s] for s in common], [of_baseline[s] for s in common])
+            found.append(Outcome(arm, *place, mean_estimate(list(of_seeds.values())), difference))
+    return tuple(found)
+
+
+def metrics_in_order(state: ComparisonState) -> tuple[str, ...]:
+    """The metrics that the task follows first, then the others as they are listed."""
+    comparison = state.record.comparison
+    followed = comparison.arms[comparison.parts[comparison.baseline][0]].task().curve_metrics
+    listed = [metric for outcome in outcomes(state) for metric in (outcome.metric,)]
+    return tuple(metric for metric in dict.fromkeys((*followed, *listed)) if metric in listed)
+
+
+def comparison_sections(state: ComparisonState, split: str) -> tuple[Section, ...]:
+    """For each metric on ``split`` a table of means, one of differences, and a plot."""
+    found = [outcome for outcome in outcomes(state) if outcome.split == split]
+    comparison = state.record.comparison
+    arms, metrics = comparison.reported_arms, [m for m in metrics_in_order(state) if any(o.metric == m for o in found)]
+    sections = [Section("Comparison", _introduction(state, split))]
+    for metric in metrics:
+        of_metric = [outcome for outcome in found if outcome.metric == metric]
+        sections.append(
+            Section(
+                f"{metric.replace('_', ' ')}, {split} split",
+                "Mean over seeds ± standard error.",
+                table=means_table(of_metric, arms, comparison.baseline),
+            )
+        )
+        sections.append(
+            Section(
+                f"{metric.replace('_', ' ')}: difference to {comparison.baseline}",
+                "Mean of the differences of equal seeds, and their 95 % bootstrap interval; a star marks one without 0.",
+                table=differences_table(of_metric, arms),
+                figures={f"difference_{split}_{metric}": difference_plot(of_metric, comparison.baseline)},
+            )
+        )
+    for arm, experiment in comparison.arms.items():
+        sections.append(Section(f"Arm {arm}", code=to_json(experiment)))
+    return tuple(sections)
+
+
+def means_table(found: Sequence[Outcome], arms: Sequence[str], baseline: str) -> Table:
+    """Rows: arms, the baseline marked. Columns: tasks. Cells: mean ± standard error."""
+    tasks = list(dict.fromkeys(outcome.task for outcome in found))
+    cells = {(outcome.arm, outcome.task): outcome.estimate for outcome in found}
+    shown = [arm for arm in arms if any((arm, task) in cells for task in tasks)]
+    seeds = {arm: max(cells[arm, task].count for task in tasks if (arm, task) in cells) for arm in shown}
+    rows = tuple((arm, str(seeds[arm]), *(_estimate(cells.get((arm, task))) for task in tasks)) for arm in shown)
+    return Table(("arm", "seeds", *tasks), rows, shown.index(baseline) if baseline in shown else None)
+
+
+def differences_table(found: Sequence[Outcome], arms: Sequence[str]) -> Table:
+    """Rows: arms but the baseline. Columns: tasks. Cells: mean difference [interval], starred where it excludes 0."""
+    tasks = list(dict.fromkeys(outcome.task for outcome in found))
+    cells = {(outcome.arm, outcome.task): outcome.difference for outcome in found}
+    shown = [arm for arm in arms if any(cells.get((arm, task)) is not None for task in tasks)]
+    rows = tuple((arm, *(_difference(cells.get((arm, task))) for task in tasks)) for arm in shown)
+    return Table(("arm", *tasks), rows)
+
+
+def difference_plot(found: Sequence[Outcome], baseline: str) -> Figure:
+    """One panel a task: each arm's mean difference to the baseline with its interval, the baseline at 0."""
+    judged = [outcome for outcome in found if outcome.difference is not None]
+    tasks = list(dict.fromkeys(outcome.task for outcome in judged))
+    arms = list(dict.fromkeys(outcome.arm for outcome in judged))
+    count = max(len(tasks), 1)
+    columns = min(count, 3)
+    size = (4.2 * columns, (0.9 + 0.32 * max(len(arms), 1)) * ceil(count / columns))
+    figure = Figure(figsize=size, layout="constrained")
+    for i, task in enumerate(tasks):
+        panel = figure.add_subplot(ceil(count / columns), columns, i + 1)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.grid(alpha=0.25, axis="x")
+        panel.axvline(0.0, color="#98a2b3", linewidth=1)
+        panel.set_title(f"{task}, less {baseline}", fontsize=9)
+        panel.set_yticks(range(len(arms)), arms if i % columns == 0 else [""] * len(arms))
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+        for outcome in judged:
+            difference = outcome.difference
+            if outcome.task != task or difference is None:
+                continue
+            color = "#1d6fb8" if difference.excludes_zero else "#98a2b3"
+            place = arms.index(outcome.arm)
+            panel.plot([difference.low, difference.high], [place, place], color=color, linewidth=2)
+            panel.plot(difference.mean, place, "o", color=color, markersize=5)
+    return figure
+
+
+def results_csv(found: Sequence[Outcome]) -> str:
+    """Every outcome, one a line, in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("arm", "split", "task", "metric", "mean", "standard_error", "seeds", "difference", "difference_standard_error",
+         "low", "high", "pairs")
+    )  # fmt: skip
+    for o in found:
+        d = o.difference
+        paired = ("", "", "", "", "") if d is None else (d.mean, d.standard_error, d.low, d.high, d.count)
+        e = o.estimate
+        writer.writerow((o.arm, o.split, o.task, o.metric, e.mean, e.standard_error, e.count, *paired))
+    return text.getvalue()
+
+
+def text_table(table: Table) -> str:
+    """The table for a terminal."""
+    widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
+    lines = []
+    for first, *others in (table.columns, *table.rows):
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _introduction(state: ComparisonState, split: str) -> str:
+    comparison = state.record.comparison
+    text = (
+        f"{len(comparison.parts)} arms, seeds {', '.join(map(str, comparison.seeds))}, judged on the {split} split at the best "
+        f"evaluation of each trial; {comparison.baseline} is the baseline. {describe_left(state)}.\n"
+        "Differences are paired: equal seeds share initialization and order of rows. The bootstrap resamples the pairs; with 5 "
+        "seeds its 95 % interval holds the true mean in about 84 of 100 cases, with 10 in about 90."
+    )
+    if state.failed:
+        text += "\nFailed: " + "; ".join(f"{key}: {error}" for key, error in state.failed.items())
+    return text
+
+
+def _by_place(
+    done: Mapping[TrialKey, Progress], parts: tuple[str, ...]
+) -> dict[tuple[str, str, str], dict[int, float]]:
+    """Values by seed of each (split, task, metric) of an arm, the mean over tasks among them. parts: the arms it is made of; only
+    seeds that all of them have count."""
+    places: dict[tuple[str, str, str], dict[int, float]] = {}
+    for seed in sorted({key.seed for key in done}):
+        if not all(TrialKey(part, seed) in done for part in parts):
+            continue
+        splits: dict[str, dict[str, dict[str, float | None]]] = {}
+        for part in parts:
+            for split, of_tasks in done[TrialKey(part, seed)].evaluations.items():
+                splits.setdefault(split, {}).update(of_tasks)
+        for split, tasks in splits.items():
+            means: dict[str, list[float]] = {}
+            for task, metrics in tasks.items():
+                for metric, value in metrics.items():
+                    if metric not in COUNTS and value is not None:
+                        places.setdefault((split, task, metric), {})[seed] = value
+                        means.setdefault(metric, []).append(value)
+            for metric, values in means.items():
+                if len(values) == len(tasks) > 1:
+                    places.setdefault((split, OVERALL, metric), {})[seed] = sum(values) / len(values)
+    return places
+
+
+def _estimate(estimate: MeanEstimate | None) -> str:
+    if estimate is None:
+        return "n/a"
+    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.5f}"
+    return f"{estimate.mean:.5f}{error}"
+
+
+def _difference(difference: PairedDifference | None) -> str:
+    if difference is None:
+        return "n/a"
+    interval = f" [{difference.low:+.5f}, {difference.high:+.5f}]" if difference.count > 1 else ""
+    return f"{difference.mean:+.5f}{interval}{' *' if difference.excludes_zero else ''}"

@@ -1,0 +1,343 @@
+"""Sweeps of experiments with Ray Tune: ASHA stops weak trials, Optuna proposes, a killed sweep goes on.
+
+    <runs>/<name>/sweep.json   the sweep's config and its MLflow run: the same name again resumes it
+    <runs>/<name>/records/     each trial's experiment and MLflow run
+    <runs>/<name>/trials/      Ray Tune's storage: one folder a trial, with checkpoints
+    <runs>/<name>/bundle/      the winner
+    <runs>/<name>/report/      every trial and the winner's own report
+
+On a small machine each trial runs the worker loop in its own process; with GPUs each trial is a Ray Train run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import ray.tune
+from ray.train.torch import TorchTrainer
+from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
+
+from rayrec.families.table import AnyExperiment
+from rayrec.reporting import Section
+from rayrec.runs.cluster import connect, gpus
+from rayrec.runs.ray_train import FinishedRun, RunRecord, complete_run, ray_train_settings, worker_loop
+from rayrec.runs.sweep_report import sweep_sections
+from rayrec.runs.sweep_trial import Trial, ranked
+from rayrec.training.checkpoint import Progress, read_progress
+from rayrec.training.experiment import ScalingOptions, finish_here, train_here
+from rayrec.training.loop import OBJECTIVE
+from rayrec.training.reporters import FolderReporter, RayTuneReporter
+from rayrec.training.tracking import Tracker, runs_folder
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+
+E = TypeVar("E", bound=AnyExperiment)
+E_co = TypeVar("E_co", bound=AnyExperiment, covariant=True)
+
+
+class SweepFailed(RuntimeError):
+    """A sweep ended without one trial that was evaluated."""
+
+
+@dataclass(frozen=True)
+class SweepSpace:
+    """What is swept: a distribution by the dotted path of a field of the experiment ("optimizer.learning_rate").
+
+    settings: fields that the space sets in the base experiment, by path as well ("ranking.perturbation.loss": "scr").
+    """
+
+    parameters: Mapping[str, Domain]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SweepConfig(Generic[E_co]):
+    """How a sweep runs.
+
+    base: the experiment whose fields are swept.
+    trials: how many configs are tried. concurrent: trials at once; None = as many as there are CPUs (or GPUs).
+    grace_evaluations, reduction: ASHA lets every trial make that many evaluations, then keeps one in ``reduction`` at each rung.
+    trial: "in_process" runs the loop in the trial's process (small models, CPUs), "ray_train" starts a Ray Train run for each
+    trial (GPUs, many workers); "auto" takes the second when the cluster has GPUs.
+    """
+
+    base: E_co
+    trials: int = 12
+    concurrent: int | None = None
+    grace_evaluations: int = 1
+    reduction: int = 3
+    seed: int = 0
+    trial: Literal["auto", "in_process", "ray_train"] = "auto"
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or self.grace_evaluations < 1 or self.reduction < 2:
+            raise ConfigError("a sweep needs trials >= 1, grace_evaluations >= 1 and reduction >= 2")
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What ``sweep.json`` holds."""
+
+    space: str
+    config: SweepConfig[AnyExperiment]
+    mlflow_run: str
+    tracking_uri: str
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    """The winner as a finished run, and every trial."""
+
+    winner: FinishedRun
+    winner_trial: str
+    trials: tuple[Trial, ...]
+    objective_name: str
+    mode: Literal["min", "max"]
+    mlflow_run: str
+
+
+def apply_parameters(experiment: E, parameters: Mapping[str, Any]) -> E:
+    """The experiment with fields replaced by dotted path; a part that is None comes to be, with its defaults, on the way.
+
+    Raises ConfigError for a path or value that does not fit.
+    """
+    plain = to_plain(experiment)
+    for path, value in parameters.items():
+        *parents, leaf = path.split(".")
+        place = plain
+        for part in parents:
+            if isinstance(place, dict) and part in place and place[part] is None:
+                place[part] = {}
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError(f"{path!r} is no field of an experiment")
+        place[leaf] = value
+    return from_plain(type(experiment), plain, f"the experiment with {', '.join(parameters)}")
+
+
+def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[AnyExperiment]) -> FinishedSweep:
+    """Run a sweep (or go on with one of this name) and complete its winner: bundle, test metrics, MLflow.
+
+    Raises ConfigError and LogError for wrong inputs, SweepFailed when no trial was evaluated.
+    """
+    config.base.check()
+    config = replace(config, base=apply_parameters(config.base, space.settings))
+    _check_space(config.base, space)
+    task = config.base.task()
+    folder, record = _open_sweep(name, space_name, config)
+    connect()
+    results = _tuner(folder, record, space, task.objective_mode).fit()
+    tracker = Tracker(record.tracking_uri)
+    trials = tuple(_trial(results[i], folder, tracker, _most_evaluations(config)) for i in range(len(results)))
+    best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
+    if best is None or best.checkpoint is None:
+        error = next((trial.error for trial in trials if trial.error is not None), None)
+        why = "it was interrupted; run the same command again" if error is None else f"the first error: {error}"
+        raise SweepFailed(f"sweep {name!r}: no trial was evaluated; {why}")
+    sections = sweep_sections(trials, best.name, task.objective_name, task.objective_mode)
+    winner = _complete_winner(folder, best, sections)
+    tracker.log_folder(record.mlflow_run, winner.report.parent, "report")
+    tracker.log_metrics(record.mlflow_run, {OBJECTIVE: best.objective}, 0)
+    tracker.tag(record.mlflow_run, {"winner": winner.mlflow_run})
+    tracker.finish(record.mlflow_run)
+    return FinishedSweep(winner, best.name, trials, task.objective_name, task.objective_mode, record.mlflow_run)
+
+
+def _open_sweep(name: str, space: str, config: SweepConfig[AnyExperiment]) -> tuple[Path, SweepRecord]:
+    folder = runs_folder() / name
+    file = folder / "sweep.json"
+    if file.is_file():
+        record = from_json(SweepRecord, file.read_bytes(), str(file))
+        if (record.space, record.config) != (space, config):
+            raise ConfigError(
+                f"sweep {name!r} exists with another config ({file}); choose another name or remove that folder"
+            )
+        return folder, record
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker()
+    record = SweepRecord(
+        space, config, tracker.start(name, config, tags={"kind": "sweep", "space": space}), tracker.uri
+    )
+    write_text_atomically(file, to_json(record))
+    return folder, record
+
+
+def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["min", "max"]) -> Tuner:
+    config = record.config
+    in_process = config.trial == "in_process" or (config.trial == "auto" and gpus() == 0)
+    cpus = 1 if in_process else 0.01  # a trial that starts a Ray Train run only waits for its workers
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(
+            _trial_in_process if in_process else _trial_under_ray_train, record=to_plain(record), folder=str(folder)
+        ),
+        {"cpu": cpus},
+    )
+    storage = folder / "trials"
+    if Tuner.can_restore(str(storage)):
+        return Tuner.restore(str(storage), trainable=trainable, resume_unfinished=True, resume_errored=True)
+    scheduler = ASHAScheduler(
+        time_attr="evaluations",
+        max_t=_most_evaluations(config),
+        grace_period=config.grace_evaluations,
+        reduction_factor=config.reduction,
+    )
+    concurrent = config.concurrent or (None if in_process else max(1, gpus() // config.scaling.workers))
+    return Tuner(
+        trainable,
+        param_space=dict(space.parameters),
+        tune_config=TuneConfig(
+            metric=OBJECTIVE,
+            mode=mode,
+            num_samples=config.trials,
+            max_concurrent_trials=concurrent or 0,
+            search_alg=OptunaSearch(seed=config.seed),
+            scheduler=scheduler,
+            reuse_actors=in_process,
+            trial_name_creator=_trial_id,
+            trial_dirname_creator=_trial_id,
+        ),
+        run_config=RunConfig(
+            name="trials",
+            storage_path=str(folder),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            verbose=0,
+            callbacks=[_ShowTrials(config.trials)],
+        ),
+    )
+
+
+def _most_evaluations(config: SweepConfig[AnyExperiment]) -> int:
+    """ASHA ends a trial there: the last evaluation on the validation split; only the winner needs those of other splits."""
+    loop = config.base.loop
+    return 10_000 if loop.evaluate_every_steps else loop.epochs
+
+
+class _ShowTrials(ray.tune.Callback):
+    """One line a finished trial."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials = trials
+        self.done = 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, f"{trial.last_result.get(OBJECTIVE, float('nan')):.5f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show(trial, f"failed: {trial.error_file}")
+
+    def _show(self, trial: Any, outcome: str) -> None:
+        self.done += 1
+        evaluations = trial.last_result.get("evaluations", 0)
+        print(
+            f"trial {self.done} of {self.trials} ({trial.trial_id}): {outcome}, {evaluations} evaluations", flush=True
+        )
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
+    sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
+    tracker = Tracker(sweep_record.tracking_uri)
+    train_here(
+        experiment.read_in_process(),
+        RayTuneReporter(),
+        log_metrics=lambda metrics, step: tracker.log_metrics(run_id, metrics, step),
+        say=lambda text: None,
+    )
+    tracker.finish(run_id)
+
+
+def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
+    sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
+    trial_id = ray.tune.get_context().get_trial_id()
+    settings = ray_train_settings(Path(folder) / "ray_train" / trial_id, sweep_record.config.scaling)
+    settings.run_config.callbacks = [TuneReportCallback()]  # type: ignore[list-item]  # brings each report to Tune's scheduler
+    run = RunRecord(experiment, run_id, sweep_record.tracking_uri)
+    TorchTrainer(
+        worker_loop,
+        train_loop_config={"record": to_plain(run)},
+        scaling_config=settings.scaling_config,
+        run_config=settings.run_config,
+    ).fit()
+
+
+def _open_trial(
+    parameters: Mapping[str, Any], record: Mapping[str, Any], folder: Path
+) -> tuple[SweepRecord, AnyExperiment, str]:
+    """The trial's experiment and its MLflow child run, which a resumed trial finds again."""
+    sweep_record = from_plain(SweepRecord, dict(record), "the sweep's record")
+    experiment = apply_parameters(sweep_record.config.base, parameters)
+    # Tune judges every report, so each must carry the objective: none between evaluations.
+    experiment = replace(experiment, loop=replace(experiment.loop, checkpoint_every_steps=None))
+    trial_id = ray.tune.get_context().get_trial_id()
+    note = trial_record(folder, trial_id)
+    if note.is_file():
+        return sweep_record, experiment, from_json(RunRecord, note.read_bytes(), str(note)).mlflow_run
+    tracker = Tracker(sweep_record.tracking_uri)
+    run_id = tracker.start(f"{folder.name}-{trial_id}", experiment, parent=sweep_record.mlflow_run)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(note, to_json(RunRecord(experiment, run_id, sweep_record.tracking_uri)))
+    return sweep_record, experiment, run_id
+
+
+def _check_space(base: AnyExperiment, space: SweepSpace) -> None:
+    """A path that is no field, or a column that only the swept method needs, is an error here, not in twelve trials."""
+    apply_parameters(base, {path: domain.sample() for path, domain in space.parameters.items()}).check()
+
+
+def _complete_winner(folder: Path, trial: Trial, sections: tuple[Section, ...]) -> FinishedRun:
+    """ASHA may have stopped the winner before its last evaluation: finish it from its checkpoint, then bundle it."""
+    note = trial_record(folder, trial.name)
+    run = from_json(RunRecord, note.read_bytes(), str(note))
+    checkpoint = trial.checkpoint
+    assert checkpoint is not None  # a winner was evaluated, and each evaluation leaves a checkpoint
+    if not read_progress(checkpoint).finished:
+        reporter = FolderReporter(folder / "winner")
+        finish_here(run.experiment, checkpoint, reporter)
+        latest = reporter.latest()
+        assert latest is not None  # finish_here has just reported
+        checkpoint = latest
+    return complete_run(folder, run, checkpoint, sections)
+
+
+def trial_record(folder: Path, trial_id: str) -> Path:
+    """Where a sweep keeps a trial's experiment and MLflow run (Tune's own trial folder is a temporary one)."""
+    return folder / "records" / f"{trial_id}.json"
+
+
+def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker, most_evaluations: int) -> Trial:
+    note = trial_record(folder, Path(result.path).name)
+    progress: Progress | None = None
+    checkpoint = result.checkpoint
+    if (
+        checkpoint is None and result.metrics and "checkpoint_path" in result.metrics
+    ):  # a Ray Train run inside the trial
+        checkpoint = ray.tune.Checkpoint.from_directory(result.metrics["checkpoint_path"])
+    if checkpoint is not None:
+        with checkpoint.as_directory() as saved:
+            progress = read_progress(Path(saved))
+    if note.is_file():
+        run = from_json(RunRecord, note.read_bytes(), str(note))
+        tracker.finish(run.mlflow_run, failed=result.error is not None)
+    return Trial(
+        name=Path(result.path).name,
+        parameters=dict(result.config or {}),
+        objective=None if progress is None else progress.best_objective,
+        evaluations=0 if progress is None else progress.passes,
+        seconds=0.0 if progress is None else progress.seconds,
+        stopped_early=(
+            progress is not None
+            and not progress.finished
+            and progress.passes < most_evaluations
+            and result.error is None
+        ),
+        error=None if result.error is None else str(result.error).strip().splitlines()[-1],
+        checkpoint=None if checkpoint is None else Path(checkpoint.path),
+    )

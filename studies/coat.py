@@ -1,0 +1,120 @@
+"""Coat: what a model of self-chosen ratings is worth on random ones: python -m studies.coat
+
+Training rows are ratings of coats that users chose themselves, test rows ratings of coats shown at random (the truth), unlabeled
+rows all pairs of a user and a coat. Supervised, inverse propensity weighting, self-training and UKDSL, whose teacher is a larger
+model trained with propensities; the task is liking (a rating of 4 or 5). Each seed is done once and kept in --folder.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from rayrec.data.log.streams import StreamConfig
+from rayrec.data.public.logs import import_public
+from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
+from rayrec.families.ranker.task import RankingConfig
+from rayrec.methods.distillation import DistillationConfig
+from rayrec.methods.inverse_propensity import InversePropensity
+from rayrec.models.ranker import RankerArchitecture
+from rayrec.optim import OptimizerConfig
+from rayrec.training.checkpoint import read_progress
+from rayrec.training.experiment import train_here
+from rayrec.training.loop import LoopConfig
+from rayrec.training.reporters import FolderReporter
+from rayrec.typed_json import write_text_atomically
+
+METRICS = ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")
+STUDENT = RankerArchitecture(embedding_dim=4, interaction="none", trunk=(16,), tower=())
+TEACHER = RankerArchitecture(embedding_dim=16, cross_layers=2, trunk=(128, 64), tower=(), dropout=0.2)
+
+
+@dataclass(frozen=True)
+class Command:
+    """source: the data set's folder; None = below RAYREC_DATA. ratio: pairs per rating, each counted like a rating."""
+
+    folder: Path
+    source: Path | None = None
+    seeds: int = 10
+    ratio: float = 4.0
+    epochs: int = 6
+
+
+def main() -> None:
+    command = tyro.cli(Command, description=__doc__)
+    torch.set_num_threads(1)
+    results = [seed_metrics(command, seed) for seed in range(command.seeds)]
+    print(f"{'arm':<14}" + "".join(f"{name:>24}" for name in METRICS))
+    report: dict[str, dict[str, list[float]]] = {}
+    for arm in results[0]:
+        values = np.array([[result[arm][name] for name in METRICS] for result in results])
+        errors = values.std(0, ddof=1) / len(values) ** 0.5
+        report[arm] = {
+            n: [round(float(m), 5), round(float(e), 5)] for n, m, e in zip(METRICS, values.mean(0), errors, strict=True)
+        }
+        print(f"{arm:<14}" + "".join(f"{f'{m:.5f} ± {e:.5f}':>24}" for m, e in report[arm].values()))
+    print(json.dumps({"seeds": len(results), "random_ratings": report}))
+
+
+def seed_metrics(command: Command, seed: int) -> Mapping[str, Mapping[str, float]]:
+    """Metrics on the random ratings, by arm; imports the data set when that has not been done."""
+    if not (command.folder / "pairs").is_dir():
+        shutil.rmtree(command.folder / "ratings", ignore_errors=True)
+        import_public("coat", command.folder / "ratings", command.source, unlabeled=command.folder / "pairs")
+    file = command.folder / f"seed-{seed}.json"
+    if file.is_file():
+        found: Mapping[str, Mapping[str, float]] = json.loads(file.read_text())
+        return found
+    supervised = RankerExperiment(
+        command.folder / "ratings",
+        ranking=RankingConfig(architecture=STUDENT),
+        optimizer=OptimizerConfig(learning_rate=5e-3, embedding_learning_rate=0.02),
+        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None, threads=1),
+        stream=StreamConfig(batch_size=64, seed=seed, reader="in_process"),
+    )
+    weighted = replace(supervised, ranking=replace(supervised.ranking, inverse_propensity=InversePropensity()))
+    teacher = replace(weighted, ranking=replace(weighted.ranking, architecture=TEACHER))
+    taught = replace(
+        supervised,
+        unlabeled=command.folder / "pairs",
+        unlabeled_ratio=command.ratio,
+        ranking=replace(supervised.ranking, distillation=DistillationConfig(unlabeled_weight=command.ratio)),
+        loop=replace(supervised.loop, keep="last"),
+    )
+    scratch = command.folder / f"seed-{seed}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    metrics = {}
+    for name, experiment in {
+        "supervised": supervised,
+        "ipw": weighted,
+        "self_training": replace(taught, teacher=TeacherConfig(scratch / "supervised")),
+        "teacher": teacher,
+        "ukdsl": replace(taught, teacher=TeacherConfig(scratch / "teacher")),
+    }.items():
+        metrics[name] = _train(experiment, scratch / name)
+    shutil.rmtree(scratch)
+    write_text_atomically(file, json.dumps(metrics))
+    print(
+        f"seed {seed}: " + ", ".join(f"{name} {values['log_loss']:.5f}" for name, values in metrics.items()), flush=True
+    )
+    return metrics
+
+
+def _train(experiment: RankerExperiment, bundle: Path) -> dict[str, float]:
+    reporter = FolderReporter(bundle.with_name(f"{bundle.name}-training"))
+    train_here(experiment, reporter, say=lambda text: None)
+    checkpoint = reporter.latest()
+    assert checkpoint is not None
+    experiment.save_bundle(checkpoint, bundle)
+    measured = read_progress(checkpoint).evaluations["test"]["liked"]
+    return {name: np.nan if (value := measured[name]) is None else value for name in METRICS}
+
+
+if __name__ == "__main__":
+    main()
