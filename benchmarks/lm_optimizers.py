@@ -27,13 +27,13 @@ from rayrec.families.language_model.experiment import LanguageModelExperiment
 from rayrec.models.llama import ShapeName
 from rayrec.optim import OptimizerConfig
 from rayrec.optim.config import ProjectionConfig
+from rayrec.registry import runs_folder
 from rayrec.reporting import Section, Table, write_page
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
-from rayrec.training.tracking import runs_folder
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 Results = dict[str, dict[str, float | list[float]]]

@@ -17,6 +17,7 @@ from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
 from rayrec.families.ranker.task import RankingTask
 from rayrec.families.table import AnyExperiment, read_experiment
+from rayrec.registry import RegistryError
 from rayrec.reporting import write_page
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
 from rayrec.runs.comparison import (
@@ -37,7 +38,7 @@ from rayrec.runs.comparison_report import (
     text_table,
 )
 from rayrec.runs.sweeping import apply_parameters
-from rayrec.training.tracking import RegistryError, Tracker
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, write_text_atomically
 
 SHOWN_METRICS = 2  # in the terminal; the report has all

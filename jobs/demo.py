@@ -27,6 +27,7 @@ from rayrec.data.log import Log, LogError
 from rayrec.data.public.logs import PublicName, import_public
 from rayrec.data.simulation import SimulatedLogs, SimulationConfig, simulate
 from rayrec.families.ranker.bundle import load_bundle
+from rayrec.registry import ResolvedModel, resolve_model, runs_folder, tracking_uri
 from rayrec.reporting import Section, Table, write_page
 from rayrec.reporting.page import number
 from rayrec.runs.cluster import connect
@@ -34,7 +35,7 @@ from rayrec.runs.ray_train import FinishedRun, fit
 from rayrec.runs.run_report import run_sections
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, sweep
-from rayrec.training.tracking import ResolvedModel, Tracker, resolve_model, runs_folder, tracking_uri
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, write_text_atomically
 from serve_apps.access import TOKEN_VARIABLE
 from serve_apps.deploying import DeploymentError, serving

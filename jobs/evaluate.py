@@ -14,7 +14,7 @@ from rayrec.bundle import BundleError
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import Judgement, judge, methods_of
-from rayrec.training.tracking import RegistryError, resolve_model
+from rayrec.registry import RegistryError, resolve_model
 from rayrec.typed_json import ConfigError, from_plain
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")

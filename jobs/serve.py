@@ -22,8 +22,8 @@ from rayrec.data.log import Log, LogError
 from rayrec.data.log.schema import SchemaError
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
+from rayrec.registry import Registry, RegistryError, ResolvedModel, resolve_model
 from rayrec.runs.cluster import connect
-from rayrec.training.tracking import RegistryError, ResolvedModel, Tracker, resolve_model
 from rayrec.typed_json import ConfigError
 from serve_apps.access import token_sha256
 from serve_apps.deploying import DeploymentError, serving
@@ -116,7 +116,7 @@ class FollowedModel:
         if not self.model.startswith("models:"):
             return ""
         try:
-            version = Tracker().version_of(self.model)
+            version = Registry().version_of(self.model)
             if version in ((self.served.name, self.served.version), self.refused):
                 return ""
             found = resolve_model(self.model)

@@ -16,11 +16,12 @@ from rayrec.families.language_model.experiment import LanguageModelExperiment
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.table import read_experiment
+from rayrec.registry import RegistryError
 from rayrec.runs.ray_train import FinishedRun, fit
 from rayrec.runs.run_report import metric_names
 from rayrec.training.experiment import ScalingOptions
 from rayrec.training.task import COUNTS
-from rayrec.training.tracking import RegistryError, Tracker
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 
 

@@ -42,9 +42,7 @@ class ModelReference:
         """With a folder as its model, and name and version filled in. Raises RegistryError."""
         name, version, path = Path(self.model).name, "unregistered", self.model
         if self.model.startswith("models:"):
-            from rayrec.training.tracking import (
-                resolve_model,
-            )  # mlflow: 2 s and 100 MB, only where the registry is asked
+            from rayrec.registry import resolve_model  # mlflow: 2 s and 100 MB, only where the registry is asked
 
             found = resolve_model(self.model)
             name, version, path = found.name, found.version, str(found.path)

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rayrec.metrics.paired import mean_estimate, paired_difference
+from rayrec.registry import runs_folder
 from rayrec.reporting import Section, Table, write_page
-from rayrec.training.tracking import runs_folder
 from rayrec.typed_json import write_text_atomically
 from studies.perturbation_problems import (
     LinearMethod,

@@ -20,6 +20,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from rayrec.families.table import AnyExperiment
+from rayrec.registry import runs_folder
 from rayrec.reporting import Section, write_page
 from rayrec.runs.cluster import connect, gpus
 from rayrec.runs.run_report import run_sections
@@ -27,7 +28,7 @@ from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import Worker
 from rayrec.training.reporters import RayTrainReporter
-from rayrec.training.tracking import Tracker, runs_folder
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
 
 

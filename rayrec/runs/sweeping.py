@@ -23,6 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from rayrec.families.table import AnyExperiment
+from rayrec.registry import runs_folder
 from rayrec.reporting import Section
 from rayrec.runs.cluster import connect, gpus
 from rayrec.runs.ray_train import FinishedRun, RunRecord, complete_run, ray_train_settings, worker_loop
@@ -32,7 +33,7 @@ from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import ScalingOptions, finish_here, train_here
 from rayrec.training.loop import OBJECTIVE
 from rayrec.training.reporters import FolderReporter, RayTuneReporter
-from rayrec.training.tracking import Tracker, runs_folder
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
 
 E = TypeVar("E", bound=AnyExperiment)

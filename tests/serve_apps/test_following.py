@@ -9,7 +9,8 @@ import pytest
 
 from jobs.serve import FollowedModel
 from rayrec.families.ranker.task import RankingConfig
-from rayrec.training.tracking import Tracker, resolve_model
+from rayrec.registry import Registry, resolve_model
+from rayrec.training.tracking import Tracker
 from serve_apps.deploying import DeploymentError
 from serve_apps.served_ranker import ModelReference
 
@@ -58,7 +59,7 @@ def test_a_broken_version_is_told_once_and_the_next_good_one_is_served(
     problem = followed.look(deployed)
     assert "shop/1 stays" in problem
     with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "_download", None)  # the broken version is not downloaded again
+        patched.setattr(Registry, "_download", None)  # the broken version is not downloaded again
         assert followed.look(deployed) == ""
     assert (deployed.versions, followed.served.version) == ([], "1")
     register(bundle_folder)

@@ -17,7 +17,8 @@ from jobs.example_request import example_request
 from jobs.serve import FollowedModel
 from rayrec.data.log import Log
 from rayrec.families.ranker.task import RankingConfig
-from rayrec.training.tracking import Tracker, resolve_model
+from rayrec.registry import Registry, resolve_model
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 from serve_apps.deploying import DeployedService, DeploymentError, serving
 from serve_apps.ranker import RankerService
@@ -122,7 +123,7 @@ def test_an_alias_that_moves_brings_its_version_into_force(
     assert followed.look(deployed) == ""
     assert followed.served.version == "1"
     with monkeypatch.context() as patched:  # the same version again: nothing is downloaded
-        patched.setattr(Tracker, "_download", None)
+        patched.setattr(Registry, "_download", None)
         assert followed.look(deployed) == ""
     assert followed.served.version == "1"
     assert {httpx.get(f"{deployed.url}/healthz").json()["model"] for _ in range(8)} == {"moving/1"}

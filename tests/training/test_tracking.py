@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rayrec.families.ranker.task import RankingConfig
-from rayrec.training.tracking import RegistryError, Tracker, resolve_model
+from rayrec.registry import RegistryError, resolve_model
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import from_json
 
 

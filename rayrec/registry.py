@@ -1,0 +1,133 @@
+"""The model registry, kept by MLflow: models, their versions (each a bundle folder) and the aliases that point at them.
+
+The store is ``$MLFLOW_TRACKING_URI`` when set, else ``<runs>/mlflow.db`` with artifacts in ``<runs>/mlartifacts``, where
+<runs> is ``$RAYREC_RUNS`` or ``./runs``.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow is imported
+
+import mlflow.artifacts
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+SERVING_ALIAS = "serving"
+_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+
+
+class RegistryError(ValueError):
+    """A model reference that names nothing."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A bundle folder on this machine and what the registry calls it; a plain folder has version "unregistered"."""
+
+    path: Path
+    name: str
+    version: str
+
+
+def runs_folder() -> Path:
+    """Where runs, the tracking file and artifacts go: ``$RAYREC_RUNS``, else ``./runs``; absolute."""
+    return Path(os.environ.get("RAYREC_RUNS", "runs")).resolve()
+
+
+def tracking_uri() -> str:
+    """The MLflow store in use; makes the folder of the default SQLite file."""
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
+    if configured:
+        return configured
+    runs_folder().mkdir(parents=True, exist_ok=True)
+    return default_uri()
+
+
+def default_uri() -> str:
+    return f"sqlite:///{runs_folder() / 'mlflow.db'}"
+
+
+class Registry:
+    """A thin client of the models in one MLflow store."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or tracking_uri()
+        self.client = MlflowClient(self.uri)
+
+    def get(self, run_id: str) -> Run:
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            raise RegistryError(
+                f"run {run_id!r} is not in the tracking store {_safe(self.uri)}: {error.message}"
+            ) from None
+
+    def register(self, run_id: str, name: str, *, alias: str | None = SERVING_ALIAS) -> ResolvedModel:
+        """Make the run's logged ``bundle`` a new version of model ``name`` and point ``alias`` at it."""
+        run = self.get(run_id)
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{run.info.artifact_uri}/bundle"
+        version = str(self.client.create_model_version(name, source, run_id=run_id).version)
+        if alias is not None:
+            self.client.set_registered_model_alias(name, alias, version)
+        return ResolvedModel(self._download(name, version), name, version)
+
+    def point_alias(self, name: str, alias: str, version: str) -> None:
+        """Make ``models:/name@alias`` mean another version: how a new model goes live, or an old one comes back."""
+        try:
+            self.client.set_registered_model_alias(name, alias, version)
+        except MlflowException as error:
+            raise RegistryError(f"models:/{name}/{version} does not exist: {error.message}") from None
+
+    def resolve(self, reference: str) -> ResolvedModel:
+        """A ``models:/`` reference to a bundle folder; see ``resolve_model``."""
+        name, version = self.version_of(reference)
+        return ResolvedModel(self._download(name, version), name, version)
+
+    def version_of(self, reference: str) -> tuple[str, str]:
+        """Name and version that a ``models:/`` reference means now; downloads nothing. Raises RegistryError."""
+        match = _REFERENCE.fullmatch(reference)
+        if match is None:
+            raise RegistryError(f"{reference!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
+        name = match["name"]
+        try:
+            if match["alias"] is not None:
+                version = str(self.client.get_model_version_by_alias(name, match["alias"]).version)
+            else:
+                version = str(self.client.get_model_version(name, match["version"]).version)
+        except MlflowException as error:
+            raise RegistryError(f"{reference} is not in the registry {_safe(self.uri)}: {error.message}") from None
+        return name, version
+
+    def _download(self, name: str, version: str) -> Path:
+        try:
+            source = self.client.get_model_version_download_uri(name, version)
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=self.uri))
+        except Exception as error:  # each store has its own client, with errors of its own
+            raise RegistryError(f"models:/{name}/{version} cannot be downloaded: {error}") from error
+
+
+def resolve_model(reference: str) -> ResolvedModel:
+    """A folder path, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` to a bundle folder on this machine.
+
+    Raises RegistryError when it names nothing.
+    """
+    if not reference.startswith("models:"):
+        folder = Path(reference).resolve()
+        if not folder.is_dir():
+            raise RegistryError(f"{reference!r} is neither a folder nor a models:/ reference")
+        return ResolvedModel(folder, folder.name, "unregistered")
+    return Registry().resolve(reference)
+
+
+def _safe(uri: str) -> str:
+    """A tracking URI without credentials."""
+    return re.sub(r"//[^/@]+@", "//***@", uri)
