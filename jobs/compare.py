@@ -19,6 +19,7 @@ from rayrec.families.ranker.task import RankingTask
 from rayrec.families.table import AnyExperiment, read_experiment
 from rayrec.registry import RegistryError
 from rayrec.reporting import write_page
+from rayrec.reporting.page import text_table
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
 from rayrec.runs.comparison import (
     Comparison,
@@ -35,7 +36,6 @@ from rayrec.runs.comparison_report import (
     metrics_in_order,
     outcomes,
     results_csv,
-    text_table,
 )
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker

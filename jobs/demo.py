@@ -18,7 +18,6 @@ from typing import Literal
 import httpx
 import tyro
 
-import tune_spaces.ranker
 from jobs.example_request import curl_command, example_request
 from jobs.presets import experiment_for
 from jobs.serve import reference_to
@@ -40,6 +39,7 @@ from rayrec.typed_json import ConfigError, write_text_atomically
 from serve_apps.access import TOKEN_VARIABLE
 from serve_apps.deploying import DeploymentError, serving
 from serve_apps.ranker import RankerService
+from tune_spaces import find_space
 
 STEPS = 6
 MODEL = "ranker"
@@ -68,9 +68,7 @@ def run(command: Demo) -> Path:
     with _step(2, "baseline: a run under Ray Train"):
         baseline = fit(f"{name}/baseline", experiment)
     with _step(3, f"sweep: {command.trials} trials with ASHA and Optuna"):
-        swept = sweep(
-            f"{name}/sweep", "ranker", tune_spaces.ranker.SPACE, SweepConfig(experiment, trials=command.trials)
-        )
+        swept = sweep(f"{name}/sweep", "ranker", find_space("ranker"), SweepConfig(experiment, trials=command.trials))
     with _step(4, "registry"):
         best = _better(baseline, swept)
         registered = Tracker().register(best.mlflow_run, MODEL)

@@ -1,69 +1,52 @@
-"""Judge a trained retriever by every method it has: python -m jobs.evaluate runs/first/bundle.
+"""Judge a trained model, whichever the bundle holds: python -m jobs.evaluate MODEL [options of its family].
 
-On the data and split that it was trained with, or other sequences of the same items.
+MODEL is a bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION; ``python -m jobs.evaluate MODEL --help`` lists the options.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
 import tyro
 
-from rayrec.bundle import BundleError
-from rayrec.families.retriever.bundle import load_retriever
-from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.judging import Judgement, judge, methods_of
+from rayrec.bundle import BundleError, bundle_kind
+from rayrec.data.log import LogError
+from rayrec.data.log.schema import SchemaError
+from rayrec.families.table import family_of, follow
 from rayrec.registry import RegistryError, resolve_model
-from rayrec.typed_json import ConfigError, from_plain
-
-SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Judge a retriever.
-
-    model: a bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION. beams: widths of the beam search.
-    sequences: None = those it was trained on.
-    """
-
-    model: tyro.conf.Positional[str]
-    split: Literal["valid", "test"] = "test"
-    beams: tuple[int, ...] = (20,)
-    sequences: Path | None = None
+from rayrec.reporting import Table
+from rayrec.reporting.page import text_table
+from rayrec.typed_json import ConfigError
 
 
-def run(command: Evaluate) -> list[Judgement]:
-    """Judge by each method and print the table."""
-    bundle = load_retriever(resolve_model(command.model).path)
-    experiment = from_plain(RetrieverExperiment, dict(bundle.metadata.run_config), f"{bundle.path}: run_config")
-    if command.sequences is not None:
-        experiment = replace(experiment, sequences=command.sequences.resolve())
-    task = experiment.task()
-    if task.catalogue.num_items != bundle.saved.num_items:
-        raise ConfigError(f"{experiment.sequences}: other items than those of {bundle.path}")
-    found = []
-    for method in methods_of(bundle.model):
-        for beams in (None,) if method == "dense" else command.beams:
-            found.append(judge(experiment, task, bundle.model, method, split=command.split, beams=beams))
-    print_table(found)
-    return found
+class Evaluate(Protocol):
+    """A family's options of ``jobs.evaluate``: a frozen dataclass."""
+
+    def evaluate(self, folder: Path) -> Table: ...
 
 
-def print_table(found: list[Judgement]) -> None:
-    print(f"{'method':<18}{'targets':<10}{'users':>8}" + "".join(f"{name:>12}" for name in SHOWN) + f"{'ms/user':>10}")
-    for one in found:
-        name = one.method if one.beams is None else f"{one.method} {one.beams}"
-        for group, metrics in one.metrics.items():
-            cells = "".join(f"{'n/a' if metrics[m] is None else format(metrics[m], '.4f'):>12}" for m in SHOWN)
-            print(f"{name:<18}{group:<10}{metrics['users']:>8,.0f}{cells}{one.milliseconds:>10.3f}")
+def run(model: str, options: Sequence[str]) -> Table:
+    """Judge ``model`` by its family's options, print and return the table."""
+    folder = resolve_model(model).path
+    family = family_of(bundle_kind(folder))
+    if family.evaluation_path is None:
+        raise ConfigError(f"{folder}: holds a {family.name}, which cannot be judged outside of training")
+    command: Evaluate = tyro.cli(
+        follow(family.evaluation_path), prog=f"python -m jobs.evaluate {model}", args=list(options)
+    )
+    table = command.evaluate(folder)
+    print(text_table(table))
+    return table
 
 
 def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print(__doc__.strip())
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     try:
-        run(tyro.cli(Evaluate, description=__doc__))
-    except (BundleError, ConfigError, RegistryError) as error:
+        run(sys.argv[1], sys.argv[2:])
+    except (BundleError, ConfigError, LogError, RegistryError, SchemaError) as error:
         sys.exit(f"error: {error}")
 
 

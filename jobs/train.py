@@ -6,61 +6,34 @@ logged.
 
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
-from rayrec.families.language_model.experiment import LanguageModelExperiment
-from rayrec.families.ranker.experiment import RankerExperiment
-from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.table import read_experiment
+from rayrec.families.table import FAMILIES, read_experiment
 from rayrec.registry import RegistryError
 from rayrec.runs.ray_train import FinishedRun, fit
 from rayrec.runs.run_report import metric_names
-from rayrec.training.experiment import ScalingOptions
+from rayrec.training.experiment import Experiment, ScalingOptions
 from rayrec.training.task import COUNTS
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 
+E = TypeVar("E", bound=Experiment)
+
 
 @dataclass(frozen=True)
-class TrainRanker:
-    """Train a multi-task ranker.
+class Train(Generic[E]):
+    """Train a model of one family.
 
     name: the run's name and folder; running it again resumes it.
     register: name in the model registry for the trained bundle; its alias "serving" then points to it.
     """
 
     name: str
-    experiment: Annotated[RankerExperiment, tyro.conf.arg(name="")]
-    scaling: ScalingOptions = field(default_factory=ScalingOptions)
-    register: str | None = None
-
-
-@dataclass(frozen=True)
-class TrainLanguageModel:
-    """Train a small decoder from scratch on a corpus of jobs.import_text.
-
-    name: the run's name and folder; running it again resumes it. register: name in the model registry for the bundle.
-    """
-
-    name: str
-    experiment: Annotated[LanguageModelExperiment, tyro.conf.arg(name="")]
-    scaling: ScalingOptions = field(default_factory=ScalingOptions)
-    register: str | None = None
-
-
-@dataclass(frozen=True)
-class TrainRetriever:
-    """Train a sequential retriever (SASRec, TIGER, dense, LIGER) on sequences of jobs.import_sequences.
-
-    name: the run's name and folder; running it again resumes it. register: name in the model registry for the bundle.
-    """
-
-    name: str
-    experiment: Annotated[RetrieverExperiment, tyro.conf.arg(name="")]
+    experiment: Annotated[E, tyro.conf.arg(name="")]
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
     register: str | None = None
 
@@ -75,15 +48,7 @@ class Repeat:
     register: str | None = None
 
 
-Command = (
-    Annotated[TrainRanker, tyro.conf.subcommand("ranker")]
-    | Annotated[TrainLanguageModel, tyro.conf.subcommand("lm")]
-    | Annotated[TrainRetriever, tyro.conf.subcommand("retriever")]
-    | Annotated[Repeat, tyro.conf.subcommand("repeat")]
-)
-
-
-def train(command: TrainRanker | TrainLanguageModel | TrainRetriever | Repeat) -> FinishedRun:
+def train(command: Train[Any] | Repeat) -> FinishedRun:
     """Run one command; prints where the results are."""
     if isinstance(command, Repeat):
         experiment = read_experiment(Tracker().config_text(command.run_id), f"run {command.run_id}")
@@ -110,9 +75,14 @@ def print_result(finished: FinishedRun) -> None:
     print(f"MLflow run: {finished.mlflow_run}")
 
 
+def by_family(command: Any) -> dict[str, Any]:
+    """A generic command as one of each family's experiments, by the family's word on command lines."""
+    return {family.word: command[family.experiment] for family in FAMILIES}
+
+
 def main() -> None:
     try:
-        train(tyro.cli(Command, description=__doc__))
+        train(tyro.extras.subcommand_cli_from_dict({**by_family(Train), "repeat": Repeat}, description=__doc__))
     except (BundleError, ConfigError, LogError, RegistryError) as error:
         sys.exit(f"error: {error}")
 

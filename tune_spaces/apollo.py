@@ -5,6 +5,7 @@ from ray import tune
 from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
+    ("ranker", "language_model"),
     {
         "optimizer.learning_rate": tune.loguniform(1e-3, 1e-1),
         "optimizer.projection.rank_share": tune.choice([0.0625, 0.125, 0.25, 0.5]),

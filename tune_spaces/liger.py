@@ -5,6 +5,7 @@ from ray import tune
 from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
+    ("retriever",),
     {
         "optimizer.learning_rate": tune.loguniform(1e-4, 3e-3),
         "optimizer.weight_decay": tune.loguniform(1e-3, 0.3),

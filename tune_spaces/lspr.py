@@ -5,6 +5,7 @@ from ray import tune
 from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
+    ("ranker",),
     {
         "ranking.perturbation.strength": tune.uniform(0.1, 0.9),
         "ranking.perturbation.dense_noise": tune.loguniform(0.01, 1.0),

@@ -5,6 +5,7 @@ from ray import tune
 from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
+    ("ranker",),
     {
         "ranking.balancing.decay": tune.choice([0.0, 0.9, 0.99, 0.999]),
         "ranking.balancing.normalize": tune.choice([True, False]),

@@ -5,6 +5,7 @@ from ray import tune
 from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
+    ("retriever",),
     {
         "optimizer.learning_rate": tune.loguniform(3e-4, 3e-3),
         "optimizer.embedding_learning_rate": tune.loguniform(3e-4, 3e-3),

@@ -5,6 +5,7 @@ from ray import tune
 from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
+    ("ranker",),
     {
         "ranking.perturbation.strength": tune.loguniform(0.1, 30.0),
         "ranking.perturbation.divergence": tune.choice(["mse", "symmetric_kl"]),

@@ -9,6 +9,7 @@ from ray import tune
 from rayrec.runs.sweeping import SweepSpace
 
 SPACE = SweepSpace(
+    ("ranker",),
     {
         "ranking.distillation.labeled_weight": tune.uniform(0.0, 2.0),
         "ranking.distillation.unlabeled_weight": tune.loguniform(0.1, 10.0),

@@ -60,3 +60,20 @@ def number(value: float | None, digits: int = 5) -> str:
     if value is None or value != value:
         return "n/a"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.{digits}f}"
+
+
+def text_table(table: Table) -> str:
+    """The table for a terminal."""
+    widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
+    lines = []
+    for first, *others in (table.columns, *table.rows):
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def metrics_table(summary: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """One row for each thing that is judged (a task, "text"), one column a metric."""
+    columns = tuple(dict.fromkeys(name for metrics in summary.values() for name in metrics))
+    rows = tuple((name, *(number(metrics.get(column)) for column in columns)) for name, metrics in summary.items())
+    return Table(("", *columns), rows)

@@ -146,16 +146,6 @@ def results_csv(found: Sequence[Outcome]) -> str:
     return text.getvalue()
 
 
-def text_table(table: Table) -> str:
-    """The table for a terminal."""
-    widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
-    lines = []
-    for first, *others in (table.columns, *table.rows):
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
-
-
 def _introduction(state: ComparisonState, split: str) -> str:
     comparison = state.record.comparison
     text = (

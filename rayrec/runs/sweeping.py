@@ -9,7 +9,7 @@
 On a small machine each trial runs the worker loop in its own process; with GPUs each trial is a Ray Train run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -46,13 +46,23 @@ class SweepFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class SweepSpace:
-    """What is swept: a distribution by the dotted path of a field of the experiment ("optimizer.learning_rate").
+    """What is swept.
 
+    families: whose experiments have these fields, by the names of ``rayrec.families.table``.
+    parameters: a distribution by the dotted path of a field of the experiment ("optimizer.learning_rate"), or a function of the
+    base experiment that gives them.
     settings: fields that the space sets in the base experiment, by path as well ("ranking.perturbation.loss": "scr").
     """
 
-    parameters: Mapping[str, Domain]
+    families: tuple[str, ...]
+    parameters: Mapping[str, Domain] | Callable[[Any], Mapping[str, Domain]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, base: AnyExperiment) -> Mapping[str, Domain]:
+        """What is swept on top of ``base``. Raises ConfigError when the space is for another family or has nothing to sweep."""
+        if base.kind not in self.families:
+            raise ConfigError(f"this space is for a {' or a '.join(self.families)}, not for a {base.kind}")
+        return self.parameters(base) if callable(self.parameters) else self.parameters
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,7 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[Any
 
     Raises ConfigError and LogError for wrong inputs, SweepFailed when no trial was evaluated.
     """
+    space.of(config.base)
     config.base.check()
     config = replace(config, base=apply_parameters(config.base, space.settings))
     _check_space(config.base, space)
@@ -190,7 +201,7 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
     concurrent = config.concurrent or (None if in_process else max(1, gpus() // config.scaling.workers))
     return Tuner(
         trainable,
-        param_space=dict(space.parameters),
+        param_space=dict(space.of(record.config.base)),
         tune_config=TuneConfig(
             metric=OBJECTIVE,
             mode=mode,
@@ -290,7 +301,7 @@ def _open_trial(
 
 def _check_space(base: AnyExperiment, space: SweepSpace) -> None:
     """A path that is no field, or a column that only the swept method needs, is an error here, not in twelve trials."""
-    apply_parameters(base, {path: domain.sample() for path, domain in space.parameters.items()}).check()
+    apply_parameters(base, {path: domain.sample() for path, domain in space.of(base).items()}).check()
 
 
 def _complete_winner(folder: Path, trial: Trial, sections: tuple[Section, ...]) -> FinishedRun:

@@ -1,12 +1,12 @@
 """What an experiment is to training: one frozen config that knows its task, its streams and its bundle.
 
-Each kind of model has one (``ranker_run``, ``language_model_run``, ...); ``kinds`` lists them. Training under Ray Train, sweeps
-and repeats know this contract only.
+Each family of models has one; ``rayrec.families.table`` lists them. Training under Ray Train, sweeps and repeats know this
+contract only.
 """
 
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from rayrec.optim import OptimizerConfig
 from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
@@ -17,8 +17,10 @@ from rayrec.training.task import Task
 class Experiment(Protocol):
     """Everything that decides a trained model: a frozen dataclass, logged whole, and enough to repeat the run.
 
-    kind: names the class in JSON; declared last as ``field(default=..., init=False)``, so that it is no option of a command line.
+    kind: names the family in JSON; declared last as ``field(default=..., init=False)``, so that it is no command line option.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def kind(self) -> str: ...

@@ -9,14 +9,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-import tune_spaces.liger
-import tune_spaces.sasrec
-import tune_spaces.tiger
-from jobs import compare_retrieval, embed_items, evaluate, import_sequences, semantic_ids
+from jobs import compare_retrieval, embed_items, import_sequences, semantic_ids
 from rayrec.data.sequences import read_sequences
 from rayrec.data.sequences.events import EventFilter
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.data.sequences.streams import SequenceStreamConfig
+from rayrec.families.retriever.evaluation import EvaluateRetriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.liger import LigerConfig
@@ -30,6 +28,7 @@ from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.typed_json import ConfigError
+from tune_spaces import find_space, space_names
 
 WORDS = ["red", "blue", "green", "shoe", "lamp", "book"]
 T5 = T5Config(dim=8, feed_forward=8, heads=1, head_dim=8, encoder_layers=1, decoder_layers=1)
@@ -148,13 +147,15 @@ def test_a_bundle_is_judged_by_each_method_it_has(sequences: Path, tmp_path: Pat
     checkpoint = reporter.latest()
     assert checkpoint is not None
     bundle = wanted.absolute().save_bundle(checkpoint, tmp_path / "bundle")
-    (judged,) = evaluate.run(evaluate.Evaluate(str(bundle)))
+    (judged,) = EvaluateRetriever().judge(bundle)
     assert judged.metrics["all"]["users"] == 60.0
     assert judged.index_bytes == 4 * 8 * 25
 
 
-@pytest.mark.parametrize("space", [tune_spaces.sasrec.SPACE, tune_spaces.tiger.SPACE, tune_spaces.liger.SPACE])
+@pytest.mark.parametrize(
+    "space", [find_space(name) for name in space_names() if "retriever" in find_space(name).families]
+)
 def test_every_swept_setting_is_one_of_the_experiment(sequences: Path, space: SweepSpace) -> None:
-    values = {path: domain.sample() for path, domain in space.parameters.items()}
+    values = {path: domain.sample() for path, domain in space.of(experiment(sequences, None)).items()}
     changed = apply_parameters(experiment(sequences, None), {**space.settings, **values})
     assert changed != experiment(sequences, None)

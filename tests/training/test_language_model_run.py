@@ -13,8 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import tune_spaces.apollo
-import tune_spaces.language_model
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
 from rayrec.data.log.streams import StreamConfig
@@ -33,6 +31,7 @@ from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig, Worker
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.typed_json import to_json
+from tune_spaces import find_space
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +170,9 @@ def test_an_experiment_of_language_models_is_read_back_as_one(experiment: Langua
     assert read_experiment(to_json(experiment), "a run") == experiment
 
 
-@pytest.mark.parametrize("space", [tune_spaces.language_model.SPACE, tune_spaces.apollo.SPACE])
+@pytest.mark.parametrize("space", [find_space("language_model"), find_space("apollo")])
 def test_sweep_spaces_name_fields_of_the_experiment(experiment: LanguageModelExperiment, space: SweepSpace) -> None:
-    swept = apply_parameters(experiment, {path: domain.sample() for path, domain in space.parameters.items()})
+    swept = apply_parameters(experiment, {path: domain.sample() for path, domain in space.of(experiment).items()})
     assert isinstance(swept, LanguageModelExperiment)
     assert swept != experiment
 

@@ -38,7 +38,9 @@ def base(small_log: Path) -> RankerExperiment:
 def test_a_sweep_tracks_every_trial_and_completes_the_best(
     ray_session: None, runs: Path, base: RankerExperiment
 ) -> None:
-    space = SweepSpace({"optimizer.learning_rate": tune.choice([1e-6, 1e-2]), "loop.seed": tune.choice([0, 1])})
+    space = SweepSpace(
+        ("ranker",), {"optimizer.learning_rate": tune.choice([1e-6, 1e-2]), "loop.seed": tune.choice([0, 1])}
+    )
     finished = sweep("small-sweep", "ranker", space, SweepConfig(base, trials=4, concurrent=1))
     objectives = [trial.objective for trial in finished.trials]
     assert len(objectives) == 4

@@ -1,0 +1,126 @@
+"""jobs.evaluate judges a bundle of any family as training did, on any split or another log."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.evaluate import run
+from rayrec.data.log import Log
+from rayrec.data.log.schema import SchemaError, write_schema
+from rayrec.data.log.streams import StreamConfig
+from rayrec.data.text_stream import TextImport, documents, write_blocks
+from rayrec.families.language_model.bundle import load_language_model
+from rayrec.families.language_model.evaluation import sample
+from rayrec.families.language_model.experiment import LanguageModelExperiment
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
+from rayrec.methods.distillation import DistillationConfig
+from rayrec.models.ranker import RankerArchitecture
+from rayrec.optim import OptimizerConfig
+from rayrec.text.tokenizer import train_tokenizer
+from rayrec.training.checkpoint import Progress, read_progress
+from rayrec.training.experiment import Experiment, train_here
+from rayrec.training.loop import LoopConfig
+from rayrec.training.reporters import FolderReporter
+from rayrec.typed_json import ConfigError
+
+
+def trained(experiment: Experiment, folder: Path) -> tuple[Path, Progress]:
+    reporter = FolderReporter(folder / "checkpoints")
+    train_here(experiment.absolute(), reporter, say=lambda text: None)
+    checkpoint = reporter.latest()
+    assert checkpoint is not None
+    return experiment.absolute().save_bundle(checkpoint, folder / "bundle"), read_progress(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def ranker(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Progress]:
+    ranking = RankingConfig(
+        RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,)),
+        distillation=DistillationConfig(target="negative", head="auxiliary"),
+        known_features_split=4,
+    )
+    experiment = RankerExperiment(
+        small_log, unlabeled=small_log, unlabeled_ratio=1.0, ignored_features=("price",), ranking=ranking,
+        loop=LoopConfig(epochs=1), stream=StreamConfig(batch_size=512, reader="in_process"),
+    )  # fmt: skip
+    return trained(experiment, tmp_path_factory.mktemp("ranker"))
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_ranker_is_judged_as_its_training_judged_it(ranker: tuple[Path, Progress], split: str) -> None:
+    bundle, progress = ranker
+    table = run(str(bundle), ["--split", split])
+    wanted = progress.evaluations[split]
+    assert [row[0] for row in table.rows] == ["click", "buy"]
+    for row in table.rows:
+        for name, cell in zip(table.columns[1:], row[1:], strict=True):
+            value = wanted[row[0]][name]
+            assert value is not None
+            assert float(cell.replace(",", "")) == pytest.approx(value, abs=1e-5)
+
+
+def test_a_ranker_is_judged_on_another_log_and_one_without_its_features_is_refused(
+    ranker: tuple[Path, Progress], small_log: Path, tmp_path: Path
+) -> None:
+    bundle, _ = ranker
+    log = Log.open(small_log)
+    (tmp_path / "few" / "test").mkdir(parents=True)
+    few: pa.Table = pq.read_table(log.files("test")[0]).slice(0, 100)
+    pq.write_table(few, tmp_path / "few" / "test" / "part-00000.parquet")
+    write_schema(log.schema, tmp_path / "few" / "schema.json")
+    table = run(str(bundle), ["--log", str(tmp_path / "few")])
+    assert table.rows[0][table.columns.index("rows")] == "100"
+    write_schema(
+        log.schema.with_features(tuple(f for f in log.schema.features if f.name != "age")),
+        tmp_path / "few" / "schema.json",
+    )
+    with pytest.raises(SchemaError, match="feature 'age', which this log lacks"):
+        run(str(bundle), ["--log", str(tmp_path / "few")])
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Progress]:
+    folder = tmp_path_factory.mktemp("lm")
+    texts = [
+        f"the {color} {thing} costs {n} dollars"
+        for n in range(40)
+        for color in ("red", "blue")
+        for thing in ("pen", "cup")
+    ]
+    pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+    source = TextImport(
+        (folder / "texts.parquet",), block_tokens=16, valid_share=0.2, test_share=0.2, reader="in_process"
+    )
+    tokenizer = train_tokenizer(documents(source, "train"), 300)
+    write_blocks(source, tokenizer.json, tokenizer.separator, folder / "corpus")
+    experiment = LanguageModelExperiment(
+        folder / "corpus",
+        shape="micro",
+        optimizer=OptimizerConfig(embeddings="adamw", learning_rate=3e-3, embedding_learning_rate=3e-3),
+        loop=LoopConfig(epochs=3),
+        stream=StreamConfig(batch_size=8, reader="in_process"),
+    )
+    return trained(experiment, folder)
+
+
+def test_a_language_model_is_judged_as_its_training_judged_it(language_model: tuple[Path, Progress]) -> None:
+    bundle, progress = language_model
+    table = run(str(bundle), [])
+    perplexity = progress.evaluations["test"]["text"]["perplexity"]
+    assert float(table.rows[0][table.columns.index("perplexity")]) == pytest.approx(perplexity, rel=1e-4)
+
+
+def test_a_language_model_writes_on_from_a_prompt_and_the_same_seed_writes_the_same(
+    language_model: tuple[Path, Progress],
+) -> None:
+    bundle = load_language_model(language_model[0])
+    first, again, other = (sample(bundle, "the red", tokens=12, temperature=2.0, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert first.startswith("the red")
+    likeliest = {sample(bundle, "the", tokens=8, temperature=0.0, seed=seed) for seed in range(3)}
+    assert len(likeliest) == 1
+    with pytest.raises(ConfigError, match="tokens >= 1"):
+        sample(bundle, "", tokens=0, temperature=1.0, seed=0)
