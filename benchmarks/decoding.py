@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import T5Config as PeerConfig
 from transformers import T5ForConditionalGeneration
 
-from rayrec.models.liger import ItemFeatures, Liger, tiger_config
+from rayrec.models.catalogue import ItemFeatures
+from rayrec.models.liger import Liger, tiger_config
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.beam_search import Beams, beam_search
 from rayrec.retrieval.semantic_ids import resolve_collisions

@@ -17,10 +17,12 @@ import tyro
 from benchmarks.http_load import Demand, Load, run_load
 from benchmarks.serving import free_port
 from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
-from rayrec.families.retriever.task import Method, RetrievalConfig
-from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
+from rayrec.families.retriever.task import RetrievalConfig
+from rayrec.models.catalogue import ItemFeatures
+from rayrec.models.liger import Liger, LigerConfig
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
+from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.runs.cluster import connect
 from serve_apps.deploying import serving

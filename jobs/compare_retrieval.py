@@ -17,12 +17,11 @@ import tyro
 from matplotlib.figure import Figure
 
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.judging import Judgement, judge, methods_of
+from rayrec.families.retriever.judging import Judgement, judge
 from rayrec.families.retriever.task import ModelName
-from rayrec.models.liger import Liger
-from rayrec.models.sasrec import SASRec
 from rayrec.reporting import Section, Table, write_page
 from rayrec.reporting.page import number
+from rayrec.retrieval.searching import HEADS
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.reporters import FolderReporter
@@ -119,16 +118,15 @@ def trial(command: CompareRetrieval, model: ModelName, seed: int) -> Trial:
     assert checkpoint is not None
     task = experiment.task()
     trained = task.build()
-    assert isinstance(trained, SASRec | Liger)
     trained.load_state_dict(best_weights(checkpoint))
     judgements = []
-    methods = methods_of(trained)
-    for method in methods:
-        widths: tuple[int | None, ...] = (None,) if method == "dense" else command.beams
-        if method == "generative" and "hybrid" in methods:  # the same searches once more: one shows their part
+    searcher = task.searcher(trained)
+    for method in searcher.methods:
+        widths: tuple[int | None, ...] = command.beams if "generative" in HEADS[method] else (None,)
+        if method == "generative" and "hybrid" in searcher.methods:  # the same searches once more: one shows their part
             widths = (min(command.beams),)
         for beams in widths:
-            judgements.append(judge(experiment, task, trained, method, beams=beams))
+            judgements.append(judge(experiment, task, searcher, method, beams=beams))
     parameters = sum(p.numel() for p in trained.parameters())
     done = Trial(model, seed, parameters, read_progress(checkpoint).seconds, tuple(judgements))
     write_text_atomically(result, to_json(done))

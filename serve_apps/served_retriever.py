@@ -16,17 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
-from rayrec.families.retriever.task import Method, check_method, repeats_of
-from rayrec.models.liger import Liger
-from rayrec.models.sasrec import SASRec
-from rayrec.retrieval.beam_search import beam_search
-from rayrec.retrieval.hybrid import hybrid_ranking
-from rayrec.retrieval.index import DenseIndex, IndexConfig
-from rayrec.retrieval.repeats import count_repeats
+from rayrec.retrieval.index import IndexConfig
+from rayrec.retrieval.searching import HEADS, Method, Searcher
 from rayrec.retrieval.semantic_ids import SemanticIds, add_item
-from rayrec.retrieval.trie import ItemTrie
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
-from rayrec.typed_json import ConfigError
 from serve_apps.ranking_request import Problem, RequestError
 from serve_apps.served_ranker import ModelReference, refuse_non_finite
 
@@ -82,22 +75,10 @@ class ServedRetriever:
         self._numbers = {item: number for number, item in enumerate(self._names, 1)}
         self._encoder: TextEncoder | None = None
         self._encoding = threading.Lock()
-        model = bundle.model
-        self.methods: tuple[Method, ...] = ("dense",)
-        self._ids: SemanticIds | None = None
-        self._trie: ItemTrie | None = None
-        self._cold = torch.zeros(0, dtype=torch.int64)
-        if isinstance(model, Liger):
-            self.methods = tuple(method for method in ("hybrid", "dense", "generative") if _can(model, method))
-            assert bundle.saved.ids is not None
-            sizes = torch.tensor((0, *bundle.saved.ids.level_sizes[:-1])).cumsum(0) + 1
-            self._ids = SemanticIds(model.item_tokens[1:] - sizes, bundle.saved.ids.level_sizes)
-            self._cold = (~model.seen).nonzero().squeeze(1)[1:]
-        self._index: DenseIndex | None = None
-        if "dense" in self.methods:
-            with torch.inference_mode():
-                self._vectors = model.item_vectors()
-            self._index = DenseIndex.build(self._vectors[1:], index)
+        self._searcher = Searcher(bundle.model, index, beams)
+        self._searcher.prepare()
+        self.methods = tuple(reversed(self._searcher.methods))  # the default first
+        self._ids = None if bundle.saved.ids is None else _semantic_ids(bundle)
         self._catch_up()
 
     @property
@@ -133,9 +114,10 @@ class ServedRetriever:
             elif not any(item in self._numbers for item in request.history):
                 answers[i] = _refusal("history", "holds no item that this model knows")
             else:
-                groups.setdefault((method, 0 if method == "dense" else self._width(request)), []).append(i)
+                width = self._width(request) if "generative" in HEADS[method] else 0
+                groups.setdefault((method, width), []).append(i)
         for (method, width), rows in groups.items():
-            size = len(rows) if method == "dense" else max(1, _MAX_BEAM_ROWS // width)
+            size = max(1, _MAX_BEAM_ROWS // width) if width else len(rows)
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 answers |= zip(some, self._together(method, width, [requests[i] for i in some]), strict=True)
@@ -185,8 +167,7 @@ class ServedRetriever:
 
     @property
     def _takes_new_items(self) -> bool:
-        model = self.bundle.model
-        return isinstance(model, Liger) and model.config.text
+        return self.bundle.model.growing is not None
 
     def _ids_of(self, number: int) -> list[int]:
         assert self._ids is not None
@@ -200,49 +181,23 @@ class ServedRetriever:
 
     @torch.inference_mode()
     def _together(self, method: Method, width: int, requests: Sequence[RetrieveRequest]) -> list[Retrieved]:
-        model = self.bundle.model
         known = [[self._numbers[item] for item in r.history if item in self._numbers] for r in requests]
-        longest = max(len(numbers) for numbers in known)
-        history = torch.stack([pad(torch.tensor(n, dtype=torch.int64), (longest - len(n), 0)) for n in known])
         barred = [self._barred(request, numbers) for request, numbers in zip(requests, known, strict=True)]
-        wanted = max(request.k + len(out) for request, out in zip(requests, barred, strict=True))
-        wanted = min(wanted, len(self._names))
-        repeats = repeats_of(model, history)
-        if method == "dense":
-            assert self._index is not None
-            query = model.query(history) if isinstance(model, Liger) else model(history)
-            room = 0 if repeats is None else repeats.items.shape[1]
-            found = self._index.search(query, min(wanted + room, len(self._names)))
-            items, scores = found.rows + 1, found.scores
-            if repeats is not None:
-                items, scores = count_repeats(query, self._vectors, repeats, items, scores, wanted)
-        else:
-            assert isinstance(model, Liger)
-            if self._trie is None:
-                self._trie = ItemTrie.of(model.item_tokens)
-            beams = beam_search(self._trie, model.decoding(history), width)
-            items, scores = beams.items, beams.scores
-            if method == "hybrid":
-                query = model.query(history)
-                items, scores = hybrid_ranking(query, items, self._cold, self._vectors, wanted, repeats)
+        most = max(request.k for request in requests)
+        found = self._searcher.search(_rows(known), most, method, beams=width or None, barred=_rows(barred))
         return [
-            self._answer(request, method, numbers, out, row, own)
-            for request, numbers, out, row, own in zip(
-                requests, known, barred, items.tolist(), scores.tolist(), strict=True
-            )
+            self._answer(request, method, items, scores)
+            for request, items, scores in zip(requests, found.items.tolist(), found.scores.tolist(), strict=True)
         ]
 
-    def _barred(self, request: RetrieveRequest, history: list[int]) -> set[int]:
+    def _barred(self, request: RetrieveRequest, history: list[int]) -> list[int]:
         named = {self._numbers[item] for item in request.exclude if item in self._numbers}
-        return named | set(history) if request.exclude_history else named
+        return sorted(named | set(history) if request.exclude_history else named)
 
-    def _answer(
-        self, request: RetrieveRequest, method: Method, history: list[int], barred: set[int], items: list[int],
-        scores: list[float],
-    ) -> Retrieved:  # fmt: skip
-        kept = [(i, s) for i, s in zip(items, scores, strict=True) if i > 0 and i not in barred][: request.k]
+    def _answer(self, request: RetrieveRequest, method: Method, items: list[int], scores: list[float]) -> Retrieved:
+        kept = [(self._names[i - 1], s) for i, s in zip(items, scores, strict=True) if i > 0][: request.k]
         ignored = [item for item in request.history if item not in self._numbers]
-        return Retrieved([self._names[i - 1] for i, _ in kept], [s for _, s in kept], method, ignored)
+        return Retrieved([name for name, _ in kept], [score for _, score in kept], method, ignored)
 
     def _catch_up(self) -> None:
         """Take in what any replica has written to the journal since."""
@@ -255,7 +210,7 @@ class ServedRetriever:
     @torch.inference_mode()
     def _take_in_from(self, file: BinaryIO) -> None:
         """The whole lines behind those read before; a line that is no item is told and passed over."""
-        model, tokenizer = self.bundle.model, self.bundle.tokenizer
+        growing, tokenizer = self.bundle.model.growing, self.bundle.tokenizer
         if file.seek(0, os.SEEK_END) < self._read:
             self._read = 0  # somebody removed or emptied it; what is known already is passed over
         file.seek(self._read)
@@ -278,20 +233,15 @@ class ServedRetriever:
                 logger.error(f"{self._journal}: a line is no item and is passed over: {error}")
         if not new:
             return
-        assert isinstance(model, Liger)
+        assert growing is not None
         assert tokenizer is not None
         assert self._ids is not None
         tokens = self._ids.codes[-len(new) :] + self._ids.token_offsets
-        first = model.add_items(tokens, tokenizer.standardized(torch.stack(list(new.values()))))
+        first = growing.add_items(tokens, tokenizer.standardized(torch.stack(list(new.values()))))
         numbers = torch.arange(first, first + len(new))
         self._names.extend(new)
         self._numbers |= zip(new, numbers.tolist(), strict=True)
-        self._cold = torch.cat([self._cold, numbers])
-        self._trie = None
-        if self._index is not None:
-            vectors = model.item_vectors(numbers)
-            self._vectors = torch.cat([self._vectors, vectors])
-            self._index.add(vectors)
+        self._searcher.take_in(numbers)
 
 
 def load_served_retriever(
@@ -300,7 +250,6 @@ def load_served_retriever(
     """Raises BundleError or RegistryError when there is nothing that can be served."""
     found = reference.resolve()
     bundle = load_retriever(found.model)
-    assert isinstance(bundle.model, SASRec | Liger)
     refuse_non_finite(bundle.model, found.model)
     digest = bundle.metadata.sha256["model.safetensors"][:16]
     journal = journal_folder / f"items-{digest}-{os.getuid()}.jsonl"
@@ -309,12 +258,17 @@ def load_served_retriever(
     )
 
 
-def _can(model: Liger, method: Method) -> bool:
-    try:
-        check_method(model.config, method)
-    except ConfigError:
-        return False
-    return True
+def _semantic_ids(bundle: RetrieverBundle) -> SemanticIds:
+    assert bundle.saved.ids is not None
+    level_sizes, known = bundle.saved.ids.level_sizes, bundle.model.generative or bundle.model.growing
+    assert known is not None
+    return SemanticIds(known.item_tokens[1:] - torch.tensor((0, *level_sizes[:-1])).cumsum(0) - 1, level_sizes)
+
+
+def _rows(lists: Sequence[Sequence[int]]) -> Tensor:
+    """(B, longest) the lists, left-padded with 0."""
+    longest = max(len(numbers) for numbers in lists)
+    return torch.stack([pad(torch.tensor(n, dtype=torch.int64), (longest - len(n), 0)) for n in lists])
 
 
 def _refusal(field: str, message: str) -> RequestError:

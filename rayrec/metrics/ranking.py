@@ -43,11 +43,17 @@ def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     return ranks.masked_fill(broken, ABSENT)
 
 
-def list_ranks(retrieved: Tensor, targets: Tensor) -> Tensor:
-    """Rank (B,) int64 of each row's target in its retrieved list (B, K), best first; ABSENT where it is not in it."""
+def list_ranks(retrieved: Tensor, targets: Tensor, scores: Tensor | None = None) -> Tensor:
+    """Rank (B,) int64 of each row's target in its retrieved list (B, K), best first; ABSENT where it is not in it.
+
+    With the list's ``scores`` (B, K) ties count against the target, and a NaN among them ranks as ABSENT.
+    """
     hits = retrieved == targets.unsqueeze(1)  # (B, K)
-    first = hits.int().argmax(1) + 1
-    return torch.where(hits.any(1), first, ABSENT)
+    first, found = hits.int().argmax(1), hits.any(1)
+    if scores is None:
+        return torch.where(found, first + 1, ABSENT)
+    ranks = (scores >= scores.gather(1, first.unsqueeze(1))).sum(1)
+    return torch.where(found & ~scores.isnan().any(1), ranks, ABSENT)
 
 
 class RankingMetrics:

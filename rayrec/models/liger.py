@@ -7,14 +7,19 @@ TIGER = generative only, without text in the input; dense retriever = dense only
 LIGER's inference ranks the generative candidates and all cold items by the dense score (see ``rayrec.retrieval.hybrid``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize, pad
 
+from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, shifted_scores
 from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
+from rayrec.retrieval.repeats import Repeats
+from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Retriever
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class LigerConfig:
     repeat_bias: learn one number that the cosines of the history's own items get on top (not in the papers), in the dense head.
     input_dropout: on the input embeddings, after their norm. max_length: newest items that are read.
     """
+
+    needs_semantic_ids: ClassVar[bool] = True
+    reads_windows: ClassVar[bool] = False
 
     transformer: T5Config = field(default_factory=T5Config)
     text: bool = True
@@ -52,32 +60,17 @@ class LigerConfig:
         if not (0 <= self.input_dropout < 1 and 0 <= self.projection_dropout < 1):
             raise ValueError("input_dropout and projection_dropout must lie in [0, 1)")
 
+    def build(self, catalogue: Catalogue) -> "Liger":
+        assert catalogue.features is not None  # needs_semantic_ids
+        return Liger(catalogue.features, self)
+
 
 def tiger_config(transformer: T5Config, *, input_dropout: float = 0.1, max_length: int = 20) -> LigerConfig:
     """TIGER: no text, no dense head."""
     return LigerConfig(transformer, text=False, dense_weight=0.0, input_dropout=input_dropout, max_length=max_length)
 
 
-@dataclass(frozen=True)
-class ItemFeatures:
-    """What the model knows of N items; row 0 is padding.
-
-    tokens: (N + 1, M) int64, 0 at padding. num_tokens: size of the vocabulary, padding included.
-    text: (N + 1, E) float32 embeddings. seen: (N + 1,) bool, whether an item occurs in training; False at padding.
-    """
-
-    tokens: Tensor
-    num_tokens: int
-    text: Tensor
-    seen: Tensor
-
-    def __post_init__(self) -> None:
-        rows = {len(self.tokens), len(self.text), len(self.seen)}
-        if len(rows) != 1:
-            raise ValueError(f"tokens, text and seen describe {sorted(rows)} items; expected the same number")
-
-
-class Liger(nn.Module):
+class Liger(Retriever[Tensor]):
     """See the module. Items are 1..N; histories (B, L) are left-padded with 0, newest item last."""
 
     item_tokens: Tensor
@@ -112,6 +105,18 @@ class Liger(nn.Module):
     def num_items(self) -> int:
         return len(self.item_tokens) - 1
 
+    @property
+    def dense(self) -> DenseHead[Tensor] | None:
+        return self if self.config.dense_weight > 0 else None
+
+    @property
+    def generative(self) -> GenerativeHead[Tensor] | None:
+        return self if self.config.generative_weight > 0 else None
+
+    @property
+    def growing(self) -> Growing | None:
+        return self if self.config.text else None
+
     def add_items(self, tokens: Tensor, text: Tensor) -> int:
         """Take in n items never seen in training by tokens (n, M) and text embeddings (n, E); returns the first one's number."""
         first = len(self.item_tokens)
@@ -136,6 +141,9 @@ class Liger(nn.Module):
         x = dropout(self.input_norm(x), self.config.input_dropout, self.training).flatten(1, 2)
         real = (history > 0).repeat_interleave(levels, 1)
         return self.encoder(x, real), real
+
+    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        return self.loss(history, target)
 
     def loss(self, history: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Means () over the batch: "loss" is the weighted sum of "dense" and "generative", as far as there are such heads.
@@ -176,6 +184,11 @@ class Liger(nn.Module):
     def repeat_shift(self) -> Tensor:
         """() on top of the cosines of the history's items."""
         return self.repeat
+
+    def repeats(self, history: Tensor) -> Repeats | None:
+        if not self.config.repeat_bias:
+            return None
+        return Repeats(once_each(history[:, -self.config.max_length :]), self.repeat_shift())
 
     def decoding(self, history: Tensor) -> "LigerDecoding":
         """For ``rayrec.retrieval.beam_search``."""

@@ -11,14 +11,19 @@ with 0, newest item last; results do not depend on how much padding there is.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 
+from rayrec.models.catalogue import Catalogue
 from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, sampled_softmax_loss, shifted_scores
 from rayrec.models.layers.short_attention import attend
+from rayrec.retrieval.repeats import Repeats
+from rayrec.retrieval.retriever import DenseHead, Retriever
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class SASRecConfig:
     temperature: logits are cosines of states and items over it; None = inner products.
     repeat_bias: learn one number that logits of the history's own items get on top (not in the paper); full softmax only.
     """
+
+    needs_semantic_ids: ClassVar[bool] = False
+    reads_windows: ClassVar[bool] = True
 
     dim: int = 128
     layers: int = 2
@@ -56,14 +64,24 @@ class SASRecConfig:
         if self.repeat_bias and self.sampled_items:
             raise ValueError("repeat_bias needs the full softmax: sampled_items must be 0")
 
+    def build(self, catalogue: Catalogue) -> "SASRec":
+        return SASRec(catalogue.num_items, self, catalogue.counts)
 
-class SASRec(nn.Module):
-    """Items are 1..num_items; 0 is padding. Item embeddings are input and output weights."""
 
-    def __init__(self, num_items: int, config: SASRecConfig) -> None:
+class SASRec(Retriever[Tensor]):
+    """Items are 1..num_items; 0 is padding. Item embeddings are input and output weights.
+
+    counts: (N + 1,) occurrences in training, by which the negatives of a sampled softmax are drawn.
+    """
+
+    popularity: Tensor | None
+
+    def __init__(self, num_items: int, config: SASRecConfig, counts: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        self.num_items = num_items
+        self._num_items = num_items
+        popularity = None if counts is None else counts.double() / counts.sum().clamp_min(1)
+        self.register_buffer("popularity", popularity, persistent=False)
         self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.positions = nn.Embedding(config.max_length, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -76,6 +94,14 @@ class SASRec(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
         with torch.no_grad():
             self.items.weight[0].zero_()
+
+    @property
+    def num_items(self) -> int:
+        return self._num_items
+
+    @property
+    def dense(self) -> DenseHead[Tensor]:
+        return self
 
     def forward(self, history: Tensor) -> Tensor:
         """The predicted next item's embedding (B, D) of histories (B, L); zeros where a history is empty."""
@@ -95,9 +121,22 @@ class SASRec(nn.Module):
         logits[:, 0] = -torch.inf
         return logits
 
-    def item_vectors(self) -> Tensor:
-        """(num_items + 1, D): what an index holds; scores are inner products, and ``repeat_shift`` on top if there is one."""
-        return self.items.weight if self.config.temperature is None else normalize(self.items.weight, dim=1)
+    def query(self, history: Tensor) -> Tensor:
+        queries: Tensor = self(history)
+        return queries
+
+    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
+        """What an index holds: (n, D) of items ``rows`` (n,), or (num_items + 1, D) of all."""
+        vectors: Tensor = self.items.weight if rows is None else self.items.weight[rows]
+        return vectors if self.config.temperature is None else normalize(vectors, dim=1)
+
+    def repeats(self, history: Tensor) -> Repeats | None:
+        if not self.config.repeat_bias:
+            return None
+        return Repeats(once_each(history[:, -self.config.max_length :]), self.repeat_shift())
+
+    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        return {"loss": self.loss(history, target, *self._negatives())}
 
     def loss(
         self, inputs: Tensor, targets: Tensor, sampled: Tensor | None = None, log_sampling: Tensor | None = None
@@ -117,6 +156,16 @@ class SASRec(nn.Module):
         if sampled is None or log_sampling is None:
             return full_softmax_loss(queries, items, packed_targets)
         return sampled_softmax_loss(queries, items, packed_targets, sampled, log_sampling)
+
+    def _negatives(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Items drawn by their popularity (S,) and the log-probability of each item to be drawn (N + 1,)."""
+        count, popularity = self.config.sampled_items, self.popularity
+        if count == 0:
+            return None, None
+        if popularity is None:
+            raise ValueError("a sampled softmax draws by the items' counts; none were given")
+        sampled = torch.multinomial(popularity, count, replacement=True)
+        return sampled, popularity.clamp_min(1e-12).log().float()
 
     def _queries(self, states: Tensor) -> Tensor:
         """(..., D): whose inner products with ``item_vectors`` are the logits."""

@@ -15,9 +15,14 @@ class Repeats:
 
     def hold(self, items: Tensor) -> Tensor:
         """(B, C) bool: which of ``items`` (B, C) are in the row's history; never 0."""
-        width = 1 + max(_largest(items), _largest(self.items))
-        offset = torch.arange(len(items), device=items.device).unsqueeze(1) * width
-        return torch.isin(items + offset, self.items + offset) & (items > 0)
+        return held(items, self.items)
+
+
+def held(items: Tensor, own: Tensor) -> Tensor:
+    """(B, C) bool: which of ``items`` (B, C) are among the row's ``own`` (B, L); never 0."""
+    width = 1 + max(_largest(items), _largest(own))
+    offset = torch.arange(len(items), device=items.device).unsqueeze(1) * width
+    return torch.isin(items + offset, own + offset) & (items > 0)
 
 
 def count_repeats(

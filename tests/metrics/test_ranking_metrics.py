@@ -55,6 +55,13 @@ def test_list_ranks_agree_with_full_ranking_inside_the_list() -> None:
     assert torch.equal(inside, torch.where(full <= 10, full, ABSENT))
 
 
+def test_ties_in_a_list_with_scores_count_against_the_target_and_nan_is_a_miss() -> None:
+    items = torch.tensor([[4, 2, 9, 7], [1, 2, 3, 4], [1, 2, 3, 4]])
+    scores = torch.tensor([[3.0, 2.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0], [torch.nan, 3.0, 2.0, 1.0]])
+    assert list_ranks(items, torch.tensor([2, 1, 3]), scores).tolist() == [3, 4, ABSENT]
+    assert list_ranks(items, torch.tensor([5, 1, 3]), scores).tolist() == [ABSENT, 4, ABSENT]
+
+
 def test_states_of_two_workers_add_up_to_one_pass() -> None:
     ranks, cold = torch.tensor([1, 3, 12, ABSENT]), torch.tensor([True, False, False, True])
     whole, left, right = RankingMetrics(), RankingMetrics(), RankingMetrics()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from rayrec.models.liger import ItemFeatures, Liger, LigerConfig, tiger_config
+from rayrec.models.catalogue import ItemFeatures
+from rayrec.models.liger import Liger, LigerConfig, tiger_config
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking

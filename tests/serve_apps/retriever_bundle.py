@@ -8,7 +8,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
 from rayrec.families.retriever.task import RetrievalConfig
-from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
+from rayrec.models.catalogue import ItemFeatures
+from rayrec.models.liger import Liger, LigerConfig
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer

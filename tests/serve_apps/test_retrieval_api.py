@@ -157,7 +157,7 @@ def test_what_a_request_excludes_never_widens_the_search_of_its_company(
         searched.append((len(found.items), beams))
         return found
 
-    monkeypatch.setattr("serve_apps.served_retriever.beam_search", noted)
+    monkeypatch.setattr("rayrec.retrieval.searching.beam_search", noted)
     plain = RetrieveRequest(history=HISTORY, method="generative")
     greedy = RetrieveRequest(
         history=HISTORY * 500, k=200, method="generative", exclude=["nothing"] * 1000, exclude_history=True

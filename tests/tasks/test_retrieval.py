@@ -17,13 +17,14 @@ from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
 from rayrec.families.retriever.semantic_id_files import read_semantic_ids, write_semantic_ids
-from rayrec.families.retriever.task import Method, ModelName, RetrievalConfig
+from rayrec.families.retriever.task import ModelName, RetrievalConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.t5 import T5Config
 from rayrec.optim import OptimizerConfig
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.rqvae import RqVaeConfig
+from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig, Worker
@@ -102,7 +103,7 @@ def judged(folders: tuple[Path, Path], bundle: RetrieverBundle, method: Method) 
     task, data = experiment(folders, bundle.saved.retrieval.model).task(), sequence_data().interactions
     evaluation = task.new_evaluation()
     for batch in JudgedSequences(data, leave_one_out(data).test, SequenceStreamConfig(), length=4).epoch_batches():
-        task.observe(evaluation, task.ranks(bundle.model, batch, method), batch)
+        task.observe(evaluation, task.ranks(task.searcher(bundle.model), batch, method), batch)
     return task.summarize(evaluation)
 
 
@@ -172,7 +173,7 @@ def test_a_method_without_its_head_is_refused(folders: tuple[Path, Path]) -> Non
     task = wanted.task()
     batch = next(wanted.data(Worker()).open_evaluation("test", 1).epoch_batches())
     with pytest.raises(ConfigError, match="needs a generative head"):
-        task.ranks(task.build(), batch, "hybrid")
+        task.ranks(task.searcher(task.build()), batch, "hybrid")
 
 
 @pytest.mark.parametrize("method", ["kmeans", "rqvae"])

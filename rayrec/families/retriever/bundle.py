@@ -14,8 +14,8 @@ from torch import nn
 
 from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_weights, read_metadata, write_model
 from rayrec.families.retriever.task import RetrievalConfig
-from rayrec.models.liger import ItemFeatures, Liger
-from rayrec.models.sasrec import SASRec
+from rayrec.models.catalogue import Catalogue, ItemFeatures
+from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.semantic_tokenizer import SemanticTokenizer, TokenizerConfig
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json
 
@@ -34,7 +34,7 @@ class SavedIds:
 
 @dataclass(frozen=True)
 class SavedRetriever:
-    """What ``model_config`` of the bundle's config.json holds. ids: None for SASRec."""
+    """What ``model_config`` of the bundle's config.json holds. ids: None for a model that reads none."""
 
     retrieval: RetrievalConfig
     num_items: int
@@ -49,7 +49,7 @@ class ItemNames:
 class RetrieverModules(nn.Module):
     """The model and, where there are semantic IDs, their tokenizer."""
 
-    def __init__(self, model: SASRec | Liger, tokenizer: SemanticTokenizer | None) -> None:
+    def __init__(self, model: Retriever[Any], tokenizer: SemanticTokenizer | None) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -61,7 +61,7 @@ class RetrieverBundle:
 
     path: Path
     saved: SavedRetriever
-    model: SASRec | Liger
+    model: Retriever[Any]
     tokenizer: SemanticTokenizer | None
     names: tuple[str, ...]
     metadata: BundleMetadata
@@ -109,16 +109,13 @@ def load_retriever(folder: Path | str, device: torch.device | str = "cpu") -> Re
 
 def _skeleton(saved: SavedRetriever) -> RetrieverModules:
     """Modules of the right shapes, to load weights into."""
-    if saved.retrieval.model == "sasrec":
-        return RetrieverModules(SASRec(saved.num_items, saved.retrieval.sasrec), None)
-    if saved.ids is None:
+    architecture, ids, rows = saved.retrieval.architecture, saved.ids, saved.num_items + 1
+    seen, counts = torch.zeros(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64)
+    if not architecture.needs_semantic_ids:
+        return RetrieverModules(architecture.build(Catalogue(saved.num_items, seen, counts, None)), None)
+    if ids is None:
         raise BundleError(f"a {saved.retrieval.model} without semantic IDs")
-    rows, ids = saved.num_items + 1, saved.ids
-    features = ItemFeatures(
-        torch.zeros(rows, len(ids.level_sizes), dtype=torch.int64),
-        sum(ids.level_sizes) + 1,
-        torch.zeros(rows, ids.dim),
-        torch.zeros(rows, dtype=torch.bool),
-    )
-    model = Liger(features, saved.retrieval.liger_config)
+    tokens = torch.zeros(rows, len(ids.level_sizes), dtype=torch.int64)
+    features = ItemFeatures(tokens, sum(ids.level_sizes) + 1, torch.zeros(rows, ids.dim), seen)
+    model = architecture.build(Catalogue(saved.num_items, seen, counts, features))
     return RetrieverModules(model, SemanticTokenizer(ids.dim, ids.tokenizer))

@@ -6,9 +6,10 @@ from typing import Literal
 
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.judging import Judgement, judge, methods_of
+from rayrec.families.retriever.judging import Judgement, judge
 from rayrec.reporting import Table
 from rayrec.reporting.page import number
+from rayrec.retrieval.searching import HEADS
 from rayrec.typed_json import ConfigError, from_plain
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -34,10 +35,11 @@ class EvaluateRetriever:
         task = experiment.task()
         if task.catalogue.num_items != bundle.saved.num_items:
             raise ConfigError(f"{experiment.sequences}: other items than those of {bundle.path}")
+        searcher = task.searcher(bundle.model)
         return [
-            judge(experiment, task, bundle.model, method, split=self.split, beams=beams)
-            for method in methods_of(bundle.model)
-            for beams in ((None,) if method == "dense" else self.beams)
+            judge(experiment, task, searcher, method, split=self.split, beams=beams)
+            for method in searcher.methods
+            for beams in (self.beams if "generative" in HEADS[method] else (None,))
         ]
 
     def evaluate(self, folder: Path) -> Table:

@@ -15,9 +15,8 @@ from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
 from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
 from rayrec.families.retriever.semantic_id_files import SavedSemanticIds, read_semantic_ids
-from rayrec.families.retriever.task import Catalogue, RetrievalConfig, RetrievalTask
-from rayrec.models.liger import ItemFeatures, Liger
-from rayrec.models.sasrec import SASRec
+from rayrec.families.retriever.task import RetrievalConfig, RetrievalTask
+from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.optim import OptimizerConfig
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.loop import LoopConfig, TrainingData, Worker
@@ -51,7 +50,7 @@ class SplitConfig:
 class RetrieverExperiment:
     """Everything that decides a trained retriever; logged whole, and enough to repeat the run.
 
-    sequences: folder of an imported sequence data set. semantic_ids: folder of ``jobs.semantic_ids``, for all models but SASRec.
+    sequences: folder of an imported sequence data set. semantic_ids: folder of ``jobs.semantic_ids``, for models that read them.
     """
 
     sequences: Path
@@ -89,18 +88,18 @@ class RetrieverExperiment:
 
     def ids(self) -> SavedSemanticIds | None:
         """The semantic IDs, where the model has use for them."""
-        if self.semantic_ids is None or self.retrieval.model == "sasrec":
+        if self.semantic_ids is None or not self.retrieval.architecture.needs_semantic_ids:
             return None
         return read_semantic_ids(self.semantic_ids)
 
     def data(self, worker: Worker) -> TrainingData[HistoryBatch]:
         interactions = _data(self.sequences).interactions
-        split, length = self.split.split(_data(self.sequences)), self.retrieval.max_length
+        architecture = self.retrieval.architecture
+        split, length = self.split.split(_data(self.sequences)), architecture.max_length
 
         def open_training(start: StreamPosition, epochs: int) -> TrainingSequences:
-            windows = self.retrieval.model == "sasrec"
             return TrainingSequences(
-                interactions, split, self.stream, length=length, windows=windows,
+                interactions, split, self.stream, length=length, windows=architecture.reads_windows,
                 rank=worker.rank, world_size=worker.size, start=start,
             )  # fmt: skip
 
@@ -117,7 +116,6 @@ class RetrieverExperiment:
     def save_bundle(self, checkpoint: Path, folder: Path) -> Path:
         task, saved = self.task(), self.ids()
         model = task.build()
-        assert isinstance(model, SASRec | Liger)
         model.load_state_dict(best_weights(checkpoint))
         names = tuple(_data(self.sequences).items.names.to_pylist())
         ids, tokenizer = None, None

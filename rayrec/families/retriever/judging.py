@@ -3,17 +3,13 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.task import Method, RetrievalTask
-from rayrec.models.liger import Liger
-from rayrec.models.sasrec import SASRec
+from rayrec.families.retriever.task import RetrievalTask
+from rayrec.retrieval.searching import HEADS, Method, Searcher
 from rayrec.training.loop import Worker
 from rayrec.typed_json import ConfigError
-
-METHODS: tuple[Method, ...] = ("dense", "generative", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -30,35 +26,21 @@ class Judgement:
     index_bytes: int
 
 
-def methods_of(model: SASRec | Liger) -> tuple[Method, ...]:
-    """By which a model can retrieve."""
-    if isinstance(model, SASRec):
-        return ("dense",)
-    weights = {"dense": model.config.dense_weight, "generative": model.config.generative_weight}
-    return tuple(
-        m for m in METHODS if all(weights[w] > 0 for w in (("dense", "generative") if m == "hybrid" else (m,)))
-    )
-
-
-@torch.no_grad()
 def judge(
-    experiment: RetrieverExperiment, task: RetrievalTask, model: SASRec | Liger, method: Method,
+    experiment: RetrieverExperiment, task: RetrievalTask, searcher: Searcher[Any], method: Method,
     *, split: str = "test", beams: int | None = None,
 ) -> Judgement:  # fmt: skip
     """One pass over a split of the experiment's data. Raises ConfigError for a split or method that is not there."""
     if split not in ("valid", "test"):
         raise ConfigError(f"split must be valid or test, not {split!r}")
-    model.eval()
+    searcher.model.eval()
     evaluation, users, seconds = task.new_evaluation(), 0, 0.0
     for batch in experiment.data(Worker()).open_evaluation(split, 1).epoch_batches():
         started = time.perf_counter()
-        ranks = task.ranks(model, batch, method, beams)
+        ranks = task.ranks(searcher, batch, method, beams)
         seconds += time.perf_counter() - started
         users += len(batch)
         task.observe(evaluation, ranks, batch)
-    width = model.config.dim if isinstance(model, SASRec) else model.config.transformer.dim
-    vectors = 4 * width * model.num_items
-    codes = 0 if isinstance(model, SASRec) else 2 * model.item_tokens[1:].numel()
-    stored = {"dense": vectors, "generative": codes, "hybrid": vectors + codes}[method]
-    used = None if method == "dense" else beams or task.config.beams
-    return Judgement(method, used, task.summarize(evaluation), 1000 * seconds / max(users, 1), stored)
+    used = beams or searcher.beams if "generative" in HEADS[method] else None
+    milliseconds = 1000 * seconds / max(users, 1)
+    return Judgement(method, used, task.summarize(evaluation), milliseconds, searcher.stored_bytes(method))

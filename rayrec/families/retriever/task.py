@@ -1,26 +1,41 @@
 """The retrieval task: the next item of a history by SASRec, TIGER, a dense text retriever or LIGER, judged by full ranking."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from rayrec.data.sequences.batches import HistoryBatch
-from rayrec.metrics.ranking import RankingMetrics, list_ranks, target_ranks
-from rayrec.models.layers.item_softmax import once_each
-from rayrec.models.liger import ItemFeatures, Liger, LigerConfig
-from rayrec.models.sasrec import SASRec, SASRecConfig
-from rayrec.retrieval.beam_search import beam_search
-from rayrec.retrieval.hybrid import hybrid_ranking
-from rayrec.retrieval.repeats import Repeats
-from rayrec.retrieval.trie import ItemTrie
+from rayrec.metrics.ranking import ABSENT, RankingMetrics, list_ranks
+from rayrec.models.catalogue import Catalogue
+from rayrec.models.liger import LigerConfig
+from rayrec.models.sasrec import SASRecConfig
+from rayrec.retrieval.retriever import Retriever
+from rayrec.retrieval.searching import Method, Searcher
 from rayrec.training.task import Evaluation, Loss
 from rayrec.typed_json import ConfigError
 
 ModelName = Literal["sasrec", "tiger", "dense", "liger"]
-Method = Literal["dense", "generative", "hybrid"]
+
+
+class Architecture(Protocol):
+    """The config of a model, and all that the family asks of it.
+
+    needs_semantic_ids: whether ``Catalogue.features`` must be there. reads_windows: trains at every position of a window, else
+    on prefixes with one target each. max_length: newest items of a history that are read.
+    """
+
+    @property
+    def needs_semantic_ids(self) -> bool: ...
+
+    @property
+    def reads_windows(self) -> bool: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def build(self, catalogue: Catalogue) -> Retriever[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class RetrievalConfig:
     model: "sasrec" takes its settings from ``sasrec``, the others from ``liger``: "tiger" without text and dense head, "dense"
     without the generative one.
     objective: what early stopping and sweeps watch, over the validation targets that were seen in training.
-    beams: of the generative candidates in evaluations.
+    beams: of the generative candidates in evaluations; also the depth to which every method's list is judged.
     """
 
     model: ModelName = "sasrec"
@@ -47,35 +62,23 @@ class RetrievalConfig:
             raise ValueError(f"beams {self.beams} must be at least the largest cutoff, {max(self.cutoffs)}")
 
     @property
-    def liger_config(self) -> LigerConfig:
-        """``liger`` as ``model`` means it."""
-        if self.model == "tiger":
-            return replace(self.liger, text=False, dense_weight=0.0, generative_weight=1.0, repeat_bias=False)
-        if self.model == "dense":
-            return replace(self.liger, text=True, dense_weight=1.0, generative_weight=0.0)
-        return self.liger
+    def depth(self) -> int:
+        """Places of a list that count, for whatever method."""
+        return self.beams
 
     @property
-    def max_length(self) -> int:
-        return self.sasrec.max_length if self.model == "sasrec" else self.liger.max_length
-
-    @property
-    def selection(self) -> Method:
-        """By which method models are judged while they train: LIGER by its dense head, as in the paper."""
-        return "generative" if self.model == "tiger" else "dense"
+    def architecture(self) -> Architecture:
+        """Settings of the model that ``model`` names."""
+        return MODELS[self.model](self)
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """What a retriever must know of the items: how many there are, which were seen in training, how often, and their features.
-
-    seen: (N + 1,) bool. counts: (N + 1,) int64, occurrences in training. features: None = only SASRec can be built.
-    """
-
-    num_items: int
-    seen: Tensor
-    counts: Tensor
-    features: ItemFeatures | None
+MODELS: Mapping[ModelName, Callable[[RetrievalConfig], Architecture]] = {
+    "sasrec": lambda c: c.sasrec,
+    "tiger": lambda c: replace(c.liger, text=False, dense_weight=0.0, generative_weight=1.0, repeat_bias=False),
+    "dense": lambda c: replace(c.liger, text=True, dense_weight=1.0, generative_weight=0.0),
+    "liger": lambda c: c.liger,
+}
+"""The retrievers of this family: a new one is a model file, its settings in ``RetrievalConfig`` and a line here."""
 
 
 class RetrievalTask:
@@ -85,53 +88,39 @@ class RetrievalTask:
     objective_mode: Literal["min", "max"] = "max"
 
     def __init__(self, catalogue: Catalogue, config: RetrievalConfig) -> None:
-        if config.model != "sasrec" and catalogue.features is None:
+        if config.architecture.needs_semantic_ids and catalogue.features is None:
             raise ConfigError(f"model {config.model!r} needs semantic_ids; make them with python -m jobs.semantic_ids")
         self.catalogue, self.config = catalogue, config
         self.methods: nn.Module = nn.Module()
-        self._judges: dict[torch.device, _Judge] = {}
-        self._popularity = catalogue.counts.double() / catalogue.counts.sum().clamp_min(1)
+        self._searcher: Searcher[Any] | None = None
 
-    def build(self) -> nn.Module:
-        if self.config.model == "sasrec":
-            return SASRec(self.catalogue.num_items, self.config.sasrec)
-        assert self.catalogue.features is not None
-        return Liger(self.catalogue.features, self.config.liger_config)
+    def build(self) -> Retriever[Any]:
+        return self.config.architecture.build(self.catalogue)
+
+    def searcher(self, model: Retriever[Any]) -> Searcher[Any]:
+        return Searcher(model, beams=self.config.beams)
 
     def loss(self, model: nn.Module, batch: HistoryBatch, unlabeled: HistoryBatch | None = None) -> Loss:
-        if isinstance(model, SASRec):
-            total = model.loss(batch.history, batch.target, *self._negatives(batch.history.device))
-            return Loss(total, {"loss": total.detach()})
-        assert isinstance(model, Liger)
-        parts = model.loss(batch.history, batch.target)
+        parts = _retriever(model).losses(batch.history, batch.target)
         return Loss(parts["loss"], {name: value.detach() for name, value in parts.items()})
 
     def predict(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
-        """Ranks (B,) of the targets by the method that selects models."""
-        return self.ranks(model, batch, self.config.selection)
+        """Ranks (B,) of the targets by the method that selects models: LIGER's dense head, as in the paper."""
+        retriever = _retriever(model)
+        if self._searcher is None or self._searcher.model is not retriever:
+            self._searcher = self.searcher(retriever)
+        self._searcher.weights_changed()  # the model may have been trained on since the last batch
+        return self.ranks(self._searcher, batch, self._searcher.methods[0])
 
-    def ranks(self, model: nn.Module, batch: HistoryBatch, method: Method, beams: int | None = None) -> Tensor:
-        """Ranks (B,) of the targets by a method: among all items (dense), or in the ranked list (generative, hybrid).
+    def ranks(self, searcher: Searcher[Any], batch: HistoryBatch, method: Method, beams: int | None = None) -> Tensor:
+        """Ranks (B,) of the targets among the ``depth`` items that the method finds first; ABSENT beyond.
 
-        Raises ConfigError when the model has no such head.
+        Ties count against the target. Raises ConfigError when the model lacks a head.
         """
-        if isinstance(model, SASRec):
-            if method != "dense":
-                raise ConfigError(f"method {method!r} needs a generative head; SASRec has none")
-            return target_ranks(model.scores(batch.history), batch.target)
-        assert isinstance(model, Liger)
-        check_method(model.config, method)
-        if method == "dense":
-            return target_ranks(model.dense_scores(batch.history), batch.target)
-        judge = self._judge(model)
-        width = beams or self.config.beams
-        generated = beam_search(judge.trie, model.decoding(batch.history), width).items
-        if method == "generative":
-            return list_ranks(generated, batch.target)
-        vectors = model.item_vectors()
-        query, repeats = model.query(batch.history), repeats_of(model, batch.history)
-        ranked, _ = hybrid_ranking(query, generated, judge.cold, vectors, max(self.config.cutoffs), repeats)
-        return list_ranks(ranked, batch.target)
+        depth = self.config.depth
+        found = searcher.search(batch.history, depth + 1, method, beams=beams)  # one more shows a tie at the end
+        ranks = list_ranks(found.items, batch.target, found.scores)
+        return ranks.masked_fill(ranks > depth, ABSENT)
 
     def observe(self, evaluation: Evaluation, outputs: Tensor, batch: HistoryBatch) -> None:
         assert isinstance(evaluation, RankingMetrics)
@@ -160,43 +149,7 @@ class RetrievalTask:
     def objective_name(self) -> str:
         return f"valid/in_set_{self.config.objective}"
 
-    def _negatives(self, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Items drawn by their popularity (S,) and the log-probability of each item to be drawn (N + 1,)."""
-        count = self.config.sasrec.sampled_items
-        if count == 0:
-            return None, None
-        sampled = torch.multinomial(self._popularity, count, replacement=True)
-        return sampled.to(device), self._popularity.clamp_min(1e-12).log().float().to(device)
 
-    def _judge(self, model: Liger) -> "_Judge":
-        device = model.item_tokens.device
-        if device not in self._judges:
-            cold = (~model.seen).nonzero().squeeze(1)[1:]
-            self._judges[device] = _Judge(ItemTrie.of(model.item_tokens).to(device), cold)
-        return self._judges[device]
-
-
-def repeats_of(model: SASRec | Liger, history: Tensor) -> Repeats | None:
-    """What the scores of ``model`` by inner products lack for histories (B, L); None where they lack nothing."""
-    if not model.config.repeat_bias:
-        return None
-    return Repeats(once_each(history[:, -model.config.max_length :]), model.repeat_shift())
-
-
-def check_method(config: LigerConfig, method: Method) -> None:
-    """Raises ConfigError when a model of ``config`` cannot retrieve by ``method``."""
-    missing = [
-        name
-        for name, weight in (("dense", config.dense_weight), ("generative", config.generative_weight))
-        if method in (name, "hybrid") and weight == 0
-    ]
-    if missing:
-        raise ConfigError(f"method {method!r} needs a {' and a '.join(missing)} head; this model was trained without")
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """What decoding needs beside the model, made once."""
-
-    trie: ItemTrie
-    cold: Tensor
+def _retriever(model: nn.Module) -> Retriever[Any]:
+    assert isinstance(model, Retriever)
+    return model

@@ -1,0 +1,88 @@
+"""What a retriever is to those who train, judge, store and serve it: a module with a loss and one or two heads to search by.
+
+A history is what one model reads of its users: for most a Tensor (B, L) of item numbers, left-padded with 0, newest item last.
+"""
+
+from collections.abc import Mapping
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from rayrec.retrieval.beam_search import Decoding
+from rayrec.retrieval.repeats import Repeats
+
+H = TypeVar("H")
+H_contra = TypeVar("H_contra", contravariant=True)
+
+
+class DenseHead(Protocol[H_contra]):
+    """Scores are inner products of what a history asks for and what an item is."""
+
+    def query(self, history: H_contra) -> Tensor:
+        """(B, D)."""
+        ...
+
+    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
+        """(n, D) of items ``rows`` (n,), or (N + 1, D) of all; row 0 belongs to no item."""
+        ...
+
+    def repeats(self, history: H_contra) -> Repeats | None:
+        """What the history's own items get on top of their inner products; None: nothing."""
+        ...
+
+
+class GenerativeHead(Protocol[H_contra]):
+    """Emits an item as its tuple of tokens.
+
+    item_tokens: (N + 1, M) int64, row 0 padding, the others all different. seen: (N + 1,) bool, whether an item occurs in
+    training; row 0 does not.
+    """
+
+    @property
+    def item_tokens(self) -> Tensor: ...
+
+    @property
+    def seen(self) -> Tensor: ...
+
+    def decoding(self, history: H_contra) -> Decoding:
+        """The tuples' log-probabilities, token by token, for ``rayrec.retrieval.beam_search``."""
+        ...
+
+
+class Growing(Protocol):
+    """Knows items by what describes them, and takes in new ones without training."""
+
+    @property
+    def item_tokens(self) -> Tensor: ...
+
+    def add_items(self, tokens: Tensor, text: Tensor) -> int:
+        """Append n items by tokens (n, M) and text embeddings (n, E); returns the number of the first one."""
+        ...
+
+
+class Retriever(nn.Module, Generic[H]):
+    """The base of all retrievers. Items are 1..num_items.
+
+    A model returns itself, or the part of it that does the work, for each head that it has; ``rayrec.retrieval.searching`` then
+    finds items by it, in judging and in serving alike.
+    """
+
+    @property
+    def num_items(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def dense(self) -> DenseHead[H] | None:
+        return None
+
+    @property
+    def generative(self) -> GenerativeHead[H] | None:
+        return None
+
+    @property
+    def growing(self) -> Growing | None:
+        return None
+
+    def losses(self, history: H, target: Tensor) -> Mapping[str, Tensor]:
+        """Scalars () by name: "loss" is what is minimized, the others are its parts. target: (B,), or (B, L) for windows."""
+        raise NotImplementedError
