@@ -4,7 +4,6 @@ Running the same command again goes on where a killed comparison stopped; with m
 """
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from rayrec.bundle import BundleError
-from rayrec.data.log import LogError
+from rayrec.errors import UserError, told
 from rayrec.families.ranker.task import RankingTask
 from rayrec.families.table import AnyExperiment, read_experiment
-from rayrec.registry import RegistryError
+from rayrec.files import write_text_atomically
 from rayrec.reporting import write_page
 from rayrec.reporting.page import text_table
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
@@ -39,12 +37,12 @@ from rayrec.runs.comparison_report import (
 )
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, from_json, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json
 
 SHOWN_METRICS = 2  # in the terminal; the report has all
 
 
-class TrialsFailed(RuntimeError):
+class TrialsFailed(UserError):
     """Some trials failed, after all others were done and reported."""
 
 
@@ -276,10 +274,8 @@ def _report(state: ComparisonState, split: str, choices: Mapping[str, ArmChoice]
 
 
 def main() -> None:
-    try:
+    with told():
         compare(tyro.cli(Compare, description=__doc__))
-    except (BundleError, ConfigError, LogError, RegistryError, TrialsFailed) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

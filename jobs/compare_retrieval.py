@@ -7,7 +7,6 @@ running the same command again goes on where a killed one stopped, and the repor
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +15,18 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
+from rayrec.errors import told
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import Judgement, judge
 from rayrec.families.retriever.task import ModelName
+from rayrec.files import write_text_atomically
 from rayrec.reporting import Section, Table, write_page
 from rayrec.reporting.page import number
 from rayrec.retrieval.searching import HEADS
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.reporters import FolderReporter
-from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 COLUMNS = ("in_set recall@5", "in_set ndcg@5", "in_set recall@10", "in_set ndcg@10", "cold recall@10", "cold ndcg@10")
 
@@ -214,10 +215,8 @@ def _cell(mean: float | None, deviation: float | None) -> str:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(CompareRetrieval, description=__doc__))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ new one.
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +20,12 @@ import tyro
 from jobs.example_request import curl_command, example_request
 from jobs.presets import experiment_for
 from jobs.serve import reference_to
-from rayrec.data.importing.reading import SourceError
-from rayrec.data.log import Log, LogError
+from rayrec.data.log import Log
 from rayrec.data.public.logs import PublicName, import_public
 from rayrec.data.simulation import SimulatedLogs, SimulationConfig, simulate
+from rayrec.errors import told
 from rayrec.families.ranker.bundle import load_bundle
+from rayrec.files import write_text_atomically
 from rayrec.registry import ResolvedModel, resolve_model, runs_folder, tracking_uri
 from rayrec.reporting import Section, Table, write_page
 from rayrec.reporting.page import number
@@ -35,9 +35,8 @@ from rayrec.runs.run_report import run_sections
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, sweep
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, write_text_atomically
 from serve_apps.access import TOKEN_VARIABLE
-from serve_apps.deploying import DeploymentError, serving
+from serve_apps.deploying import serving
 from serve_apps.ranker import RankerService
 from tune_spaces import find_space
 
@@ -173,10 +172,8 @@ def _sections(
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(Demo, description=__doc__))
-    except (SourceError, LogError, ConfigError, DeploymentError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the shard it was at.
 
 import hashlib
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 
 from rayrec.data.sequences import read_sequences
 from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, write_shard
+from rayrec.errors import told
 from rayrec.runs.cluster import connect
-from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
+from rayrec.text.encoder import TextEncoder, TextEncoderConfig
 from rayrec.typed_json import ConfigError
 
 
@@ -96,10 +96,8 @@ def _embed(command: EmbedItems, texts: pa.Array, waiting: list[int]) -> None:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(EmbedItems, description=__doc__))
-    except (ConfigError, EncoderError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ from typing import Protocol
 
 import tyro
 
-from rayrec.bundle import BundleError, bundle_kind
-from rayrec.data.log import LogError
-from rayrec.data.log.schema import SchemaError
+from rayrec.bundle import bundle_kind
+from rayrec.errors import told
 from rayrec.families.table import family_of, follow
-from rayrec.registry import RegistryError, resolve_model
+from rayrec.registry import resolve_model
 from rayrec.reporting import Table
 from rayrec.reporting.page import text_table
 from rayrec.typed_json import ConfigError
@@ -44,10 +43,8 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(__doc__.strip())
         sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
-    try:
+    with told():
         run(sys.argv[1], sys.argv[2:])
-    except (BundleError, ConfigError, LogError, RegistryError, SchemaError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Bad rows are set aside in LOG/quarantine and counted by reason; a broken file is
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -12,12 +11,11 @@ from typing import Annotated, Any, Union
 import tyro
 
 from rayrec.data.importing.importing import ImportOptions
-from rayrec.data.importing.reading import SourceError
 from rayrec.data.importing.table import TableFiles, TextFormat, import_table
-from rayrec.data.log import SPLITS, Log, LogError
+from rayrec.data.log import SPLITS, Log
 from rayrec.data.log.splitting import ColumnSplit, FileSplit, HashSplit, OrderSplit, TimeSplit
 from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName, import_public
-from rayrec.typed_json import ConfigError
+from rayrec.errors import told
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,8 @@ def print_summary(path: Path) -> None:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(Command, description=__doc__))
-    except (SourceError, LogError, ConfigError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

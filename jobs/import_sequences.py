@@ -4,7 +4,6 @@ One row a user, items with their text and attributes; see rayrec/data/sequences/
 names file and line, and nothing half-written remains.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ from rayrec.data.public.amazon2018 import read_amazon2018_processed, read_amazon
 from rayrec.data.public.movielens import read_movielens
 from rayrec.data.public.steam import read_steam
 from rayrec.data.public.yelp import read_yelp
-from rayrec.data.sequences import InteractionsError, SequenceData, leave_one_out, write_sequences
+from rayrec.data.sequences import SequenceData, leave_one_out, write_sequences
 from rayrec.data.sequences.events import EventFilter
 from rayrec.data.sequences.table import TableColumns, read_table
+from rayrec.errors import told
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,8 @@ def main() -> None:
         "amazon2014": Amazon2014, "amazon2018": Amazon2018, "amazon2018-raw": Amazon2018Raw, "steam": Steam, "yelp": Yelp,
         "movielens": MovieLens, "table": Table,
     }  # fmt: skip
-    try:
+    with told():
         run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
-    except InteractionsError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ split, unless --tokenizer names a local tokenizer folder.
 """
 
 import json
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from rayrec.data.log import LogError
 from rayrec.data.public.amazon2018 import read_amazon2018_processed
-from rayrec.data.sequences.interactions import InteractionsError
 from rayrec.data.text_stream import TextImport, documents, text_files, write_blocks, write_documents
+from rayrec.errors import told
 from rayrec.runs.cluster import connect
-from rayrec.text.tokenizer import TokenizerError, read_tokenizer, train_tokenizer
+from rayrec.text.tokenizer import read_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -97,10 +95,8 @@ def _import(source: TextImport, options: ImportOptions) -> Path:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(Command, description=__doc__))
-    except (LogError, InteractionsError, TokenizerError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ FOLDER/labeled keeps that share of the training rows (and all rows of the other 
 labels: for --log and --unlabeled of a training run.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import tyro
 
 from rayrec.data.log import Log
 from rayrec.data.log.scarce_labels import keep_labels
+from rayrec.errors import told
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,8 @@ def run(command: KeepLabels) -> None:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(KeepLabels, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ and counts. --card-gib: what fits such a card beside --reserve-gib for activatio
 """
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 import tyro
 from torch import nn
 
+from rayrec.errors import told
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.models.llama import SHAPES, LlamaConfig, LlamaLanguageModel, ShapeName
 from rayrec.optim import OptimizerConfig, build_optimizer
@@ -150,10 +150,8 @@ def print_memory(name: str, predicted: TrainingMemory, measured: TrainingMemory 
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(Command, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

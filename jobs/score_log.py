@@ -4,14 +4,13 @@ The new log holds the same rows with the model's probabilities as more columns (
 selection or analysis. Running the same command again goes on where a killed job stopped.
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from rayrec.bundle import BundleError
 from rayrec.data.log import Log
+from rayrec.errors import told
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.runs.cluster import connect
 
@@ -38,10 +37,8 @@ def run(command: ScoreLog) -> Log:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(ScoreLog, description=__doc__))
-    except (ValueError, BundleError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Prints every feature's influence and the ``ignored_features`` of a student that keeps the most influential ones.
 """
 
-import sys
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,15 +14,17 @@ import tyro
 
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.errors import told
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.scoring import features_of
+from rayrec.files import write_text_atomically
 from rayrec.methods.feature_selection import (
     FeatureSelectionConfig,
     influences,
     keep_most_influential,
     permutation_importances,
 )
-from rayrec.typed_json import to_json, write_text_atomically
+from rayrec.typed_json import to_json
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,8 @@ def run(command: SelectFeatures) -> FeatureRanking:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(SelectFeatures, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

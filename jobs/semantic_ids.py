@@ -4,7 +4,6 @@ Residual k-means by default (seconds), or an RQ-VAE. Without embeddings the item
 shows usage, collisions, reconstruction, and items that share prefixes.
 """
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import tyro
 
 from rayrec.data.sequences import SequenceData, read_sequences
 from rayrec.data.sequences.item_embeddings import read_embeddings
+from rayrec.errors import told
 from rayrec.families.retriever.semantic_id_files import write_semantic_ids
 from rayrec.reporting import Section, Table, write_page
 from rayrec.retrieval.attribute_embeddings import attribute_embeddings
@@ -103,10 +103,8 @@ def _say(epoch: int, train: float, held_out: float) -> None:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(MakeSemanticIds, description=__doc__))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

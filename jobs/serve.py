@@ -20,11 +20,11 @@ from jobs.example_request import curl_command, example_request
 from rayrec.bundle import BundleError, bundle_kind
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.schema import SchemaError
+from rayrec.errors import told
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.registry import Registry, RegistryError, ResolvedModel, resolve_model
 from rayrec.runs.cluster import connect
-from rayrec.typed_json import ConfigError
 from serve_apps.access import token_sha256
 from serve_apps.deploying import DeploymentError, serving
 from serve_apps.ranker import RankerService
@@ -150,10 +150,8 @@ def main() -> None:
     command = tyro.cli(Serve, description=__doc__)
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    try:
+    with told():
         run(command, stop)
-    except (BundleError, RegistryError, LogError, ConfigError, DeploymentError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rayrec.data.log import LogError
 from rayrec.data.simulation import SimulatedLogs, SimulationConfig, simulate
-from rayrec.typed_json import ConfigError
+from rayrec.errors import told
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,8 @@ def print_summary(logs: SimulatedLogs, seconds: float) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that half-written logs are removed
-    try:
+    with told():
         run(tyro.cli(Simulate, description=__doc__))
-    except (ConfigError, LogError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -3,21 +3,18 @@
 Running the same command again goes on where a killed sweep stopped.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from jobs.train import by_family, print_result
-from rayrec.bundle import BundleError
-from rayrec.data.log import LogError
+from rayrec.errors import told
 from rayrec.families.table import family_of
 from rayrec.runs.sweep_trial import ranked
-from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepFailed, sweep
+from rayrec.runs.sweeping import FinishedSweep, SweepConfig, sweep
 from rayrec.training.experiment import Experiment
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError
 from tune_spaces import find_space
 
 E = TypeVar("E", bound=Experiment)
@@ -65,10 +62,8 @@ def print_trials(finished: FinishedSweep) -> None:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.extras.subcommand_cli_from_dict(by_family(Sweep), description=__doc__))
-    except (BundleError, ConfigError, LogError, SweepFailed) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,22 +4,18 @@ Running the same command again goes on where a killed run stopped. ``repeat`` tr
 logged.
 """
 
-import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from rayrec.bundle import BundleError
-from rayrec.data.log import LogError
+from rayrec.errors import told
 from rayrec.families.table import FAMILIES, read_experiment
-from rayrec.registry import RegistryError
 from rayrec.runs.ray_train import FinishedRun, fit
 from rayrec.runs.run_report import metric_names
 from rayrec.training.experiment import Experiment, ScalingOptions
 from rayrec.training.task import COUNTS
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError
 
 E = TypeVar("E", bound=Experiment)
 
@@ -81,10 +77,8 @@ def by_family(command: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    try:
+    with told():
         train(tyro.extras.subcommand_cli_from_dict({**by_family(Train), "repeat": Repeat}, description=__doc__))
-    except (BundleError, ConfigError, LogError, RegistryError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ What else lies in it is the family's: ``rayrec.families.<family>.bundle``.
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,13 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rayrec
-from rayrec.typed_json import ConfigError, from_json, to_json, to_plain, write_text_atomically
+from rayrec.errors import UserError
+from rayrec.files import whole_folder, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-class BundleError(ValueError):
+class BundleError(UserError):
     """A bundle that is incomplete, altered, of another version, or does not fit its own config."""
 
 
@@ -63,10 +63,7 @@ def write_model(
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise BundleError(f"{folder}: exists already")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, partial / WEIGHTS)
         for name, text in texts.items():
             write_text_atomically(partial / name, text)
@@ -81,12 +78,6 @@ def write_model(
             torch=torch.__version__,
         )
         write_text_atomically(partial / CONFIG, to_json(metadata))
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

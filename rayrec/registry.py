@@ -16,11 +16,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from rayrec.errors import UserError
+
 SERVING_ALIAS = "serving"
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 
 
-class RegistryError(ValueError):
+class RegistryError(UserError):
     """A model reference that names nothing."""
 
 

@@ -1,18 +1,18 @@
 """Frozen dataclasses to JSON and back, strictly: an unknown field or a wrong type is an error that names the field."""
 
 import json
-import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rayrec.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config file or value that does not fit its dataclass."""
 
 
@@ -70,13 +70,3 @@ def explain(error: ValidationError) -> str:
 
 def _is_kind(item: Any) -> bool:
     return item["type"] == "unexpected_keyword_argument" and item["loc"][-1] == "kind"
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write to a temporary name beside ``path``, then rename, so that no reader ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from rayrec.errors import UserError
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
 from serve_apps.ranker import RankerService
@@ -21,7 +22,7 @@ from serve_apps.served_ranker import ModelReference
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # requests are counted in the metrics
 
 
-class DeploymentError(RuntimeError):
+class DeploymentError(UserError):
     """A service that did not come up; says why."""
 
 

@@ -22,6 +22,7 @@ from rayrec.data.public.logs import import_public
 from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.families.ranker.task import RankingConfig
+from rayrec.files import write_text_atomically
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
@@ -29,7 +30,6 @@ from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
-from rayrec.typed_json import write_text_atomically
 from studies.simulated_selection import SelectionConfig, simulate_selection
 
 METRICS = ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")

@@ -19,6 +19,7 @@ from rayrec.data.log.streams import StreamConfig
 from rayrec.data.public.logs import import_public
 from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
 from rayrec.families.ranker.task import RankingConfig
+from rayrec.files import write_text_atomically
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.models.ranker import RankerArchitecture
@@ -27,7 +28,6 @@ from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
-from rayrec.typed_json import write_text_atomically
 
 METRICS = ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")
 STUDENT = RankerArchitecture(embedding_dim=4, interaction="none", trunk=(16,), tower=())

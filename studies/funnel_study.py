@@ -42,6 +42,7 @@ from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.families.ranker.scoring import features_of
 from rayrec.families.ranker.task import RankingConfig
+from rayrec.files import write_text_atomically
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.models.ranker import RankerArchitecture
@@ -49,7 +50,7 @@ from rayrec.optim import OptimizerConfig
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
-from rayrec.typed_json import from_json, to_json, write_text_atomically
+from rayrec.typed_json import from_json, to_json
 
 Say = Callable[[str], None]
 Floats = NDArray[np.float64]

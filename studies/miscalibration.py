@@ -7,7 +7,6 @@ Writes FOLDER/report/report.html with its figures. Simulation B keeps what it ha
 again goes on; --stop-after ends a run in time.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,10 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rayrec.errors import told
+from rayrec.files import write_text_atomically
 from rayrec.reporting import Section, Table, write_page
-from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json
 from studies.funnel_study import (
     SUPERVISED,
     ArmResult,
@@ -313,10 +314,8 @@ def _text(table: Table) -> str:
 
 
 def main() -> None:
-    try:
+    with told():
         run(tyro.cli(Miscalibration, description=__doc__))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from rayrec.errors import told
+from rayrec.files import write_text_atomically
 from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.registry import runs_folder
 from rayrec.reporting import Section, Table, write_page
-from rayrec.typed_json import write_text_atomically
 from studies.perturbation_problems import (
     LinearMethod,
     cosine,
@@ -340,7 +341,8 @@ def _text(columns: Sequence[str], rows: object) -> str:
 
 
 def main() -> None:
-    run(tyro.cli(Lab, description=__doc__))
+    with told():
+        run(tyro.cli(Lab, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ on whatever features the score depends on.
 """
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.data.log import Log, LogError, LogWriter
+from rayrec.files import whole_folder
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def simulate_selection(log: Log, config: SelectionConfig, folder: Path) -> tuple
         raise LogError(
             f"{log.path}: has no extra {config.score!r} to select by (extras: {', '.join(log.schema.extras)})"
         )
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     generator = np.random.default_rng(config.seed)
-    try:
+    with whole_folder(folder) as partial:
         with (
             LogWriter(partial / "labeled", log.schema) as selected,
             LogWriter(partial / "unlabeled", log.schema) as others,
@@ -81,7 +80,4 @@ def simulate_selection(log: Log, config: SelectionConfig, folder: Path) -> tuple
             selected.finish(details)
             others.finish(details)
         (partial / "labeled" / "test").symlink_to(os.path.relpath(log.path / "test", folder / "labeled"))
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ConfigDict
 
-from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+from rayrec.files import write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from rayrec.data.log import SPLITS, LogError, LogWriter
 from rayrec.data.log.hashing import hash_strings, mix, uniform
 from rayrec.data.log.schema import LogSchema, SequenceFeature
+from rayrec.files import whole_file
 
 TOKENS = "tokens"
 TOKENIZER_FILE = "tokenizer.json"
@@ -43,11 +44,11 @@ class TextImport:
 
     def __post_init__(self) -> None:
         if not self.files:
-            raise ValueError("no files of documents are given")
+            raise LogError("no files of documents are given")
         if self.block_tokens < 2:
-            raise ValueError(f"block_tokens must be at least 2, not {self.block_tokens}")
+            raise LogError(f"block_tokens must be at least 2, not {self.block_tokens}")
         if not (self.valid_share > 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
-            raise ValueError(
+            raise LogError(
                 f"valid_share must be above 0 and leave something for training, not {self.valid_share} beside {self.test_share}"
             )
 
@@ -178,7 +179,6 @@ def text_files(folder_or_file: Path) -> tuple[Path, ...]:
 
 def write_documents(texts: Sequence[str], file: Path, column: str = "text") -> Path:
     """A Parquet file of documents, whole or not there."""
-    partial_file = file.with_name(f".{file.name}.partial")
-    pq.write_table(pa.table({column: pa.array(texts, pa.string())}), partial_file)
-    partial_file.rename(file)
+    with whole_file(file) as partial_file:
+        pq.write_table(pa.table({column: pa.array(texts, pa.string())}), partial_file)
     return file

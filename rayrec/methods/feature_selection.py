@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.batch import Batch
+from rayrec.errors import UserError
 from rayrec.methods.perturbation import divergence
 
 _Compare = Callable[
@@ -96,13 +97,13 @@ def keep_most_influential(
     """
     price = {name: 1.0 if costs is None else costs[name] for name in influence}
     if min(price.values(), default=1.0) <= 0:
-        raise ValueError("costs must be above 0")
+        raise UserError("costs must be above 0")
     unknown = sorted(set(always) - set(influence))
     if unknown:
-        raise ValueError(f"always names no feature: {', '.join(unknown)}")
+        raise UserError(f"always names no feature: {', '.join(unknown)}")
     spent = sum(price[name] for name in always)
     if spent > budget:
-        raise ValueError(f"the features that are always kept cost {spent:g}, more than the budget of {budget:g}")
+        raise UserError(f"the features that are always kept cost {spent:g}, more than the budget of {budget:g}")
     kept = set(always)
     for name in sorted(influence, key=lambda name: influence[name] / price[name], reverse=True):
         if name not in kept and spent + price[name] <= budget:
@@ -130,5 +131,5 @@ def _means(model: nn.Module, batches: Iterable[Batch], config: FeatureSelectionC
         sums = added if sums is None else sums + added
         counts = number if counts is None else counts + number
     if sums is None or counts is None:
-        raise ValueError("no rows to select features on")
+        raise UserError("no rows to select features on")
     return sums / counts

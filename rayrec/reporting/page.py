@@ -1,14 +1,14 @@
 """A report page: sections of text, tables and figures in one HTML file that needs nothing beside it; figures also as PNG."""
 
 import base64
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
+
+from rayrec.files import whole_folder
 
 _DPI = 110
 
@@ -35,23 +35,19 @@ class Section:
 
 def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
     """Write ``<folder>/report.html`` and ``<folder>/<figure>.png``, whole or not at all; returns the page's path."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for section in sections:
-        for name, figure in section.figures.items():
-            figure.savefig(partial / f"{name}.png", dpi=_DPI)
     environment = Environment(
         loader=PackageLoader("rayrec.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    page = environment.get_template("page.html").render(
-        title=title,
-        sections=sections,
-        image=lambda name: base64.b64encode((partial / f"{name}.png").read_bytes()).decode(),
-    )
-    (partial / "report.html").write_text(page, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        for section in sections:
+            for name, figure in section.figures.items():
+                figure.savefig(partial / f"{name}.png", dpi=_DPI)
+        page = environment.get_template("page.html").render(
+            title=title,
+            sections=sections,
+            image=lambda name: base64.b64encode((partial / f"{name}.png").read_bytes()).decode(),
+        )
+        (partial / "report.html").write_text(page, encoding="utf-8")
     return folder / "report.html"
 
 

@@ -1,6 +1,5 @@
 """A dense index of items by inner product: exact, FAISS HNSW or IVF-PQ behind one class; new items can be added."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,8 @@ import faiss
 import numpy as np
 import torch
 from torch import Tensor
+
+from rayrec.files import whole_file
 
 _LOGITS = 4 * 2**20  # products of an exact search at a time: 16 MB
 
@@ -96,9 +97,8 @@ class DenseIndex:
 
     def save(self, file: Path) -> Path:
         """Write FAISS's own format (numbers only) under a temporary name, then rename."""
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        faiss.write_index(self._index, str(partial))
-        partial.rename(file)
+        with whole_file(file) as partial:
+            faiss.write_index(self._index, str(partial))
         return file
 
     @staticmethod

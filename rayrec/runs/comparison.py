@@ -22,6 +22,7 @@ import torch
 from ray.exceptions import RayError
 
 from rayrec.families.table import AnyExperiment
+from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.runs.cluster import connect, gpus
 from rayrec.runs.ray_train import RunRecord
@@ -30,7 +31,7 @@ from rayrec.training.experiment import train_here
 from rayrec.training.loop import Worker
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 

@@ -20,6 +20,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from rayrec.families.table import AnyExperiment
+from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.reporting import Section, write_page
 from rayrec.runs.cluster import connect, gpus
@@ -29,7 +30,7 @@ from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import Worker
 from rayrec.training.reporters import RayTrainReporter
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
 
 @dataclass(frozen=True)

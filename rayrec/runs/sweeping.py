@@ -22,7 +22,9 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
+from rayrec.errors import UserError
 from rayrec.families.table import AnyExperiment
+from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.reporting import Section
 from rayrec.runs.cluster import connect, gpus
@@ -34,13 +36,13 @@ from rayrec.training.experiment import ScalingOptions, finish_here, train_here
 from rayrec.training.loop import OBJECTIVE
 from rayrec.training.reporters import FolderReporter, RayTuneReporter
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
 E = TypeVar("E", bound=AnyExperiment)
 E_co = TypeVar("E_co", bound=AnyExperiment, covariant=True)
 
 
-class SweepFailed(RuntimeError):
+class SweepFailed(UserError):
     """A sweep ended without one trial that was evaluated."""
 
 

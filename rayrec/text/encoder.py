@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
+from rayrec.errors import UserError
+
 MINILM = "minilm"
 
 
-class EncoderError(ValueError):
+class EncoderError(UserError):
     """An encoder that cannot be found or loaded."""
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rayrec.errors import UserError
+
 SEPARATOR = "<|endoftext|>"
 FILE = "tokenizer.json"
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError):
     """A tokenizer file that is absent or not usable."""
 
 

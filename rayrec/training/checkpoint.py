@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rayrec.typed_json import from_json, to_json, write_text_atomically
+from rayrec.files import write_text_atomically
+from rayrec.typed_json import from_json, to_json
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Protocol
 import ray.train
 import ray.tune
 
+from rayrec.files import whole_folder
+
 CheckpointWriter = Callable[[Path], None]
 KEPT_CHECKPOINTS = 2
 
@@ -36,11 +38,8 @@ class FolderReporter:
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         newest = self.latest()
         number = 0 if newest is None else int(newest.name.rpartition("-")[2]) + 1
-        partial = self.folder / ".checkpoint.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        write(partial)
-        partial.rename(self.folder / f"checkpoint-{number:06d}")
+        with whole_folder(self.folder / f"checkpoint-{number:06d}") as partial:
+            write(partial)
         for old in sorted(self._checkpoints())[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
 

@@ -1,5 +1,6 @@
 """Simulated logs on disk: the same rows however they are made, consistent with each other, whole or not there."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +27,7 @@ from rayrec.data.simulation import (
     student_schema,
     teacher_only_features,
 )
+from rayrec.files import temporary_beside
 
 WORLD = WorldConfig(users=1_000, ads=300, campaigns=60, advertisers=15)
 SMALL = SimulationConfig(requests=3_000, unlabeled_share=1.0, user_buckets=256, world=WORLD)
@@ -223,7 +225,9 @@ def test_a_simulation_that_breaks_off_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 def test_what_a_killed_simulation_left_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "ads.partial" / "labeled.partial").mkdir(parents=True)
+    left = temporary_beside(tmp_path / "ads")
+    gone = left.with_name(left.name.replace(f".{os.getpid()}-", ".4999999-"))  # above the largest id that Linux gives
+    (gone / "labeled").mkdir(parents=True)
     simulate(replace(SMALL, requests=100), tmp_path / "ads")
     assert [path.name for path in tmp_path.iterdir()] == ["ads"]
     assert sorted(path.name for path in (tmp_path / "ads").iterdir()) == [

@@ -49,7 +49,7 @@ def test_a_terminated_job_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.simulate", "--out", str(tmp_path / "ads"), "--requests", "2000000"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as job:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "ads.partial" / "labeled.partial").exists() and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".ads.*.partial/.labeled.*.partial")) and time.monotonic() < deadline:
             time.sleep(0.05)
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 143

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayrec.data.log.splitting import Split
+from rayrec.errors import UserError
 
 BLOCK_BYTES = 8 << 20
 PARQUET_ROWS = 65_536
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """Raw data that cannot be imported; names the file and, where there is one, the column."""
 
 

@@ -18,9 +18,10 @@ from rayrec.data.log.hashing import bucket_ids, hash_strings
 from rayrec.data.log.raw_columns import CodeLists, Codes, Numbers
 from rayrec.data.log.row_checks import CheckedColumns, ColumnError, check_features
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, Feature, LogSchema, SchemaError, SequenceFeature
+from rayrec.errors import UserError
 
 
-class EncodingError(ValueError):
+class EncodingError(UserError):
     """Raw values that do not fit the schema; names the column and the first wrong row."""
 
 

@@ -27,7 +27,8 @@ from rayrec.data.log.schema import (
     read_schema,
     write_schema,
 )
-from rayrec.typed_json import write_text_atomically
+from rayrec.errors import UserError
+from rayrec.files import make_folder, put_in_place, raise_disk_error, temporary_beside, write_text_atomically
 
 SPLITS = ("train", "valid", "test")
 ROW_GROUP_ROWS = 65_536
@@ -37,7 +38,7 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 
-class LogError(ValueError):
+class LogError(UserError):
     """A log that cannot be read: names the file and the column."""
 
 
@@ -134,7 +135,7 @@ def check_columns(file: Path | str, found: pa.Schema, schema: LogSchema) -> None
 
 
 class LogWriter:
-    """Writes a log shard by shard into ``<path>.partial`` and renames it on success: a log is whole or not there.
+    """Writes a log shard by shard beside its place and renames it on success: a log is whole or not there.
 
     Rows are buffered to ``ROW_GROUP_ROWS`` per split, so memory stays constant. Use as a context manager: leaving it by an
     exception removes what was written. Raises LogError when ``path`` exists already and ``overwrite`` is false, or is
@@ -157,7 +158,7 @@ class LogWriter:
         self.quarantined: Counter[str] = Counter()
         self._overwrite = overwrite
         self._rows_per_file = rows_per_file
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._partial = temporary_beside(self.path)
         self._buffers: dict[str, list[pa.Table]] = {}
         self._buffered: Counter[str] = Counter()
         self._writers: dict[str, pq.ParquetWriter] = {}
@@ -168,9 +169,7 @@ class LogWriter:
         self._check_replaceable()
 
     def __enter__(self) -> "LogWriter":
-        if self._partial.exists():
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
+        make_folder(self._partial)
         return self
 
     def write(self, split: str, table: pa.Table) -> None:
@@ -204,8 +203,7 @@ class LogWriter:
             if not self._overwrite:
                 raise LogError(f"{self.path}: appeared while this log was being written")
             self._check_replaceable()
-            shutil.rmtree(self.path)
-        self._partial.rename(self.path)
+        put_in_place(self._partial, self.path)
 
     def _check_replaceable(self) -> None:
         """Only a log, or an empty folder, is ever removed."""
@@ -217,11 +215,18 @@ class LogWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for writer in self._writers.values():
-            if writer.is_open:
-                writer.close()
-        if self._partial.exists():  # finish() was not reached
-            shutil.rmtree(self._partial)
+        try:
+            for writer in self._writers.values():
+                if writer.is_open:
+                    writer.close()
+        except OSError as error:  # of a disk that is full, when nothing else was wrong before
+            if value is None:
+                raise_disk_error(error, self.path)
+                raise
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)  # unless finish() was reached
+        if value is not None:
+            raise_disk_error(value, self.path)
 
     def _append(self, name: str, table: pa.Table) -> None:
         self._buffers.setdefault(name, []).append(table)

@@ -25,12 +25,13 @@ from rayrec.data.log.raw_columns import (
     as_times,
 )
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature
+from rayrec.errors import UserError
 
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
 T = TypeVar("T")
 
 
-class ColumnError(ValueError):
+class ColumnError(UserError):
     """A column that is absent or of a type that no row can have; the message begins with the column."""
 
 

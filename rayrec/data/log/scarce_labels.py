@@ -7,7 +7,6 @@ Schema, vocabularies and statistics stay those of the whole log, which needed no
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.data.log import ROW_GROUP_ROWS, Log, LogError, LogWriter
+from rayrec.files import whole_folder
 
 
 def keep_labels(log: Log, share: float, folder: Path, *, seed: int = 0) -> tuple[int, int]:
@@ -22,16 +22,15 @@ def keep_labels(log: Log, share: float, folder: Path, *, seed: int = 0) -> tuple
 
     Each row is drawn by its place in the log and the seed alone: of two shares, the rows of the smaller one are among those of
     the larger. Streams through the log, one row group in memory. Raises LogError when ``folder`` is there already or the share
-    leaves one of the logs empty; ValueError when it lies outside (0, 1).
+    leaves one of the logs empty; LogError when it lies outside (0, 1).
     """
     if not 0 < share < 1:
-        raise ValueError(f"the share of labels must lie between 0 and 1, not {share}")
+        raise LogError(f"the share of labels must lie between 0 and 1, not {share}")
     if folder.exists():
         raise LogError(f"{folder}: exists already; choose another name")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     generator = np.random.default_rng(seed)
     labels = {task.column for task in log.schema.tasks}
-    try:
+    with whole_folder(folder) as partial:
         with LogWriter(partial / "labeled", log.schema) as kept, LogWriter(partial / "unlabeled", log.schema) as others:
             for file in log.files("train"):
                 for batch in pq.ParquetFile(file).iter_batches(ROW_GROUP_ROWS):
@@ -54,7 +53,4 @@ def keep_labels(log: Log, share: float, folder: Path, *, seed: int = 0) -> tuple
         for split in log.splits:
             if split != "train":
                 (partial / "labeled" / split).symlink_to(os.path.relpath(log.path / split, folder / "labeled"))
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts

@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+from rayrec.files import write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 _STRICT = ConfigDict(extra="forbid")
 

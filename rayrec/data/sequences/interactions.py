@@ -9,8 +9,6 @@ interaction, 12 with timestamps; 100 million interactions take 0.4 or 1.2 GB.
 """
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayrec.typed_json import ConfigError, write_text_atomically
+from rayrec.files import whole_folder, write_text_atomically
+from rayrec.typed_json import ConfigError
 
 FORMAT = 1
 _ROW_GROUP = 65_536
@@ -135,11 +134,8 @@ def write_sequences(folder: Path | str, data: SequenceData, *, overwrite: bool =
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise InteractionsError(f"{folder}: exists already; choose another name or allow overwriting")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     interactions = data.interactions
-    try:
+    with whole_folder(folder) as partial:
         columns = {"user": data.users, "items": _lists(interactions.offsets, interactions.items)}
         if interactions.timestamps is not None:
             columns["timestamps"] = _lists(interactions.offsets, interactions.timestamps)
@@ -155,12 +151,6 @@ def write_sequences(folder: Path | str, data: SequenceData, *, overwrite: bool =
             "notes": data.notes,
         }
         write_text_atomically(partial / "sequences.json", json.dumps(summary, indent=2))
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

@@ -4,7 +4,6 @@
 <folder>/part-00000.parquet     embedding: fixed-size list of float32; row r of shard s is item s * shard + r + 1
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+from rayrec.files import whole_file, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ def write_shard(folder: Path, shard: int, embeddings: NDArray[np.float32]) -> No
     """Embeddings (n, E) of one shard; the file appears whole."""
     flat = pa.array(embeddings.astype(np.float32).ravel())
     table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])})
-    partial = folder / f".part-{shard:05d}.{os.getpid()}.partial"
-    pq.write_table(table, partial)
-    partial.rename(_part(folder, shard))
+    with whole_file(_part(folder, shard)) as partial:
+        pq.write_table(table, partial)
 
 
 def read_embeddings(folder: Path, num_items: int) -> tuple[NDArray[np.float32], EmbeddingRecord]:

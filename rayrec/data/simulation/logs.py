@@ -8,7 +8,6 @@
 <out>/student/...       the same three logs without the late signals: own schemas, links to the same files
 """
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,8 @@ from rayrec.data.simulation.config import SimulationConfig
 from rayrec.data.simulation.funnel import IMPRESSION, REQUESTS_PER_BLOCK, Block, Simulator
 from rayrec.data.simulation.log_rows import EXTRA_TYPES, RowEncoder, fit_schema
 from rayrec.data.simulation.student_view import write_student_view
-from rayrec.typed_json import from_json, to_json, to_plain, write_text_atomically
+from rayrec.files import whole_folder, write_text_atomically
+from rayrec.typed_json import from_json, to_json, to_plain
 
 LOGS = ("labeled", "unlabeled", "candidates")
 T = TypeVar("T")
@@ -106,18 +106,11 @@ def simulate(
     if out.exists() and not (overwrite and (out / _SUMMARY_FILE).is_file()):
         hint = "is not a folder of simulated logs" if overwrite else "exists already; choose another name or overwrite"
         raise LogError(f"{out}: {hint}")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with whole_folder(out) as partial:
         summary = _write_logs(config, partial, workers, rows_per_file, progress)
         for name in LOGS:
             write_student_view(Log.open(partial / name), partial / "student" / name)
         write_text_atomically(partial / _SUMMARY_FILE, to_json(summary))
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return SimulatedLogs(out, summary)
 
 

@@ -5,7 +5,6 @@
 <out>/                                     the whole log, when all files are there
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +20,10 @@ from rayrec.data.log.collate import collate
 from rayrec.data.log.schema import LogSchema, write_schema
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.scoring import CalibrationConfig, Scorer, features_of
+from rayrec.files import whole_file, write_text_atomically
 from rayrec.methods.calibration import Calibration
 from rayrec.methods.distillation import teacher_column
-from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 _RECORD = "scoring.json"
 _BATCH_ROWS = 16_384
@@ -103,6 +103,8 @@ def score_log(config: ScoringConfig, *, workers: int = 1, say: Say = lambda text
     schema = replace(log.schema, extras=(*log.schema.extras, *columns.values()))
     write_schema(schema, partial / "schema.json")
     (partial / _RECORD).rename(partial / "import.json")
+    for left in partial.rglob(".*.partial"):  # of a worker that was killed, perhaps on another machine
+        left.unlink()
     partial.rename(config.out)
     return Log.open(config.out)
 
@@ -160,20 +162,16 @@ class _FileScorer:
         """Write the scored copy of ``<log>/<name>``, whole or not at all; row groups stay as they are."""
         source, target = self.work.log / name, self.work.partial / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            with pq.ParquetFile(source) as file:
+            with pq.ParquetFile(source) as file, whole_file(target) as temporary:
                 added = [pa.field(column, pa.float32()) for column in self.work.columns.values()]
                 schema = pa.schema([*file.schema_arrow, *added])
                 with pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1) as writer:
                     for group in range(file.num_row_groups):
                         table = file.read_row_group(group)
                         writer.write_table(self._with_scores(table, schema), row_group_size=max(table.num_rows, 1))
-            os.replace(temporary, target)
         except (pa.ArrowException, LogError) as error:
             raise LogError(f"{source}: cannot be scored: {error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
         return name
 
     def _with_scores(self, table: pa.Table, schema: pa.Schema) -> pa.Table:

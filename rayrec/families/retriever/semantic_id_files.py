@@ -5,17 +5,16 @@
 <folder>/tokenizer.safetensors    for new items
 """
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rayrec.files import whole_folder, write_text_atomically
 from rayrec.retrieval.semantic_ids import SemanticIdReport, SemanticIds
 from rayrec.retrieval.semantic_tokenizer import SemanticTokenizer, TokenizedItems, TokenizerConfig
-from rayrec.typed_json import ConfigError, from_json, to_json, write_text_atomically
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,7 @@ class SavedSemanticIds:
 
 def write_semantic_ids(folder: Path, items: TokenizedItems, encoder: str) -> Path:
     """Write, whole or not at all, replacing ``folder``."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         save_file({"codes": items.ids.codes, "embeddings": items.embeddings}, partial / "semantic_ids.safetensors")
         state = {name: value.contiguous() for name, value in items.tokenizer.state_dict().items()}
         save_file(state, partial / "tokenizer.safetensors")
@@ -51,11 +47,6 @@ def write_semantic_ids(folder: Path, items: TokenizedItems, encoder: str) -> Pat
             items.tokenizer.config, items.ids.level_sizes, items.embeddings.shape[1], encoder, items.report
         )
         write_text_atomically(partial / "semantic_ids.json", to_json(record))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder
 
 

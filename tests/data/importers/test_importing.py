@@ -500,7 +500,7 @@ def test_a_failed_import_leaves_the_log_it_would_have_replaced(tmp_path: Path) -
     with pytest.raises(SourceError):
         import_parquet(tmp_path, good_rows(50).drop_columns(["age"]), options=ImportOptions(overwrite=True, quiet=True))
     assert read(log).num_rows == 200
-    assert not log.path.with_name("log.partial").exists()
+    assert list(log.path.parent.glob(".log.*")) == []
 
 
 def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

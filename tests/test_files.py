@@ -1,0 +1,131 @@
+"""Whole or not there, whatever ends the writing: an error, a full disk, a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rayrec.errors import DiskError
+from rayrec.files import make_folder, whole_file, whole_folder, write_text_atomically
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An own disk of 1 MB; skips where mounting is not permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with whole_folder(tmp_path / "model") as partial:
+            (partial / "weights").write_text(text)
+    assert (tmp_path / "model" / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+@pytest.mark.parametrize("ended", [RuntimeError("wrong"), KeyboardInterrupt()])
+def test_what_ends_in_the_middle_leaves_the_old_one(tmp_path: Path, ended: BaseException) -> None:
+    with whole_folder(tmp_path / "model") as partial:
+        (partial / "weights").write_text("old")
+    with whole_file(tmp_path / "file") as partial:
+        partial.write_text("old")
+
+    def write_folder() -> None:
+        with whole_folder(tmp_path / "model") as partial:
+            (partial / "weights").write_text("new")
+            raise ended
+
+    def write_file() -> None:
+        with whole_file(tmp_path / "file") as partial:
+            partial.write_text("new")
+            raise ended
+
+    for write in (write_folder, write_file):
+        with pytest.raises(type(ended)):
+            write()
+    assert (tmp_path / "model" / "weights").read_text() == (tmp_path / "file").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "file"}
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+from rayrec.files import whole_folder
+with whole_folder(Path(sys.argv[1])) as partial:
+    (partial / "half").write_text("x")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_but_not_that_of_a_living_one(tmp_path: Path) -> None:
+    target = tmp_path / "name [1]"
+    running = [subprocess.Popen([sys.executable, "-c", _KILLED, str(target)], stdout=subprocess.PIPE) for _ in range(2)]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"writing\n"
+    os.kill(running[0].pid, signal.SIGKILL)
+    running[0].wait()
+    with whole_folder(target) as partial:
+        (partial / "whole").write_text("x")
+    left = [path.name for path in tmp_path.iterdir() if path != target]
+    running[1].kill()
+    running[1].wait()
+    assert len(left) == 1
+    assert f".{running[1].pid}-" in left[0]
+    assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def test_every_writer_says_in_one_line_that_a_disk_is_full(small_disk: Path) -> None:
+    big = torch.zeros(1_000_000)
+    writers = {
+        "safetensors": lambda file: save_file({"big": big}, file),
+        "torch": lambda file: torch.save({"big": torch.randn(1_000_000)}, file),
+        "parquet": lambda file: pq.write_table(pa.table({"x": torch.randn(1_000_000).numpy()}), file),
+        "text": lambda file: file.write_text("x" * 4_000_000),
+    }
+    for name, write in writers.items():
+        with (
+            pytest.raises(DiskError, match=r"^\S*/disk: no space is left on its disk$"),
+            whole_file(small_disk / name) as file,
+        ):
+            write(file)
+        with pytest.raises(DiskError, match=r"^\S*/disk: no space is left"), whole_folder(small_disk / name) as folder:
+            write(folder / "file")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_is_mounted_read_only_is_one_line_with_the_folder(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(DiskError, match=r"/disk: its disk is mounted read-only$"):
+        write_text_atomically(small_disk / "a", "x")
+    with pytest.raises(DiskError, match=r"mounted read-only$"):
+        make_folder(small_disk / "a" / "b")
+
+
+def test_a_folder_under_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DiskError, match="Not a directory"):
+        make_folder(tmp_path / "file" / "runs")
+
+
+def test_time_is_not_lost_on_leftovers(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    for number in range(200):
+        write_text_atomically(tmp_path / f"{number}.json", "x")
+    assert time.perf_counter() - started < 2
