@@ -1,0 +1,317 @@
+"""The language model's client against a server that speaks the protocol and fails in every way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayrec.text.answer_store import AnswerStore, answer_key
+from rayrec.text.asking import ask_all, estimate
+from rayrec.text.chat_endpoint import ChatError, EndpointConfig, retry_after
+from rayrec.text.preferences import Names, parsed
+from rayrec.typed_json import ConfigError
+
+GOOD = json.dumps({"preferences": ["Find a b", "Find b c", "Find c d", "Find d e", "Find e f"]})
+KEY = "sk-very-secret-0123456789"
+Behaviour = Callable[["Handler", str, int], bool]  # True: it has answered in its own way
+
+
+@dataclass
+class Stub:
+    """A server; ``behaviours`` by question get how many times that question came before. paid: whole completions by question."""
+
+    url: str = ""
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    paid: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Handler(BaseHTTPRequestHandler):
+    stub: Stub
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        stub = self.stub
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = body["messages"][0]["content"]
+        with stub.lock:
+            before = stub.seen[question]
+            stub.seen[question] += 1
+            stub.bodies.append(body)
+            stub.keys.append(self.headers.get("Authorization"))
+            stub.moments.append(time.monotonic())
+            stub.at_once += 1
+            stub.most_at_once = max(stub.most_at_once, stub.at_once)
+        try:
+            behaviour = stub.behaviours.get(question, stub.behaviours.get("*"))
+            if behaviour is None or not behaviour(self, question, before):
+                self.complete(question, GOOD)
+        finally:
+            with stub.lock:
+                stub.at_once -= 1
+
+    def complete(self, question: str, text: str) -> None:
+        with self.stub.lock:
+            self.stub.paid[question] += 1
+        usage = {"prompt_tokens": 100, "completion_tokens": 50}
+        reply = {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+        self.send(200, json.dumps(reply).encode())
+
+    def send(self, status: int, body: bytes, **headers: str) -> bool:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        return True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    found = Stub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"stub": found}))
+    server.daemon_threads = True
+    found.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def endpoint(stub: Stub, **changes: Any) -> EndpointConfig:
+    plain = EndpointConfig(
+        stub.url, "stub", key_variable="STUB_KEY", first_wait=0.01, longest_wait=2.0, timeout=0.5, tries=4,
+        input_price=1.0, output_price=2.0,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def accept(question: str, answer: str) -> tuple[str, ...]:
+    return parsed(answer, Names(["Scotch"]))
+
+
+def first_times(count: int, behaviour: Behaviour) -> Behaviour:
+    return lambda handler, question, before: before < count and behaviour(handler, question, before)
+
+
+def said(text: str) -> Behaviour:
+    def answer(handler: Handler, question: str, before: int) -> bool:
+        handler.complete(question, text)
+        return True
+
+    return answer
+
+
+def cut_in_the_middle(handler: Handler, question: str, before: int) -> bool:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.close_connection = True
+    return True
+
+
+def slow(handler: Handler, question: str, before: int) -> bool:
+    time.sleep(0.8)
+    return True
+
+
+FIVE_WORDS = json.dumps({"preferences": ["Find a b", "Glue", "Find c d", "Find d e", "Find e f"]})
+BRAND = json.dumps({"preferences": ["Find Scotch tape", "Find b c", "Find c d", "Find d e", "Find e f"]})
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(said(GOOD[:-5]), id="malformed JSON"),
+        pytest.param(said('{"preferences": ["Find a b"]}'), id="too few"),
+        pytest.param(said(FIVE_WORDS), id="a single word"),
+        pytest.param(said(BRAND), id="a brand"),
+    ],
+)
+def test_a_refused_answer_is_asked_for_again_with_the_reason_and_both_are_on_the_bill(
+    stub: Stub, tmp_path: Path, behaviour: Behaviour
+) -> None:
+    stub.behaviours["who?"] = first_times(1, behaviour)
+    with AnswerStore(tmp_path / "answers.db") as store:
+        replies, bill = ask_all(["who?"], accept, endpoint(stub), store)
+        assert replies[0].value == ("Find a b", "Find b c", "Find c d", "Find d e", "Find e f")
+        assert (bill.asked, bill.refused, bill.input_tokens, bill.output_tokens) == (2, 1, 200, 100)
+        assert bill.cost == pytest.approx((200 * 1.0 + 100 * 2.0) / 1e6)
+        assert "That answer was refused: " in stub.bodies[1]["messages"][2]["content"]
+        again, bill = ask_all(["who?"], accept, endpoint(stub), store)
+    assert again == replies
+    assert (bill.asked, bill.cached, bill.cost) == (0, 2, 0.0)  # the refused one is not paid for again either
+    assert stub.paid["who?"] == 2
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(slow, id="time-out"),
+        pytest.param(lambda h, q, b: h.send(500, b"down"), id="500"),
+        pytest.param(lambda h, q, b: h.send(503, b""), id="503"),
+        pytest.param(lambda h, q, b: h.send(429, b"slower"), id="429 without Retry-After"),
+        pytest.param(lambda h, q, b: h.send(429, b"slower", Retry_After="0"), id="429 with Retry-After"),
+        pytest.param(cut_in_the_middle, id="cut connection"),
+        pytest.param(lambda h, q, b: h.send(200, b"<html>"), id="no JSON"),
+        pytest.param(lambda h, q, b: h.send(200, b'{"choices": []}'), id="no choice"),
+        pytest.param(lambda h, q, b: h.send(200, b"x" * 3_000), id="too large"),
+    ],
+)
+def test_a_request_that_fails_on_its_way_is_sent_again_and_paid_once(
+    stub: Stub, tmp_path: Path, behaviour: Behaviour
+) -> None:
+    stub.behaviours["who?"] = first_times(2, behaviour)
+    with AnswerStore(tmp_path / "answers.db") as store:
+        replies, bill = ask_all(["who?", "what?"], accept, endpoint(stub, largest_answer=2_000), store)
+    assert all(reply.value is not None for reply in replies)
+    assert (bill.asked, bill.requests) == (2, 4)
+    assert stub.paid == {"who?": 1, "what?": 1}
+
+
+def test_no_one_asks_before_a_retry_after_is_over(stub: Stub, tmp_path: Path) -> None:
+    stub.behaviours["q0"] = first_times(1, lambda h, q, b: h.send(429, b"slower", Retry_After="1"))
+    with AnswerStore(tmp_path / "answers.db") as store:
+        _, bill = ask_all([f"q{i}" for i in range(4)], accept, endpoint(stub, concurrency=1), store)
+    assert bill.asked == 4
+    assert stub.moments[1] - stub.moments[0] >= 0.99
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 28 < (retry_after(later) or 0) <= 30
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert (retry_after("1.5"), retry_after(None), retry_after("soon")) == (1.5, None, None)
+
+
+def test_a_wait_beyond_the_longest_and_a_wrong_key_end_the_run_and_keep_what_was_answered(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_KEY", KEY)
+    for behaviour, problem in (
+        (lambda h, q, b: h.send(429, b"", Retry_After="3600"), "asks to wait 3,600 s"),
+        (lambda h, q, b: h.send(401, f"bad key {KEY}".encode()), "status 401: bad key (key)"),
+        (lambda h, q, b: h.send(302, b"", Location="http://127.0.0.1:1/"), "status 302"),
+    ):
+        stub.behaviours["b"] = behaviour
+        with AnswerStore(tmp_path / "answers.db") as store:
+            with pytest.raises(ChatError) as raised:
+                ask_all(["a", "b", "c"], accept, endpoint(stub, concurrency=1), store)
+            assert problem in str(raised.value)
+            assert KEY not in str(raised.value)
+            assert store.get(answer_key(endpoint(stub).request([{"role": "user", "content": "a"}])), 0) is not None
+    assert stub.paid["a"] == 1
+    assert set(stub.keys) == {f"Bearer {KEY}"}
+    assert KEY.encode() not in (tmp_path / "answers.db").read_bytes()
+
+
+def test_a_question_without_an_acceptable_answer_is_told_and_holds_up_no_other(stub: Stub, tmp_path: Path) -> None:
+    stub.behaviours = {
+        "never": said("no"), "down": lambda h, q, b: h.send(500, b"down"), "long": lambda h, q, b: h.send(400, b"too long"),
+    }  # fmt: skip
+    with AnswerStore(tmp_path / "answers.db") as store:
+        replies, bill = ask_all(["never", "down", "long", "fine"], accept, endpoint(stub, tries=2), store, answers=2)
+    assert [reply.value is None for reply in replies] == [True, True, True, False]
+    assert replies[0].problem == "2 answers refused; the last: it is not JSON"
+    assert "no answer in 2 tries; the last: status 500: down" in replies[1].problem
+    assert "status 400: too long" in replies[2].problem
+    assert bill.asked == 3
+
+
+def test_equal_questions_are_paid_once_and_no_more_than_the_limit_are_under_way(stub: Stub, tmp_path: Path) -> None:
+    def wait(handler: Handler, question: str, before: int) -> bool:
+        time.sleep(0.05)
+        return False
+
+    stub.behaviours["*"] = wait
+    questions = [f"q{i % 10}" for i in range(40)]
+    with AnswerStore(tmp_path / "answers.db") as store:
+        before = estimate(questions, endpoint(stub), store)
+        replies, bill = ask_all(questions, accept, endpoint(stub, concurrency=3), store)
+        after = estimate(questions, endpoint(stub), store)
+    assert len(replies) == 40
+    assert bill.asked == 10
+    assert max(stub.paid.values()) == 1
+    assert stub.most_at_once == 3
+    assert (before.questions, before.cached, after.questions, after.cached, after.most_cost) == (10, 0, 0, 10, 0.0)
+    assert before.most_cost == pytest.approx((10 * 1 * 1.0 + 10 * 512 * 2.0) / 1e6)
+
+
+ASKER = """
+import sys
+from pathlib import Path
+from rayrec.text.answer_store import AnswerStore
+from rayrec.text.asking import ask_all
+from rayrec.text.chat_endpoint import EndpointConfig
+from rayrec.text.preferences import Names, parsed
+with AnswerStore(Path(sys.argv[2])) as store:
+    ask_all([f"q{i}" for i in range(30)], lambda q, a: parsed(a, Names()), EndpointConfig(sys.argv[1], "stub"), store)
+"""
+
+
+def test_a_killed_run_goes_on_and_nothing_is_paid_twice_or_lost(stub: Stub, tmp_path: Path) -> None:
+    stuck, release = threading.Event(), threading.Event()
+
+    def hold(handler: Handler, question: str, before: int) -> bool:
+        if sum(stub.paid.values()) < 12 or release.is_set():
+            return False
+        stuck.set()
+        release.wait(20)
+        return True  # nothing was answered, nothing is paid
+
+    stub.behaviours["*"] = hold
+    file = tmp_path / "answers.db"
+    child = subprocess.Popen([sys.executable, "-c", ASKER, stub.url, str(file)], env=dict(os.environ))
+    assert stuck.wait(30)
+    time.sleep(0.3)  # what is on its way arrives
+    with pytest.raises(ConfigError, match="another process is asking"):
+        AnswerStore(file)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    release.set()
+    paid = dict(stub.paid)
+    assert len(paid) >= 12
+    config = EndpointConfig(stub.url, "stub")
+    with AnswerStore(file) as store:
+        replies, bill = ask_all([f"q{i}" for i in range(30)], accept, config, store)
+    assert all(reply.value is not None for reply in replies)
+    assert (bill.cached, bill.asked) == (len(paid), 30 - len(paid))
+    assert set(stub.paid.values()) == {1}
+
+
+def test_an_endpoint_that_does_not_count_tokens_is_told_and_a_file_that_is_no_store_refused(
+    stub: Stub, tmp_path: Path
+) -> None:
+    body = json.dumps({"choices": [{"message": {"content": GOOD}}]}).encode()
+    stub.behaviours["who?"] = lambda h, q, b: h.send(200, body)
+    with AnswerStore(tmp_path / "answers.db") as store:
+        _, bill = ask_all(["who?"], accept, endpoint(stub), store)
+    assert (bill.uncounted, bill.input_tokens, bill.output_tokens) == (1, 1, -(-len(GOOD) // 4))
+    (tmp_path / "wrong.db").write_text("this is no database, not at all " * 10)
+    with pytest.raises(ConfigError, match="not a cache of answers"):
+        AnswerStore(tmp_path / "wrong.db")
+    with pytest.raises(ValueError, match="url must start with"):
+        EndpointConfig("ftp://x", "stub")
