@@ -4,7 +4,6 @@ Any encoder (a local folder, a hub id, or the installed MiniLM package), batched
 the shard it was at.
 """
 
-import hashlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import tyro
 from numpy.typing import NDArray
 
 from rayrec.data.sequences import read_sequences
-from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, write_shard
+from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, text_hash, write_shard
 from rayrec.errors import told
 from rayrec.runs.cluster import connect
 from rayrec.text.encoder import TextEncoder, TextEncoderConfig
@@ -58,8 +57,9 @@ def run(command: EmbedItems) -> Path:
         raise ConfigError(f"{command.sequences}: its items have no text; jobs.semantic_ids can use their attributes")
     texts = data.items.texts
     encoder = TextEncoder(command.encoder)  # a wrong name is an error here, before anything is started
-    source = hashlib.sha256("\0".join(texts.to_pylist()).encode()).hexdigest()[:16]
-    record = EmbeddingRecord(command.encoder.model, encoder.dim, len(texts), command.shard, source)
+    record = EmbeddingRecord(
+        command.encoder.model, encoder.dim, len(texts), command.shard, text_hash(texts), data.items.fingerprint
+    )
     waiting = open_embeddings(command.out, record)
     if waiting:
         connect()

@@ -1,71 +1,97 @@
 """Semantic IDs of a catalogue: python -m jobs.semantic_ids --sequences SEQUENCES --embeddings EMBEDDINGS --out IDS.
 
-Residual k-means by default (seconds), or an RQ-VAE. Without embeddings the items' attributes are embedded instead. OUT/report
-shows usage, collisions, reconstruction, and items that share prefixes.
+Residual k-means by default (seconds), or an RQ-VAE. Without embeddings the items' attributes are embedded instead, or, with
+``--source cooccurrence``, which items follow each other in training histories. The tokenizer is fitted to the items that occur in
+training; cold ones are encoded like new ones. OUT/report shows usage, collisions, reconstruction, and items that share prefixes.
 """
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import tyro
 
-from rayrec.data.sequences import SequenceData, read_sequences
+from rayrec.data.sequences import SequenceData, SequenceSplit, read_sequences
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.errors import told
+from rayrec.families.retriever.experiment import SplitConfig
 from rayrec.families.retriever.semantic_id_files import write_semantic_ids
 from rayrec.reporting import Section, Table, write_page
 from rayrec.retrieval.attribute_embeddings import attribute_embeddings
-from rayrec.retrieval.semantic_ids import SemanticIds
-from rayrec.retrieval.semantic_tokenizer import TokenizedItems, TokenizerConfig, fit_tokenizer
+from rayrec.retrieval.cooccurrence_embeddings import cooccurrence_embeddings
+from rayrec.retrieval.semantic_ids import SemanticIds, weaknesses
+from rayrec.retrieval.semantic_tokenizer import TokenizedItems, TokenizerConfig, fit_tokenizer, recommended_tokenizer
 from rayrec.typed_json import ConfigError
 
 ATTRIBUTES = "attributes"
+COOCCURRENCE = "cooccurrence"
 
 
 @dataclass(frozen=True)
 class MakeSemanticIds:
     """Quantize item embeddings.
 
-    embeddings: folder of jobs.embed_items; None = attributes, embedded in ``attribute_dim`` dimensions.
+    embeddings: folder of jobs.embed_items.
+    source: what IDs are made from; None = the embeddings when given, else the items' attributes.
+    dim: of the vectors that attributes or co-occurrence are turned into.
+    split: whose training part decides which items are cold, and what co-occurs.
     """
 
     sequences: Path
     out: Path
     embeddings: Path | None = None
-    attribute_dim: int = 128
-    tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=TokenizerConfig)
+    source: Literal["attributes", "cooccurrence"] | None = None
+    dim: int = 128
+    split: SplitConfig = field(default_factory=SplitConfig)
+    tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=recommended_tokenizer)
+
+    def __post_init__(self) -> None:
+        if self.embeddings is not None and self.source is not None:
+            raise ConfigError(f"give --embeddings or --source {self.source}, not both")
 
 
 def run(command: MakeSemanticIds) -> TokenizedItems:
     """Fit, write and print the report."""
     started, data = time.perf_counter(), read_sequences(command.sequences)
-    raw, encoder = item_embeddings(data, command)
-    items = fit_tokenizer(raw, command.tokenizer, _say)
-    folder = write_semantic_ids(command.out, items, encoder)
+    split = command.split.split(data)
+    raw, encoder = item_embeddings(data, split, command)
+    items = fit_tokenizer(raw, command.tokenizer, _say, seen=torch.from_numpy(split.seen[1:]))
+    folder = write_semantic_ids(command.out, items, encoder, data.items.fingerprint)
     write_page(folder / "report", f"Semantic IDs: {data.source or command.sequences.name}", sections(items, data))
     found = items.report
     print(f"{'level':<8}{'reconstruction error':>22}{'codes used':>12}{'perplexity':>12}")
     for level, row in enumerate(zip(found.reconstruction_error, found.usage, found.perplexity, strict=True), 1):
         print(f"{level:<8}{row[0]:>22.4f}{row[1]:>12.3f}{row[2]:>12.1f}")
     print(f"items that share their codes: {found.collision_rate:.4f}; largest collision: {found.largest_collision}")
+    for weakness in weaknesses(found, items.ids.level_sizes, items.ids.num_items):
+        print(f"warning: {weakness}")
+    if found.collision_rate > 0.5 and encoder != COOCCURRENCE:
+        print("warning: consider embeddings of the items' texts, or --source cooccurrence")
     print(
         f"{folder}: {items.ids.num_items:,} items of {items.ids.level_sizes} codes, {time.perf_counter() - started:.1f} s"
     )
     return items
 
 
-def item_embeddings(data: SequenceData, command: MakeSemanticIds) -> tuple[torch.Tensor, str]:
+def item_embeddings(data: SequenceData, split: SequenceSplit, command: MakeSemanticIds) -> tuple[torch.Tensor, str]:
     """Raw embeddings (N, E) and what made them. Raises ConfigError when there is neither text nor an attribute."""
     if command.embeddings is not None:
-        found, record = read_embeddings(command.embeddings, data.interactions.num_items)
+        found, record = read_embeddings(command.embeddings, data.items)
         return torch.from_numpy(found), record.encoder
+    if command.source == COOCCURRENCE:
+        events = data.interactions
+        train = split.in_training(events)
+        users = np.repeat(np.arange(events.num_users), events.lengths)
+        return cooccurrence_embeddings(events.items[train], users[train], events.num_items, command.dim), COOCCURRENCE
     attributes = data.items.attributes.to_pylist()
     if not any(attributes):
-        raise ConfigError(f"{command.sequences}: its items have no attributes; give embeddings of jobs.embed_items")
-    return attribute_embeddings(attributes, command.attribute_dim), ATTRIBUTES
+        raise ConfigError(
+            f"{command.sequences}: its items have no attributes; give embeddings of jobs.embed_items, or --source {COOCCURRENCE}"
+        )
+    return attribute_embeddings(attributes, command.dim), ATTRIBUTES
 
 
 def sections(items: TokenizedItems, data: SequenceData) -> tuple[Section, ...]:

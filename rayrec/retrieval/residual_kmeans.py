@@ -7,17 +7,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rayrec.retrieval.code_assignment import balanced_codes, own_codes
+
 
 @dataclass(frozen=True)
 class ResidualKMeansConfig:
-    """levels codebooks of codebook_size codes each; ``iterations`` of Lloyd's algorithm a level."""
+    """levels codebooks of codebook_size codes each; ``iterations`` of Lloyd's algorithm a level.
+
+    balanced: levels (from 1) whose codes are given out evenly instead of to the nearest item.
+    own_last: on the last level, items with the same codes so far get different ones, as far as the codebook reaches.
+    """
 
     levels: int = 3
     codebook_size: int = 256
     iterations: int = 30
     seed: int = 0
+    balanced: tuple[int, ...] = ()
+    own_last: bool = False
 
     def __post_init__(self) -> None:
+        if not all(1 <= level <= self.levels for level in self.balanced):
+            raise ValueError(f"balanced names levels from 1 to {self.levels}, not {self.balanced}")
         if min(self.levels, self.codebook_size, self.iterations) < 1:
             raise ValueError("levels, codebook_size and iterations must be at least 1")
 
@@ -47,23 +57,56 @@ class ResidualQuantizer(nn.Module):
         return list(chosen.cumsum(0))
 
 
-def fit_residual_kmeans(embeddings: Tensor, config: ResidualKMeansConfig) -> ResidualQuantizer:
+@dataclass(frozen=True)
+class FittedQuantizer:
+    """The quantizer and the codes (N, M) of what it was fitted to, which balanced and own codes take from other codewords than
+    ``quantizer.encode`` would."""
+
+    quantizer: ResidualQuantizer
+    codes: Tensor
+
+
+def fit_residual_kmeans(embeddings: Tensor, config: ResidualKMeansConfig) -> FittedQuantizer:
     """Fit to embeddings (N, D) float32. With fewer items than codes, the codes left over repeat the mean of the residuals."""
     residual = embeddings.float().contiguous()
-    codebooks = []
-    for level in range(config.levels):
-        clusters = min(config.codebook_size, len(residual))
-        kmeans = faiss.Kmeans(
-            residual.shape[1], clusters, niter=config.iterations, seed=config.seed + level,
-            min_points_per_centroid=1, max_points_per_centroid=10_000_000,
-        )  # fmt: skip
-        kmeans.train(np.ascontiguousarray(residual.numpy()))
-        centroids = torch.from_numpy(np.array(kmeans.centroids))
-        spare = residual.mean(0, keepdim=True).expand(config.codebook_size - clusters, -1)
-        codebook = torch.cat([centroids, spare])
-        residual = residual - codebook[nearest_codes(residual, codebook)]
+    codebooks: list[Tensor] = []
+    codes: list[Tensor] = []
+    for level in range(1, config.levels + 1):
+        codebook = _centroids(residual, config, level)
+        if level in config.balanced:
+            for _ in range(_BALANCED_ROUNDS):
+                codebook = _means(residual, balanced_codes(residual, codebook), codebook)
+            chosen = balanced_codes(residual, codebook)
+        else:
+            chosen = nearest_codes(residual, codebook)
+        if config.own_last and level == config.levels and codes:
+            chosen = own_codes(torch.stack(codes, dim=1), residual, codebook)
         codebooks.append(codebook)
-    return ResidualQuantizer(torch.stack(codebooks))
+        codes.append(chosen)
+        residual = residual - codebook[chosen]
+    return FittedQuantizer(ResidualQuantizer(torch.stack(codebooks)), torch.stack(codes, dim=1))
+
+
+_BALANCED_ROUNDS = 8
+
+
+def _centroids(vectors: Tensor, config: ResidualKMeansConfig, level: int) -> Tensor:
+    """(K, D) by Lloyd's algorithm."""
+    clusters = min(config.codebook_size, len(vectors))
+    kmeans = faiss.Kmeans(
+        vectors.shape[1], clusters, niter=config.iterations, seed=config.seed + level - 1,
+        min_points_per_centroid=1, max_points_per_centroid=10_000_000,
+    )  # fmt: skip
+    kmeans.train(np.ascontiguousarray(vectors.numpy()))
+    spare = vectors.mean(0, keepdim=True).expand(config.codebook_size - clusters, -1)
+    return torch.cat([torch.from_numpy(np.array(kmeans.centroids)), spare])
+
+
+def _means(vectors: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
+    """(K, D) mean of each code's vectors; a code without any keeps its codeword."""
+    counts = torch.bincount(codes, minlength=len(codebook)).unsqueeze(1)
+    sums = torch.zeros_like(codebook).index_add_(0, codes, vectors)
+    return torch.where(counts > 0, sums / counts.clamp_min(1), codebook)
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ def _fit(embeddings: Tensor, config: RqVaeConfig, progress: Callable[[int, float
         with torch.no_grad():
             latents = model.eval().encoder(embeddings[train[: max(config.batch_size, 4 * config.codebook_size)]])
         start = ResidualKMeansConfig(config.levels, config.codebook_size, seed=config.seed)
-        model.codebooks.start_at(fit_residual_kmeans(latents.cpu(), start).codebooks.to(latents.device))
+        model.codebooks.start_at(fit_residual_kmeans(latents.cpu(), start).quantizer.codebooks.to(latents.device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     best, best_epoch, weights = float("inf"), 0, model.state_dict()
     for epoch in range(config.epochs):

@@ -100,6 +100,25 @@ class SemanticIdReport:
     largest_collision: int
 
 
+def weaknesses(found: SemanticIdReport, level_sizes: tuple[int, ...], num_items: int) -> list[str]:
+    """What a user must know before training on these IDs, one sentence each; empty when nothing is wrong."""
+    told = []
+    for level, (perplexity, size) in enumerate(zip(found.perplexity, level_sizes, strict=False), 1):
+        room = min(size, num_items)
+        if perplexity < _LOW_PERPLEXITY * room:
+            told.append(f"level {level} is used unevenly: its perplexity is {perplexity:.0f} of {room} codes")
+    if found.collision_rate > _USELESS_COLLISIONS:
+        told.append(
+            f"{found.collision_rate:.0%} of the items share all their codes, {found.largest_collision} of them the same ones: "
+            "these IDs hardly tell items apart"
+        )
+    return told
+
+
+_LOW_PERPLEXITY = 0.25  # of the codes of a level
+_USELESS_COLLISIONS = 0.5  # share of items
+
+
 def report(ids: SemanticIds, embeddings: Tensor, reconstructions: list[Tensor]) -> SemanticIdReport:
     """How good ``ids`` are for embeddings (N, D) that are reconstructed as given (one (N, D) a level, cumulative)."""
     variance = (embeddings - embeddings.mean(0)).square().mean().clamp_min(1e-12)

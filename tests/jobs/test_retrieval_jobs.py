@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from jobs import compare_retrieval, embed_items, import_sequences, semantic_ids
-from rayrec.data.sequences import read_sequences
+from rayrec.data.sequences import ItemTable, read_sequences
 from rayrec.data.sequences.events import EventFilter
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.data.sequences.streams import SequenceStreamConfig
@@ -89,17 +89,32 @@ def test_embedding_goes_on_where_it_was_and_feeds_ids_comparison_and_evaluation(
 ) -> None:
     command = embed_items.EmbedItems(sequences, tmp_path / "embeddings", TextEncoderConfig(encoder), shard=10, cpus=0.5)
     embed_items.run(command)
-    whole, record = read_embeddings(tmp_path / "embeddings", 25)
+    items = read_sequences(sequences).items
+    whole, record = read_embeddings(tmp_path / "embeddings", items)
     assert (record.shards, whole.shape) == (3, (25, 8))
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, rtol=1e-5)
     kept = tmp_path / "embeddings" / "part-00000.parquet"
     written = kept.stat().st_mtime_ns
     (tmp_path / "embeddings" / "part-00001.parquet").unlink()
     with pytest.raises(ConfigError, match=r"part-00001.parquet is missing"):
-        read_embeddings(tmp_path / "embeddings", 25)
+        read_embeddings(tmp_path / "embeddings", items)
     embed_items.run(command)
-    np.testing.assert_allclose(read_embeddings(tmp_path / "embeddings", 25)[0], whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(read_embeddings(tmp_path / "embeddings", items)[0], whole, rtol=1e-5, atol=1e-6)
     assert kept.stat().st_mtime_ns == written
+    names, texts = items.names.to_pylist(), items.texts.to_pylist()
+    for others in (
+        ItemTable.of(names[::-1], texts, items.attributes),
+        ItemTable.of(names, texts[::-1], items.attributes),
+    ):
+        with pytest.raises(ConfigError, match="of other items or texts than these, though as many"):
+            read_embeddings(tmp_path / "embeddings", others)
+    record_file = tmp_path / "embeddings" / "embeddings.json"
+    known = record_file.read_text()
+    record_file.write_text(json.dumps({k: v for k, v in json.loads(known).items() if k != "catalogue"}))
+    read_embeddings(tmp_path / "embeddings", items)  # from before there were fingerprints: by the texts
+    with pytest.raises(ConfigError, match="of other items or texts than these, though as many"):
+        read_embeddings(tmp_path / "embeddings", ItemTable.of(names, texts[::-1], items.attributes))
+    record_file.write_text(known)
 
     tokenizer = TokenizerConfig(kmeans=ResidualKMeansConfig(2, 5))
     ids = semantic_ids.run(
@@ -129,9 +144,7 @@ def test_embedding_goes_on_where_it_was_and_feeds_ids_comparison_and_evaluation(
 
 def test_attributes_stand_in_for_text(sequences: Path, tmp_path: Path) -> None:
     tokenizer = TokenizerConfig(kmeans=ResidualKMeansConfig(1, 5))
-    found = semantic_ids.run(
-        semantic_ids.MakeSemanticIds(sequences, tmp_path / "ids", attribute_dim=5, tokenizer=tokenizer)
-    )
+    found = semantic_ids.run(semantic_ids.MakeSemanticIds(sequences, tmp_path / "ids", dim=5, tokenizer=tokenizer))
     names = read_sequences(sequences).items.names.to_pylist()  # numbered by their first appearance
     brands = np.array([int(name) % 5 for name in names])
     for brand in range(5):

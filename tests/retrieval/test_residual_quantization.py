@@ -1,9 +1,12 @@
 """RQ-VAE and residual k-means against brute force and closed forms."""
 
+from itertools import product
+
 import pytest
 import torch
 
-from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig, fit_residual_kmeans
+from rayrec.retrieval.code_assignment import balanced_codes, own_codes
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig, fit_residual_kmeans, nearest_codes
 from rayrec.retrieval.rqvae import ResidualCodebooks, RqVae, RqVaeConfig, fit_rqvae, straight_through
 from rayrec.retrieval.semantic_ids import standardize
 
@@ -91,8 +94,9 @@ def test_reconstruction_error_falls_with_each_level(kind: str) -> None:
         model = fit_rqvae(embeddings, SMALL)
         codes, reconstructions = model.encode(embeddings), model.reconstructions(model.encode(embeddings))
     else:
-        quantizer = fit_residual_kmeans(embeddings, ResidualKMeansConfig(3, 16, iterations=10))
-        codes = quantizer.encode(embeddings)
+        fitted = fit_residual_kmeans(embeddings, ResidualKMeansConfig(3, 16, iterations=10))
+        quantizer, codes = fitted.quantizer, fitted.codes
+        assert torch.equal(codes, quantizer.encode(embeddings))
         reconstructions = quantizer.reconstructions(codes)
         assert torch.equal(codes[:40], brute_force_codes(embeddings[:40], quantizer.codebooks))
     errors = [float((embeddings - r).square().mean()) for r in reconstructions]
@@ -110,7 +114,53 @@ def test_the_same_seed_gives_the_same_rqvae() -> None:
 
 def test_fewer_items_than_codes_still_reconstruct_exactly() -> None:
     embeddings = clustered(5)
-    quantizer = fit_residual_kmeans(embeddings, ResidualKMeansConfig(1, 16))
+    quantizer = fit_residual_kmeans(embeddings, ResidualKMeansConfig(1, 16)).quantizer
     codes = quantizer.encode(embeddings)
     torch.testing.assert_close(quantizer.reconstructions(codes)[0], embeddings)
     assert len(codes.unique()) == 5
+
+
+def test_balanced_levels_use_their_codes_more_evenly_and_other_levels_stay_as_they_are() -> None:
+    embeddings = clustered(600)
+    plain = fit_residual_kmeans(embeddings, ResidualKMeansConfig(3, 32))
+    even = fit_residual_kmeans(embeddings, ResidualKMeansConfig(3, 32, balanced=(2, 3)))
+    assert torch.equal(plain.codes[:, 0], even.codes[:, 0])
+    for level in (1, 2):
+        counts = [torch.bincount(found.codes[:, level], minlength=32) for found in (plain, even)]
+        assert counts[1].max() < counts[0].max()
+        assert counts[1].min() > 0
+    sums = even.quantizer.reconstructions(even.codes)
+    assert float((embeddings - sums[2]).square().mean()) < float((embeddings - sums[0]).square().mean())
+    with pytest.raises(ValueError, match="levels from 1 to 2"):
+        ResidualKMeansConfig(2, 32, balanced=(3,))
+
+
+def test_a_balanced_plan_gives_every_code_its_share_of_equally_spread_vectors() -> None:
+    codebook = torch.tensor([[-1.0], [0.0], [1.0]])
+    vectors = torch.cat([torch.linspace(-1.2, -0.6, 60), torch.linspace(0.9, 1.2, 30)]).unsqueeze(1)
+    assert torch.bincount(nearest_codes(vectors, codebook), minlength=3).tolist() == [60, 0, 30]
+    codes = balanced_codes(vectors, codebook)
+    assert torch.bincount(codes, minlength=3).tolist() == pytest.approx([30, 30, 30], abs=2)
+    assert (codes[:60].diff() >= 0).all()  # of the left ones, those nearest to the middle go there
+
+
+def test_own_codes_tell_items_of_one_prefix_apart_at_least_cost() -> None:
+    torch.manual_seed(0)
+    prefixes, vectors, codebook = torch.tensor([[0], [1], [0], [0], [1]]), torch.randn(5, 2), torch.randn(4, 2)
+    distances = (vectors.unsqueeze(1) - codebook).square().sum(2)
+
+    def cost(codes: tuple[int, ...]) -> float:
+        return float(sum(distances[i, c] for i, c in enumerate(codes)))
+
+    apart = [
+        codes
+        for codes in product(range(4), repeat=5)
+        if len({codes[0], codes[2], codes[3]}) == 3 and codes[1] != codes[4]
+    ]
+    assert tuple(own_codes(prefixes, vectors, codebook).tolist()) == min(apart, key=cost)
+
+
+def test_more_items_of_one_prefix_than_codes_use_all_codes_and_share_the_nearest() -> None:
+    vectors = torch.tensor([[0.0], [0.1], [0.2], [5.0]])
+    codes = own_codes(torch.zeros(4, 1, dtype=torch.int64), vectors, torch.tensor([[0.0], [5.0]]))
+    assert codes.tolist() == [0, 0, 0, 1]

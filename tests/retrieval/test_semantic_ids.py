@@ -3,13 +3,17 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrec.retrieval.attribute_embeddings import attribute_embeddings
-from rayrec.retrieval.semantic_ids import SemanticIds, add_item, report, resolve_collisions, standardize
+from rayrec.retrieval.cooccurrence_embeddings import cooccurrence_embeddings
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
+from rayrec.retrieval.semantic_ids import SemanticIds, add_item, report, resolve_collisions, standardize, weaknesses
+from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 
 
 @settings(max_examples=50, deadline=None)
@@ -90,3 +94,57 @@ def test_attribute_embeddings_keep_the_cosines_of_weighted_attributes() -> None:
     matrix = matrix * ((5 / matrix.sum(0)).log() + 1e-3)
     matrix = torch.nn.functional.normalize(matrix, dim=1)
     torch.testing.assert_close(found @ found.T, matrix @ matrix.T, atol=1e-4, rtol=0)
+
+
+def test_ids_of_unit_vectors_do_not_change_with_their_lengths_and_cold_items_do_not_shape_them() -> None:
+    torch.manual_seed(0)
+    raw = torch.randn(200, 16)
+    config = TokenizerConfig(components=6, kmeans=ResidualKMeansConfig(2, 40, own_last=True))
+    made = fit_tokenizer(raw, config)
+    longer = fit_tokenizer(raw * torch.rand(200, 1).add(0.5), config)
+    assert torch.equal(made.ids.codes, longer.ids.codes)
+    assert made.report.collision_rate == 0.0
+    seen = torch.ones(200, dtype=torch.bool)
+    seen[150:] = False
+    moved = torch.where(seen.unsqueeze(1), raw, -3 * raw + 1)
+    with_cold, with_others = fit_tokenizer(raw, config, seen=seen), fit_tokenizer(moved, config, seen=seen)
+    for name, value in with_cold.tokenizer.state_dict().items():
+        assert torch.equal(value, with_others.tokenizer.state_dict()[name]), name
+    assert torch.equal(with_cold.ids.codes[:150, :2], with_others.ids.codes[:150, :2])
+    assert torch.equal(with_cold.ids.codes[150:, :2], with_cold.tokenizer.encode(raw[150:]))
+    with pytest.raises(ValueError, match="no item occurs in training"):
+        fit_tokenizer(raw, config, seen=torch.zeros(200, dtype=torch.bool))
+
+
+def test_the_axes_are_those_of_largest_variance() -> None:
+    torch.manual_seed(0)
+    raw = torch.randn(500, 5) * torch.tensor([3.0, 0.1, 2.0, 0.1, 1.0])
+    tokenizer = fit_tokenizer(raw, TokenizerConfig(components=2, kmeans=ResidualKMeansConfig(1, 4))).tokenizer
+    unit = torch.nn.functional.normalize(raw)
+    variances = torch.linalg.eigvalsh(torch.cov(unit.T)).flip(0)
+    torch.testing.assert_close(torch.cov(tokenizer.prepared(raw).T), variances[:2].diag(), rtol=1e-4, atol=1e-6)
+
+
+def test_uneven_levels_and_ids_that_tell_nothing_apart_are_told() -> None:
+    codes = torch.tensor([[0, 0]] * 30 + [[0, 1]] * 5 + [[i, i] for i in range(5)])
+    ids = resolve_collisions(codes, 32)
+    found = report(ids, torch.randn(40, 3), [torch.zeros(40, 3)] * 2)
+    assert len(weaknesses(found, ids.level_sizes, 40)) == 3
+    assert "share all their codes" in weaknesses(found, ids.level_sizes, 40)[-1]
+    good = resolve_collisions(torch.arange(32).unsqueeze(1), 32)
+    assert weaknesses(report(good, torch.randn(32, 3), [torch.zeros(32, 3)]), good.level_sizes, 32) == []
+
+
+def test_items_bought_together_lie_together_in_cooccurrence_embeddings_and_unseen_ones_at_zero() -> None:
+    generator = np.random.default_rng(0)
+    shelves = generator.integers(0, 4, 400)
+    items = np.concatenate([shelf * 10 + generator.permutation(10)[:6] + 1 for shelf in shelves])
+    users = np.repeat(np.arange(400), 6)
+    embeddings = cooccurrence_embeddings(items, users, 41, 4)
+    assert embeddings.shape == (41, 4)
+    assert embeddings[40].abs().max() == 0
+    unit = torch.nn.functional.normalize(embeddings[:40])
+    same = torch.arange(40).div(10, rounding_mode="floor")
+    cosines = unit @ unit.T
+    assert cosines[same.unsqueeze(1) == same].min() > 0.9
+    assert cosines[same.unsqueeze(1) != same].abs().max() < 0.1

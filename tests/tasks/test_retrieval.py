@@ -63,7 +63,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     sequences = write_sequences(folder / "sequences", sequence_data())
     torch.manual_seed(0)
     tokenizer = TokenizerConfig(kmeans=ResidualKMeansConfig(2, 6, iterations=5))
-    ids = write_semantic_ids(folder / "ids", fit_tokenizer(torch.randn(ITEMS, 8), tokenizer), "random")
+    catalogue = sequence_data().items.fingerprint
+    ids = write_semantic_ids(folder / "ids", fit_tokenizer(torch.randn(ITEMS, 8), tokenizer), "random", catalogue)
     return sequences, ids
 
 
@@ -157,9 +158,13 @@ def test_a_model_without_its_inputs_is_refused(folders: tuple[Path, Path], tmp_p
     with pytest.raises(ConfigError, match="needs semantic_ids"):
         replace(experiment(folders, "tiger"), semantic_ids=None).check()
     few = fit_tokenizer(torch.randn(5, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(1, 3)))
-    write_semantic_ids(tmp_path / "few", few, "random")
+    write_semantic_ids(tmp_path / "few", few, "random", "few")
     with pytest.raises(ConfigError, match="semantic IDs of 5 items"):
         replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "few").check()
+    other = fit_tokenizer(torch.randn(ITEMS, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(1, 3)))
+    write_semantic_ids(tmp_path / "other", other, "random", "another catalogue")
+    with pytest.raises(ConfigError, match=r"of other items or texts .* though as many"):
+        replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "other").check()
     with pytest.raises(ConfigError, match="no such file"):
         replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "absent").check()
     with pytest.raises(ConfigError, match="must be adamw"):
@@ -176,14 +181,17 @@ def test_a_method_without_its_head_is_refused(folders: tuple[Path, Path]) -> Non
         task.ranks(task.searcher(task.build()), batch, "hybrid")
 
 
+@pytest.mark.parametrize("components", [None, 3, 20])
 @pytest.mark.parametrize("method", ["kmeans", "rqvae"])
-def test_semantic_ids_come_back_from_disk_and_encode_new_items_alike(tmp_path: Path, method: str) -> None:
+def test_semantic_ids_come_back_from_disk_and_encode_new_items_alike(
+    tmp_path: Path, method: str, components: int | None
+) -> None:
     torch.manual_seed(0)
     raw = 5 + 3 * torch.randn(40, 8)
     small = RqVaeConfig(hidden=(8,), latent=4, levels=2, codebook_size=4, epochs=2)
-    config = TokenizerConfig(method, ResidualKMeansConfig(2, 4), small)  # type: ignore[arg-type]
+    config = TokenizerConfig(method, components, ResidualKMeansConfig(2, 4), small)  # type: ignore[arg-type]
     made = fit_tokenizer(raw, config)
-    found = read_semantic_ids(write_semantic_ids(tmp_path / "ids", made, "test")).items
+    found = read_semantic_ids(write_semantic_ids(tmp_path / "ids", made, "test", "none")).items
     assert torch.equal(found.ids.codes, made.ids.codes)
     assert torch.equal(found.tokenizer.encode(raw), made.ids.codes[:, :-1])
     assert found.report == made.report

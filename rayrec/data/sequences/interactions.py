@@ -8,8 +8,10 @@ Items are numbered 1..N; 0 is padding. In memory a history set is three flat arr
 interaction, 12 with timestamps; 100 million interactions take 0.4 or 1.2 GB.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,19 @@ class ItemTable:
     @property
     def has_text(self) -> bool:
         return bool((np.asarray(pa.compute.utf8_length(self.texts)) > 0).any())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of names, texts and attributes in their order, for what goes by item number."""
+        digest = hashlib.sha256()
+        for column in (self.names, self.texts):
+            lengths = pa.compute.binary_length(column).to_numpy(zero_copy_only=False)
+            digest.update(np.ascontiguousarray(lengths, dtype=np.int64).tobytes())
+            digest.update("".join(column.to_pylist()).encode())
+        counts = pa.compute.list_value_length(self.attributes).to_numpy(zero_copy_only=False)
+        for numbers in (counts, self.attributes.flatten().to_numpy(zero_copy_only=False)):
+            digest.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
     @staticmethod
     def of(

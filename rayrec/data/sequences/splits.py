@@ -41,6 +41,12 @@ class SequenceSplit:
     test: Examples
     seen: NDArray[np.bool_]
 
+    def in_training(self, interactions: Interactions) -> NDArray[np.bool_]:
+        """(E,) which of all events are for training."""
+        within = np.arange(len(interactions.items)) - np.repeat(interactions.offsets[:-1], interactions.lengths)
+        found: NDArray[np.bool_] = within < np.repeat(self.train_lengths, interactions.lengths)
+        return found
+
     @property
     def cold_items(self) -> NDArray[np.int64]:
         """Items that occur as a validation or test target or in no history at all, but never in training."""

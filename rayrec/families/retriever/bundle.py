@@ -34,11 +34,15 @@ class SavedIds:
 
 @dataclass(frozen=True)
 class SavedRetriever:
-    """What ``model_config`` of the bundle's config.json holds. ids: None for a model that reads none."""
+    """What ``model_config`` of the bundle's config.json holds. ids: None for a model that reads none.
+
+    catalogue: fingerprint of the items; None in bundles from before there were fingerprints.
+    """
 
     retrieval: RetrievalConfig
     num_items: int
     ids: SavedIds | None
+    catalogue: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from rayrec.data.sequences import read_sequences
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import Judgement, judge
@@ -33,7 +34,7 @@ class EvaluateRetriever:
         if self.sequences is not None:
             experiment = replace(experiment, sequences=self.sequences.resolve())
         task = experiment.task()
-        if task.catalogue.num_items != bundle.saved.num_items:
+        if tuple(read_sequences(experiment.sequences).items.names.to_pylist()) != bundle.names:
             raise ConfigError(f"{experiment.sequences}: other items than those of {bundle.path}")
         searcher = task.searcher(bundle.model)
         return [

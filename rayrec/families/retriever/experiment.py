@@ -126,7 +126,9 @@ class RetrieverExperiment:
         return save_retriever(
             folder,
             modules=RetrieverModules(model, tokenizer),
-            saved=SavedRetriever(self.retrieval, task.catalogue.num_items, ids),
+            saved=SavedRetriever(
+                self.retrieval, task.catalogue.num_items, ids, _data(self.sequences).items.fingerprint
+            ),
             names=names,
             metrics=read_progress(checkpoint).evaluations,
             run_config=to_plain(self),
@@ -137,8 +139,7 @@ class RetrieverExperiment:
 def catalogue(data: SequenceData, split: SequenceSplit, ids: SavedSemanticIds | None) -> Catalogue:
     """Items as a split's training part sees them. Raises ConfigError when the semantic IDs are of other items."""
     interactions = data.interactions
-    within = np.arange(len(interactions.items)) - np.repeat(interactions.offsets[:-1], interactions.lengths)
-    train = within < np.repeat(split.train_lengths, interactions.lengths)
+    train = split.in_training(interactions)
     counts = torch.from_numpy(np.bincount(interactions.items[train], minlength=interactions.num_items + 1))
     seen = torch.from_numpy(split.seen)
     if ids is None:
@@ -147,6 +148,10 @@ def catalogue(data: SequenceData, split: SequenceSplit, ids: SavedSemanticIds | 
     if items.ids.num_items != interactions.num_items:
         raise ConfigError(
             f"semantic IDs of {items.ids.num_items:,} items for sequences over {interactions.num_items:,}; make them anew"
+        )
+    if ids.record.catalogue not in (None, data.items.fingerprint):
+        raise ConfigError(
+            "semantic IDs of other items or texts than the sequences have, though as many; make them anew with jobs.semantic_ids"
         )
     text = pad(items.embeddings, (0, 0, 1, 0))
     features = ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen)

@@ -19,13 +19,18 @@ from rayrec.typed_json import ConfigError, from_json, to_json
 
 @dataclass(frozen=True)
 class SemanticIdRecord:
-    """What ``semantic_ids.json`` holds. encoder: which text encoder made the embeddings, "attributes" for the fallback."""
+    """What ``semantic_ids.json`` holds.
+
+    encoder: which text encoder made the embeddings, or "attributes" or "cooccurrence".
+    catalogue: fingerprint of the items that they are of; None = made before there were fingerprints.
+    """
 
     tokenizer: TokenizerConfig
     level_sizes: tuple[int, ...]
     dim: int
     encoder: str
     report: SemanticIdReport
+    catalogue: str | None = None
     format: int = 1
 
 
@@ -37,14 +42,19 @@ class SavedSemanticIds:
     items: TokenizedItems
 
 
-def write_semantic_ids(folder: Path, items: TokenizedItems, encoder: str) -> Path:
-    """Write, whole or not at all, replacing ``folder``."""
+def write_semantic_ids(folder: Path, items: TokenizedItems, encoder: str, catalogue: str) -> Path:
+    """Write, whole or not at all, replacing ``folder``. catalogue: fingerprint of the items."""
     with whole_folder(folder) as partial:
         save_file({"codes": items.ids.codes, "embeddings": items.embeddings}, partial / "semantic_ids.safetensors")
         state = {name: value.contiguous() for name, value in items.tokenizer.state_dict().items()}
         save_file(state, partial / "tokenizer.safetensors")
         record = SemanticIdRecord(
-            items.tokenizer.config, items.ids.level_sizes, items.embeddings.shape[1], encoder, items.report
+            items.tokenizer.config,
+            items.ids.level_sizes,
+            items.embeddings.shape[1],
+            encoder,
+            items.report,
+            catalogue,
         )
         write_text_atomically(partial / "semantic_ids.json", to_json(record))
     return folder
