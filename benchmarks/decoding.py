@@ -18,8 +18,9 @@ from transformers import T5Config as PeerConfig
 from transformers import T5ForConditionalGeneration
 
 from rayrec.models.catalogue import ItemFeatures
-from rayrec.models.liger import Liger, tiger_config
+from rayrec.models.liger import Liger
 from rayrec.models.t5 import T5Config
+from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.beam_search import Beams, beam_search
 from rayrec.retrieval.semantic_ids import resolve_collisions
 from rayrec.retrieval.trie import ItemTrie
@@ -49,7 +50,7 @@ def main(config: Decoding) -> None:
     seen = torch.ones(config.items + 1, dtype=torch.bool)
     features = ItemFeatures(ids.item_tokens(), ids.num_tokens, torch.zeros(config.items + 1, 1), seen)
     t5 = T5Config(encoder_layers=config.layers, decoder_layers=config.layers)
-    model = Liger(features, tiger_config(t5, max_length=config.history)).eval()
+    model = Liger(features, TigerConfig(t5, max_length=config.history).as_liger).eval()
     peer = peer_of(model)
     trie = ItemTrie.of(model.item_tokens)
     history = torch.randint(1, config.items + 1, (config.users, config.history))

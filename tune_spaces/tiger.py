@@ -9,11 +9,11 @@ SPACE = SweepSpace(
     {
         "optimizer.learning_rate": tune.loguniform(1e-4, 3e-3),
         "optimizer.weight_decay": tune.loguniform(1e-3, 0.3),
-        "retrieval.liger.input_dropout": tune.uniform(0.0, 0.5),
-        "retrieval.liger.transformer.dropout": tune.uniform(0.0, 0.3),
-        "retrieval.liger.transformer.encoder_layers": tune.choice([2, 4, 6]),
-        "retrieval.liger.transformer.decoder_layers": tune.choice([2, 4, 6]),
-        "retrieval.liger.transformer.feed_forward": tune.choice([256, 512, 1024]),
+        "retrieval.tiger.input_dropout": tune.uniform(0.0, 0.5),
+        "retrieval.tiger.transformer.dropout": tune.uniform(0.0, 0.3),
+        "retrieval.tiger.transformer.encoder_layers": tune.choice([2, 4, 6]),
+        "retrieval.tiger.transformer.decoder_layers": tune.choice([2, 4, 6]),
+        "retrieval.tiger.transformer.feed_forward": tune.choice([256, 512, 1024]),
     },
     settings={"retrieval.model": "tiger"},
 )

@@ -1,9 +1,9 @@
-"""Generative, dense and hybrid retrieval as one model: TIGER (arXiv 2305.05065) and LIGER (arXiv 2411.18814).
+"""Generative, dense and hybrid retrieval as one model: LIGER (arXiv 2411.18814), and TIGER within it.
 
 A T5 reads the semantic-ID tokens of the user's items. Two heads, two loss weights:
-    generative   the decoder emits the tokens of the next item                                             (TIGER alone)
+    generative   the decoder emits the tokens of the next item
     dense        the encoder's state at the last token against the projected text of every item, by cosine  (a text retriever)
-TIGER = generative only, without text in the input; dense retriever = dense only; LIGER = both.
+Dense retriever = dense only; LIGER = both; TIGER (``rayrec.models.tiger``) = generative only, without text in the input.
 LIGER's inference ranks the generative candidates and all cold items by the dense score (see ``rayrec.retrieval.hybrid``).
 """
 
@@ -29,7 +29,9 @@ class LigerConfig:
     generative_weight, dense_weight: of the two losses; a head of weight 0 is not built.
     temperature: of the cosines in the dense loss. projection: hidden sizes of the text's way to T5's width.
     repeat_bias: learn one number that the cosines of the history's own items get on top (not in the papers), in the dense head.
-    input_dropout: on the input embeddings, after their norm. max_length: newest items that are read.
+    embedding_std: of the token, place and level embeddings at the start: small beside the projected text, which knows more then.
+    absolute_positions: add an embedding of the item's place, counted from the newest, and one of the token's level to the input.
+    input_norm: layer norm of the input. input_dropout: on it, behind the norm. max_length: newest items that are read.
     """
 
     needs_semantic_ids: ClassVar[bool] = True
@@ -45,6 +47,9 @@ class LigerConfig:
     input_dropout: float = 0.5
     max_length: int = 20
     repeat_bias: bool = False
+    embedding_std: float = 0.1
+    absolute_positions: bool = True
+    input_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.max_length < 1 or min(self.projection, default=1) < 1:
@@ -65,11 +70,6 @@ class LigerConfig:
         return Liger(catalogue.features, self)
 
 
-def tiger_config(transformer: T5Config, *, input_dropout: float = 0.1, max_length: int = 20) -> LigerConfig:
-    """TIGER: no text, no dense head."""
-    return LigerConfig(transformer, text=False, dense_weight=0.0, input_dropout=input_dropout, max_length=max_length)
-
-
 class Liger(Retriever[Tensor]):
     """See the module. Items are 1..N; histories (B, L) are left-padded with 0, newest item last."""
 
@@ -86,11 +86,14 @@ class Liger(Retriever[Tensor]):
         self.register_buffer("item_text", items.text.clone())
         self.register_buffer("seen", items.seen.clone())
         self.token_embedding = nn.Embedding(items.num_tokens, width)  # token 0 starts the decoder
-        self.position_embedding = nn.Embedding(config.max_length, width)
-        self.level_embedding = nn.Embedding(levels, width)
-        self.input_norm = nn.LayerNorm(width)
-        for table in (self.token_embedding, self.position_embedding, self.level_embedding):
-            nn.init.normal_(table.weight, std=0.1)  # small beside the projected text, which knows more at the start
+        tables = [self.token_embedding]
+        if config.absolute_positions:
+            self.position_embedding = nn.Embedding(config.max_length, width)
+            self.level_embedding = nn.Embedding(levels, width)
+            tables += [self.position_embedding, self.level_embedding]
+        self.input_norm = nn.LayerNorm(width) if config.input_norm else nn.Identity()
+        for table in tables:
+            nn.init.normal_(table.weight, std=config.embedding_std)
         self.encoder = T5Encoder(config.transformer)
         if config.text:
             self.projection = _TextProjection(items.text.shape[1], width, config)
@@ -136,8 +139,9 @@ class Liger(Retriever[Tensor]):
         if self.config.text:
             text = self.projection(self.item_text[history]) if projected is None else projected[history]
             x = x + text.unsqueeze(2)
-        newest_first = torch.arange(length - 1, -1, -1, device=history.device)
-        x = x + self.position_embedding(newest_first)[:, None, :] + self.level_embedding.weight
+        if self.config.absolute_positions:
+            newest_first = torch.arange(length - 1, -1, -1, device=history.device)
+            x = x + self.position_embedding(newest_first)[:, None, :] + self.level_embedding.weight
         x = dropout(self.input_norm(x), self.config.input_dropout, self.training).flatten(1, 2)
         real = (history > 0).repeat_interleave(levels, 1)
         return self.encoder(x, real), real

@@ -20,6 +20,7 @@ from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.t5 import T5Config
+from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig
 from rayrec.runs.sweeping import SweepSpace, apply_parameters
@@ -75,6 +76,7 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(sequences: Path, ids: Path | None) -> RetrieverExperiment:
     retrieval = RetrievalConfig(
         sasrec=SASRecConfig(dim=8, layers=1, max_length=5),
+        tiger=TigerConfig(T5, max_length=5),
         liger=LigerConfig(T5, projection=(8,), max_length=5),
         beams=10,
     )

@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from rayrec.models.catalogue import ItemFeatures
-from rayrec.models.liger import Liger, LigerConfig, tiger_config
+from rayrec.models.liger import Liger, LigerConfig
 from rayrec.models.t5 import T5Config
+from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking
 from rayrec.retrieval.semantic_ids import resolve_collisions
@@ -105,7 +106,7 @@ def test_cold_items_get_no_gradient_from_the_dense_loss() -> None:
 
 
 def test_one_code_path_builds_only_the_heads_that_have_a_weight() -> None:
-    tiger, dense = model(tiger_config(T5)), model(LigerConfig(T5, projection=(12,), generative_weight=0.0))
+    tiger, dense = model(TigerConfig(T5).as_liger), model(LigerConfig(T5, projection=(12,), generative_weight=0.0))
     assert set(tiger.loss(HISTORY, torch.tensor([1, 2, 3]))) == {"generative", "loss"}
     assert set(dense.loss(HISTORY, torch.tensor([1, 2, 4]))) == {"dense", "loss"}
     assert not [name for name, _ in tiger.named_parameters() if "projection" in name]

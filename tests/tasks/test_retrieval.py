@@ -21,6 +21,7 @@ from rayrec.families.retriever.task import ModelName, RetrievalConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.t5 import T5Config
+from rayrec.models.tiger import TigerConfig
 from rayrec.optim import OptimizerConfig
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.rqvae import RqVaeConfig
@@ -36,6 +37,7 @@ METHODS: tuple[Method, ...] = ("dense", "generative", "hybrid")
 T5 = T5Config(dim=16, feed_forward=32, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1, dropout=0.0)
 RETRIEVAL = RetrievalConfig(
     sasrec=SASRecConfig(dim=16, layers=1, max_length=4, dropout=0.0),
+    tiger=TigerConfig(T5, max_length=4, embedding_std=0.1),
     liger=LigerConfig(T5, projection=(16,), projection_dropout=0.0, input_dropout=0.0, max_length=4),
     beams=10,
 )
@@ -87,7 +89,8 @@ def trained(
 
     @cache
     def bundle(model: ModelName) -> RetrieverBundle:
-        wanted, folder = experiment(folders, model), tmp_path_factory.mktemp(model)
+        epochs = {"tiger": 20}.get(model, 12)  # without absolute positions it learns more slowly
+        wanted, folder = experiment(folders, model, epochs), tmp_path_factory.mktemp(model)
         wanted.check()
         reporter = FolderReporter(folder / "checkpoints")
         train_here(wanted, reporter, say=lambda text: None)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from rayrec.data.sequences.batches import HistoryBatch
@@ -11,6 +12,7 @@ from rayrec.metrics.ranking import ABSENT, RankingMetrics, list_ranks
 from rayrec.models.catalogue import Catalogue
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
+from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.searching import Method, Searcher
 from rayrec.training.task import Evaluation, Loss
@@ -42,14 +44,14 @@ class Architecture(Protocol):
 class RetrievalConfig:
     """What is learned.
 
-    model: "sasrec" takes its settings from ``sasrec``, the others from ``liger``: "tiger" without text and dense head, "dense"
-    without the generative one.
+    model: each takes its settings from the field of its name, "dense" from ``liger``, whose generative head it leaves out.
     objective: what early stopping and sweeps watch, over the validation targets that were seen in training.
     beams: of the generative candidates in evaluations; also the depth to which every method's list is judged.
     """
 
     model: ModelName = "sasrec"
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    tiger: TigerConfig = field(default_factory=TigerConfig)
     liger: LigerConfig = field(default_factory=LigerConfig)
     objective: Literal["ndcg@10", "recall@10"] = "ndcg@10"
     cutoffs: tuple[int, ...] = (5, 10)
@@ -60,6 +62,17 @@ class RetrievalConfig:
             raise ValueError(f"cutoffs must hold 10, which the objective needs; given {self.cutoffs}")
         if self.beams < max(self.cutoffs):
             raise ValueError(f"beams {self.beams} must be at least the largest cutoff, {max(self.cutoffs)}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was(cls, given: Any) -> Any:
+        """Before TIGER had settings of its own it was LIGER without text and dense head: such files mean that model still."""
+        if not (
+            isinstance(given, dict) and given.get("model") == "tiger" and "liger" in given and "tiger" not in given
+        ):
+            return given
+        tiger = {"text": False, "dense_weight": 0.0, "generative_weight": 1.0, "repeat_bias": False}
+        return {**given, "model": "liger", "liger": {**given["liger"], **tiger}}
 
     @property
     def depth(self) -> int:
@@ -74,7 +87,7 @@ class RetrievalConfig:
 
 MODELS: Mapping[ModelName, Callable[[RetrievalConfig], Architecture]] = {
     "sasrec": lambda c: c.sasrec,
-    "tiger": lambda c: replace(c.liger, text=False, dense_weight=0.0, generative_weight=1.0, repeat_bias=False),
+    "tiger": lambda c: c.tiger,
     "dense": lambda c: replace(c.liger, text=True, dense_weight=1.0, generative_weight=0.0),
     "liger": lambda c: c.liger,
 }

@@ -1,0 +1,48 @@
+"""TIGER (Rajput et al. 2023, arXiv 2305.05065) as its paper has it: T5 from scratch, from semantic-ID tokens to those of an item.
+
+Positions are T5's relative ones alone, the only dropout is T5's own. What LIGER's code adds to it (a norm and further dropout on
+the input, absolute positions and levels) are options here, off by default.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from rayrec.models.catalogue import Catalogue
+from rayrec.models.liger import Liger, LigerConfig
+from rayrec.models.t5 import T5Config
+
+
+@dataclass(frozen=True)
+class TigerConfig:
+    """max_length: newest items that are read.
+
+    embedding_std: of the embeddings at the start; 1 is T5's.
+    absolute_positions: add an embedding of the item's place and one of the token's level to the input.
+    input_norm: layer norm of the input. input_dropout: on the input, before T5's own.
+    """
+
+    needs_semantic_ids: ClassVar[bool] = True
+    reads_windows: ClassVar[bool] = False
+
+    transformer: T5Config = field(default_factory=T5Config)
+    max_length: int = 20
+    embedding_std: float = 1.0
+    absolute_positions: bool = False
+    input_norm: bool = False
+    input_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _ = self.as_liger  # its checks
+
+    def build(self, catalogue: Catalogue) -> Liger:
+        assert catalogue.features is not None  # needs_semantic_ids
+        return Liger(catalogue.features, self.as_liger)
+
+    @property
+    def as_liger(self) -> LigerConfig:
+        """The same model as LIGER with its generative head alone."""
+        return LigerConfig(
+            self.transformer, text=False, dense_weight=0.0, absolute_positions=self.absolute_positions,
+            input_norm=self.input_norm, input_dropout=self.input_dropout, max_length=self.max_length,
+            embedding_std=self.embedding_std,
+        )  # fmt: skip
