@@ -26,8 +26,8 @@ from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.runs.cluster import connect
 from serve_apps.deploying import serving
+from serve_apps.model_reference import ModelReference
 from serve_apps.retriever import RetrieverService
-from serve_apps.served_ranker import ModelReference
 
 METHODS: tuple[Method, ...] = ("dense", "generative", "hybrid")
 

@@ -24,8 +24,8 @@ from rayrec.families.ranker.bundle import save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.runs.cluster import connect
 from serve_apps.deploying import serving
+from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
-from serve_apps.served_ranker import ModelReference
 
 DENSE = [f"i{j}" for j in range(1, 14)]
 CATEGORICAL = [f"c{j}" for j in range(1, 27)]

@@ -17,19 +17,21 @@ from typing import Protocol
 import tyro
 
 from jobs.example_request import curl_command, example_request
-from rayrec.bundle import BundleError, bundle_kind
+from rayrec.bundle import bundle_kind
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.schema import SchemaError
 from rayrec.errors import told
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
-from rayrec.registry import Registry, RegistryError, ResolvedModel, resolve_model
+from rayrec.registry import Registry, ResolvedModel, resolve_model
 from rayrec.runs.cluster import connect
 from serve_apps.access import token_sha256
-from serve_apps.deploying import DeploymentError, serving
+from serve_apps.deploying import serving
+from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
+from serve_apps.refusals import VersionError, refusing_version
+from serve_apps.replica import ServiceLimits
 from serve_apps.retriever import RetrieverService
-from serve_apps.served_ranker import ModelReference
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,15 @@ class Serve:
 
 def run(command: Serve, stop: threading.Event) -> None:
     """Serve until ``stop`` is set."""
-    resolved = resolve_model(command.model)
-    service: RankerService | RetrieverService = command.service
+    limits: ServiceLimits = command.service
     load: Callable[[Path], Bundle | RetrieverBundle] = load_bundle
-    if bundle_kind(resolved.path) == "retriever":
-        service, load = command.retriever, load_retriever
-    bundle = load(resolved.path)
+    with refusing_version(command.model):
+        resolved = resolve_model(command.model)
+        if bundle_kind(resolved.path) == "retriever":
+            limits, load = command.retriever, load_retriever
+        bundle = load(resolved.path)
     connect()
-    with serving(service, command.host, command.port) as deployed:
+    with serving(limits, command.host, command.port) as deployed:
         deployed.deploy(reference_to(resolved))
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
         print(f"  {try_line(deployed.url, bundle)}", flush=True)
@@ -94,51 +97,67 @@ class Deploys(Protocol):
     def deploy(self, reference: ModelReference) -> None:
         """Raises DeploymentError."""
 
+    def count_refused_version(self) -> None:
+        """In the service's own metrics; never raises."""
+
 
 @dataclass
 class FollowedModel:
-    """What ``model`` means now is served; a version that cannot be loaded changes nothing, and is not tried again.
+    """What ``model`` means now is served; a version that cannot be served, for whatever reason, changes nothing.
 
-    served: the version in force. load: reads a bundle of the served kind, or raises BundleError.
-    refused: name and version of the last one that could not be loaded.
+    served: the version in force. load: reads a bundle of the served kind.
+    refused: name and version of the last one that could not be served; it is not tried again before the reference has meant
+    another one. told: what was wrong at the last look, "" for nothing.
     """
 
     model: str
     served: ResolvedModel
     load: Callable[[Path], object] = load_bundle
     refused: tuple[str, str] | None = None
+    told: str = ""
 
     def look(self, deployed: Deploys) -> str:
-        """Serve another version if the registry means one by now. Returns what is wrong, "" if nothing.
+        """Serve another version if the registry means one by now. Returns what is wrong, "" if nothing; counts it when it is new.
 
         A registry or store that cannot be reached is asked again by the next call.
         """
         if not self.model.startswith("models:"):
             return ""
         try:
+            self._look(deployed)
+        except VersionError as error:
+            problem = f"{error}; {self.served.name}/{self.served.version} stays"
+            if problem != self.told:
+                deployed.count_refused_version()
+            self.told = problem
+        else:
+            self.told = ""
+        return self.told
+
+    def _look(self, deployed: Deploys) -> None:
+        """Raises VersionError, and nothing else."""
+        with refusing_version(f"{self.model} is not loaded"):
             version = Registry().version_of(self.model)
-            if version in ((self.served.name, self.served.version), self.refused):
-                return ""
+            if version == self.refused:
+                return
+            self.refused = None
+            if version == (self.served.name, self.served.version):
+                return
             found = resolve_model(self.model)
-        except RegistryError as error:
-            return self._stays(error)
         try:
-            self.load(found.path)
-            deployed.deploy(reference_to(found))
-        except BundleError as error:
+            with refusing_version(f"{found.name}/{found.version} is not served"):
+                self.load(found.path)
+                try:
+                    deployed.deploy(reference_to(found))
+                except Exception:
+                    with suppress(Exception):  # else the cluster goes on trying the refused version
+                        deployed.deploy(reference_to(self.served))
+                    raise
+        except VersionError:
             self.refused = found.name, found.version
-            return self._stays(error)
-        except DeploymentError as error:
-            self.refused = found.name, found.version
-            with suppress(DeploymentError):  # else the cluster goes on trying the refused version
-                deployed.deploy(reference_to(self.served))
-            return self._stays(error)
+            raise
         self.served, self.refused = found, None
         print(f"serving {found.name}/{found.version} now", flush=True)
-        return ""
-
-    def _stays(self, error: Exception) -> str:
-        return f"{self.model} is not loaded, {self.served.name}/{self.served.version} stays: {error}"
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Puts a ranker or a retriever on the Ray that this process is connected to, as ``serve deploy`` does it, without a dashboard."""
+"""Puts a service on the Ray that this process is connected to, as ``serve deploy`` does it, without a dashboard."""
 
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from ray.serve.schema import ServeDeploySchema
 from rayrec.errors import UserError
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
-from serve_apps.ranker import RankerService
-from serve_apps.retriever import RetrieverService
-from serve_apps.served_ranker import ModelReference
+from serve_apps.model_reference import ModelReference
+from serve_apps.replica import ServiceLimits
 
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # requests are counted in the metrics
 
@@ -31,14 +30,14 @@ class DeployedService:
     """A running service. ``url``: of its root."""
 
     url: str
-    service: RankerService | RetrieverService
+    service: ServiceLimits
 
     def deploy(self, reference: ModelReference, timeout_s: float = 120) -> None:
         """Serve this version; returns when all replicas do. Raises DeploymentError, also when they refused it and keep the old.
 
         A running service loads it beside the old one and drops no request; only the first call starts replicas.
         """
-        kind = "retriever" if isinstance(self.service, RetrieverService) else "ranker"
+        kind = self.service.kind
         config = ServeDeploySchema.model_validate(
             {
                 "applications": [
@@ -68,6 +67,11 @@ class DeployedService:
         client.wait_for_proxies_serving()
         self._check_served(reference.label, deadline)
 
+    def count_refused_version(self) -> None:
+        """In the metrics of one replica, and so of all. Never raises: telling of a refusal must not end the service."""
+        with suppress(Exception):
+            serve.get_app_handle(self.service.kind).count_refused_version.remote().result(timeout_s=10)
+
     def _check_served(self, wanted: str | None, deadline: float) -> None:
         """Ask until, most likely, every replica has told what it serves; busy ones are asked again until the deadline."""
         answers = 4 * self.service.replicas
@@ -86,7 +90,7 @@ class DeployedService:
 
 
 @contextmanager
-def serving(service: RankerService | RetrieverService, host: str, port: int) -> Iterator[DeployedService]:
+def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedService]:
     """Serve's proxy on ``host:port`` while the context is open. Raises ConfigError for an open host without a token."""
     token = service.token_sha256 or token_sha256()
     if token is None and not is_loopback(host):
@@ -95,9 +99,7 @@ def serving(service: RankerService | RetrieverService, host: str, port: int) -> 
         )
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": 30}, logging_config=_LOGGING)
     with tempfile.TemporaryDirectory(prefix="rayrec-serving-", ignore_cleanup_errors=True) as folder:
-        own = replace(service, token_sha256=token, metrics_folder=f"{folder}/metrics")
-        if isinstance(own, RetrieverService):  # replicas run in other folders than this process
-            own = replace(own, items_folder=str(Path(own.items_folder or f"{folder}/items").resolve()))
+        own = replace(service, token_sha256=token).in_folder(Path(folder))
         try:
             yield DeployedService(f"http://{f'[{host}]' if ':' in host else host}:{port}", own)
         finally:

@@ -29,30 +29,13 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, Feature, LogSchema, SequenceFeature
+from serve_apps.refusals import SHOWN_PROBLEMS, Problem, RequestError
 
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
-_SHOWN_PROBLEMS = 20
 # A context value counts once for each candidate, so what it may hold is bounded, alone and times the candidates.
 _CODE_CHARACTERS = 1_024
 _LEAST_ELEMENTS = 1_000
 _REPEATED_CHARACTERS = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One wrong place of a request, in FastAPI's form. loc: path from "body" on."""
-
-    loc: tuple[str | int, ...]
-    msg: str
-    type: str
-
-
-class RequestError(ValueError):
-    """A request that does not fit the schema; ``problems`` names each wrong field (at most 20)."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(f"{'.'.join(map(str, p.loc))}: {p.msg}" for p in problems[:3]))
-        self.problems = tuple(problems[:_SHOWN_PROBLEMS])
 
 
 @dataclass(frozen=True)
@@ -96,12 +79,7 @@ class RankRequests:
         try:
             given = self._body.validate_json(body)
         except ValidationError as error:
-            raise RequestError(
-                [
-                    Problem(("body", *item["loc"]), item["msg"], item["type"])
-                    for item in error.errors(include_url=False, include_context=False, include_input=False)
-                ]
-            ) from None
+            raise RequestError.of(error) from None
         candidates = given["candidates"]
         context = self._as_read(given.get("context", {}), len(candidates))
         needed = self._features - context.keys()
@@ -111,7 +89,7 @@ class RankRequests:
             own |= candidate.keys()
             if not needed <= candidate.keys():
                 absent += [(index, name) for name in sorted(needed - candidate.keys())]
-                if len(absent) >= _SHOWN_PROBLEMS:
+                if len(absent) >= SHOWN_PROBLEMS:
                     break
         if absent:
             what = "Given neither in the context nor in the candidate (null says that a value is missing)"

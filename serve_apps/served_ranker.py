@@ -2,51 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn.functional import logsigmoid
 
-from rayrec.bundle import BundleError
 from rayrec.data.log.collate import collate
 from rayrec.data.log.encoding import EncodingError, LogEncoder
 from rayrec.data.log.schema import CategoricalFeature, LogSchema, SequenceFeature
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.typed_json import to_plain
-from serve_apps.ranking_request import Problem, RankRequest, RankRequests, RequestError
-
-
-@dataclass(frozen=True)
-class ModelReference:
-    """What to serve. model: a bundle folder, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
-
-    name, version: what replies call it; default: what the registry says, or the folder's name and "unregistered".
-    """
-
-    model: str
-    name: str | None = None
-    version: str | None = None
-
-    @property
-    def label(self) -> str | None:
-        """What replies call it; None where only the registry can say."""
-        if self.name is not None and self.version is not None:
-            return f"{self.name}/{self.version}"
-        return None if self.model.startswith("models:") else self.resolve().label
-
-    def resolve(self) -> "ModelReference":
-        """With a folder as its model, and name and version filled in. Raises RegistryError."""
-        name, version, path = Path(self.model).name, "unregistered", self.model
-        if self.model.startswith("models:"):
-            from rayrec.registry import resolve_model  # mlflow: 2 s and 100 MB, only where the registry is asked
-
-            found = resolve_model(self.model)
-            name, version, path = found.name, found.version, str(found.path)
-        return ModelReference(path, self.name or name, self.version or version)
+from serve_apps.model_reference import ModelReference, refuse_non_finite
+from serve_apps.ranking_request import RankRequest, RankRequests
+from serve_apps.refusals import Problem, RequestError
 
 
 @dataclass(frozen=True)
@@ -117,13 +87,6 @@ def load_ranker(reference: ModelReference, max_candidates: int) -> ServedRanker:
     bundle = load_bundle(found.model)
     refuse_non_finite(bundle.model, found.model)
     return ServedRanker(bundle, str(found.name), str(found.version), max_candidates)
-
-
-def refuse_non_finite(model: nn.Module, path: str) -> None:
-    """Raises BundleError for weights that a diverged training left."""
-    for parameter, values in model.named_parameters():
-        if not values.isfinite().all():
-            raise BundleError(f"{path}: {parameter} has values that are not finite; its training diverged")
 
 
 def _ranked(request: RankRequest, logs: NDArray[np.float64], probabilities: NDArray[np.float64]) -> Ranked:

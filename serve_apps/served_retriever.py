@@ -20,8 +20,8 @@ from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.searching import HEADS, Method, Searcher
 from rayrec.retrieval.semantic_ids import SemanticIds, add_item
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
-from serve_apps.ranking_request import Problem, RequestError
-from serve_apps.served_ranker import ModelReference, refuse_non_finite
+from serve_apps.model_reference import ModelReference, refuse_non_finite
+from serve_apps.refusals import Problem, RequestError
 
 MAX_NAME, MAX_TEXT, MAX_LIST, MAX_K = 500, 20_000, 1000, 200
 _MAX_BEAMS = 256  # cost and memory of a search grow with its beams, whatever a request excludes

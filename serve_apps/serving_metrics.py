@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 MODEL_HEADER = "x-rayrec-model"
+ANSWERING = "rayrec.answering"  # in the scope of a request: name and version of the model that answers it
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
@@ -61,7 +62,7 @@ class ServingMetrics:
 class Observed:
     """ASGI middleware: counts and times requests, and names the served model in a header of each reply (URL-quoted).
 
-    paths: those told apart in the metrics. label: the model's name and version at the moment.
+    paths: those told apart in the metrics. label: the version in force, for replies that no version has answered.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServingMetrics, paths: frozenset[str], label: Callable[[], str]) -> None:
@@ -78,7 +79,7 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[MODEL_HEADER] = quote(self._label(), safe="/ ")
+                MutableHeaders(scope=message)[MODEL_HEADER] = quote(scope.get(ANSWERING) or self._label(), safe="/ ")
             await send(message)
 
         started = perf_counter()

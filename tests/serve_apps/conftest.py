@@ -8,8 +8,10 @@ import torch
 from rayrec.data.log import Log
 from rayrec.families.ranker.bundle import save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
-from serve_apps.ranking_request import RankRequest, RequestError
-from serve_apps.served_ranker import ModelReference, Ranked, ServedRanker, load_ranker
+from serve_apps.model_reference import ModelReference
+from serve_apps.ranking_request import RankRequest
+from serve_apps.refusals import RequestError
+from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
 
 
 class InProcess:
@@ -18,7 +20,7 @@ class InProcess:
     def __init__(self, ranker: ServedRanker) -> None:
         self.current = ranker
 
-    async def rank(self, ranker: ServedRanker, request: RankRequest) -> Ranked:
+    async def ask(self, ranker: ServedRanker, request: RankRequest) -> Ranked:
         (answer,) = ranker.rank([request])
         if isinstance(answer, RequestError):
             raise answer

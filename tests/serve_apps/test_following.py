@@ -12,7 +12,7 @@ from rayrec.families.ranker.task import RankingConfig
 from rayrec.registry import Registry, resolve_model
 from rayrec.training.tracking import Tracker
 from serve_apps.deploying import DeploymentError
-from serve_apps.served_ranker import ModelReference
+from serve_apps.model_reference import ModelReference
 
 ALIAS = "models:/shop@serving"
 
@@ -23,11 +23,15 @@ class Deployed:
 
     unhealthy: tuple[str, ...] = ()
     versions: list[str | None] = field(default_factory=list)
+    refusals: int = 0
 
     def deploy(self, reference: ModelReference) -> None:
         self.versions.append(reference.version)
         if reference.version in self.unhealthy:
             raise DeploymentError("the service is UNHEALTHY")
+
+    def count_refused_version(self) -> None:
+        self.refusals += 1
 
 
 @pytest.fixture
@@ -61,6 +65,7 @@ def test_a_broken_version_is_told_once_and_the_next_good_one_is_served(
     with monkeypatch.context() as patched:
         patched.setattr(Registry, "_download", None)  # the broken version is not downloaded again
         assert followed.look(deployed) == ""
+    assert deployed.refusals == 1
     assert (deployed.versions, followed.served.version) == ([], "1")
     register(bundle_folder)
     assert followed.look(deployed) == ""
@@ -103,3 +108,60 @@ def test_a_registry_without_the_model_changes_nothing(register: Any, bundle_fold
     followed = FollowedModel("models:/nobody@serving", resolve_model(ALIAS))
     assert "shop/1 stays" in followed.look(Deployed())
     assert FollowedModel(str(bundle_folder), resolve_model(str(bundle_folder))).look(Deployed()) == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119]\nlong traceback"),
+        MemoryError(),
+        OSError(28, "No space left on device"),
+        PermissionError(13, "Permission denied", "model.safetensors"),
+        TypeError("not a tensor"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("stage", ["look up", "download", "load", "deploy"])
+def test_whatever_a_new_version_raises_is_told_and_counted_once_and_leaves_the_old_one(
+    register: Any, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
+) -> None:
+    register(bundle_folder)
+    followed = FollowedModel(ALIAS, resolve_model(ALIAS))
+    register(bundle_folder)
+    deployed = Deployed()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        if stage == "load":
+            patched.setattr(followed, "load", fail)
+        else:
+            where = {
+                "look up": (Registry, "version_of"),
+                "download": (Registry, "_download"),
+                "deploy": (deployed, "deploy"),
+            }
+            patched.setattr(*where[stage], fail)
+        problem = followed.look(deployed)
+        assert type(error).__name__ in problem
+        assert problem.endswith("shop/1 stays")
+        assert "\n" not in problem
+        followed.look(deployed)
+    assert (followed.served.version, deployed.refusals) == ("1", 1)
+    if stage in ("look up", "download"):  # a store that was away
+        assert followed.look(deployed) == ""
+        assert followed.served.version == "2"
+
+
+def test_a_refused_version_is_tried_again_once_the_alias_has_meant_another_one(
+    register: Any, bundle_folder: Path
+) -> None:
+    register(bundle_folder)
+    followed = FollowedModel(ALIAS, resolve_model(ALIAS))
+    register(bundle_folder)
+    assert "UNHEALTHY" in followed.look(Deployed(unhealthy=("2",)))
+    for version, served in (("1", "1"), ("2", "2")):
+        Registry().point_alias("shop", "serving", version)
+        assert followed.look(Deployed()) == ""
+        assert followed.served.version == served

@@ -24,9 +24,10 @@ from rayrec.families.ranker.bundle import load_bundle, save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import Ranker
 from serve_apps.access import is_loopback
+from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_api import build_app
 from serve_apps.ranking_request import RankRequest, RankRequests, RequestError
-from serve_apps.served_ranker import ModelReference, Ranked, ServedRanker, load_ranker
+from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
 from serve_apps.serving_metrics import ServingMetrics
 from tests.serve_apps.conftest import InProcess
 

@@ -18,9 +18,9 @@ from rayrec.models.sasrec import SASRec, SASRecConfig
 from rayrec.retrieval.beam_search import Beams, beam_search
 from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.trie import ItemTrie
+from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_request import RequestError
 from serve_apps.retrieval_api import build_retrieval_app
-from serve_apps.served_ranker import ModelReference
 from serve_apps.served_retriever import (
     NewItem,
     Retrieved,
@@ -38,7 +38,7 @@ class InProcess:
     def __init__(self, retriever: ServedRetriever) -> None:
         self.current = retriever
 
-    async def retrieve(self, retriever: ServedRetriever, request: RetrieveRequest) -> Retrieved:
+    async def ask(self, retriever: ServedRetriever, request: RetrieveRequest) -> Retrieved:
         (answer,) = retriever.retrieve([request])
         if isinstance(answer, RequestError):
             raise answer

@@ -21,8 +21,9 @@ from rayrec.registry import Registry, resolve_model
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 from serve_apps.deploying import DeployedService, DeploymentError, serving
+from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
-from serve_apps.served_ranker import ModelReference, load_ranker
+from serve_apps.served_ranker import load_ranker
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,8 @@ def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_n
     }
     assert values['rayrec_model_replicas{model="small/2"}'] == 2  # of both replicas, whichever answers
     assert values["rayrec_model_load_failures_total"] == 2
+    deployed.count_refused_version()
+    assert "rayrec_model_load_failures_total 3.0" in httpx.get(f"{deployed.url}/metrics").text
     assert values['rayrec_requests_total{path="/v1/rank",status="200"}'] >= len(seen)
     assert values["rayrec_batch_requests_count"] < values["rayrec_batch_requests_sum"]  # some batches held several
 

@@ -1,0 +1,136 @@
+"""What the HTTP faces of all services share: health, model, metrics, their description. Knows nothing of Ray."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.params import Depends as Dependency
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel
+
+from serve_apps.access import access_check
+from serve_apps.refusals import RequestError
+from serve_apps.serving_metrics import ANSWERING, Observed, ServingMetrics
+
+HEALTH, MODEL, METRICS = "/healthz", "/v1/model", "/metrics"
+
+
+class ServedVersion(Protocol):
+    """One version of a model, ready to answer."""
+
+    @property
+    def label(self) -> str:
+        """Name and version, as replies call it."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What GET /v1/model tells."""
+        ...
+
+
+Served = TypeVar("Served", bound=ServedVersion)
+Asked = TypeVar("Asked", contravariant=True)
+Answer = TypeVar("Answer", covariant=True)
+
+
+class Service(Protocol[Served, Asked, Answer]):
+    """What an app needs: the version in force, and a way to ask it."""
+
+    @property
+    def current(self) -> Served: ...
+
+    async def ask(self, served: Served, request: Asked) -> Answer:
+        """Raises RequestError."""
+        ...
+
+
+class WrongField(BaseModel):
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class RequestProblems(BaseModel):
+    detail: list[WrongField]
+
+
+class Refusal(BaseModel):
+    detail: str
+
+
+_GUARDED: dict[int | str, dict[str, Any]] = {
+    401: {"model": Refusal, "description": "No valid bearer token"},
+    403: {"model": Refusal, "description": "The service has no token and was not asked over loopback"},
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {  # of a request with a body
+    **_GUARDED,
+    413: {"model": Refusal, "description": "The body is too large"},
+    415: {"model": Refusal, "description": "The body is not application/json"},
+    422: {"model": RequestProblems, "description": "The body does not fit; each wrong field is named"},
+    503: {"description": "Full; try again after Retry-After seconds"},
+}
+
+
+def answering(request: Request, service: Service[Served, Any, Any]) -> Served:
+    """The version in force, which answers this request from here on: the reply's header names it, whatever comes meanwhile."""
+    served = service.current
+    request.scope[ANSWERING] = served.label
+    return served
+
+
+def service_app(
+    title: str,
+    service: Service[Served, Any, Any],
+    metrics: ServingMetrics,
+    *,
+    token_sha256: str | None,
+    paths: Sequence[str],
+    document: Callable[[dict[str, Any], Served], None] | None = None,
+) -> tuple[FastAPI, list[Dependency]]:
+    """An app with the common routes, and the dependencies that guard a route.
+
+    paths: of the routes that the caller adds, told apart in the metrics. document: completes the OpenAPI document of a version.
+    """
+    app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None, openapi_url=None)
+    guarded: list[Dependency] = [Depends(access_check(token_sha256))]
+
+    @app.get(HEALTH)
+    async def healthz(request: Request) -> dict[str, str]:
+        """The service is up, and which model it serves."""
+        return {"status": "ok", "model": answering(request, service).label}
+
+    @app.get(MODEL, dependencies=guarded, responses=_GUARDED)
+    async def model(request: Request) -> dict[str, Any]:
+        """Version and metrics of the model, and what it reads and answers."""
+        return answering(request, service).describe()
+
+    @app.get(METRICS, dependencies=guarded, responses=_GUARDED)
+    async def prometheus() -> Response:
+        """Metrics in Prometheus' text format."""
+        return metrics.page()
+
+    @app.get("/openapi.json", dependencies=guarded, include_in_schema=False)
+    async def openapi(request: Request) -> JSONResponse:
+        served = answering(request, service)
+        described = get_openapi(title=title, version=served.label, routes=app.routes)
+        if document is not None:
+            document(described, served)
+        return JSONResponse(described)
+
+    @app.get("/docs", dependencies=guarded, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(openapi_url="openapi.json", title=title)
+
+    @app.exception_handler(RequestError)
+    async def refuse(_: Request, error: RequestError) -> JSONResponse:
+        return JSONResponse({"detail": [vars(problem) for problem in error.problems]}, 422)
+
+    app.add_middleware(
+        Observed,
+        metrics=metrics,
+        paths=frozenset({*paths, HEALTH, MODEL, METRICS}),
+        label=lambda: service.current.label,
+    )
+    return app, guarded
