@@ -15,6 +15,7 @@ import tyro
 from rayrec.data.public.amazon2014 import read_amazon2014
 from rayrec.data.public.amazon2018 import read_amazon2018_processed, read_amazon2018_raw
 from rayrec.data.public.movielens import read_movielens
+from rayrec.data.public.movielens_tastes import read_movielens_tastes
 from rayrec.data.public.steam import read_steam
 from rayrec.data.public.yelp import read_yelp
 from rayrec.data.sequences import SequenceData, leave_one_out, write_sequences
@@ -110,6 +111,17 @@ class MovieLens:
 
 
 @dataclass(frozen=True)
+class MovieLensTastes:
+    """Likes of 1,000 MovieLens users for whom a language model wrote tastes; jobs.import_preferences reads those."""
+
+    source: Path
+    to: To
+
+    def read(self) -> SequenceData:
+        return read_movielens_tastes(self.source)
+
+
+@dataclass(frozen=True)
 class Table:
     """Your own Parquet or CSV files: events, and items with text or attributes."""
 
@@ -123,7 +135,7 @@ class Table:
         return read_table(self.file, self.items, self.columns, self.events)
 
 
-Import = Amazon2014 | Amazon2018 | Amazon2018Raw | Steam | Yelp | MovieLens | Table
+Import = Amazon2014 | Amazon2018 | Amazon2018Raw | Steam | Yelp | MovieLens | MovieLensTastes | Table
 
 
 def run(command: Import) -> Path:
@@ -143,7 +155,7 @@ def run(command: Import) -> Path:
 def main() -> None:
     commands: dict[str, Callable[..., Import]] = {
         "amazon2014": Amazon2014, "amazon2018": Amazon2018, "amazon2018-raw": Amazon2018Raw, "steam": Steam, "yelp": Yelp,
-        "movielens": MovieLens, "table": Table,
+        "movielens": MovieLens, "movielens-tastes": MovieLensTastes, "table": Table,
     }  # fmt: skip
     with told():
         run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))

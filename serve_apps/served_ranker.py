@@ -21,15 +21,11 @@ from serve_apps.refusals import Problem, RequestError
 
 @dataclass(frozen=True)
 class Ranked:
-    """C candidates. probabilities: (C, T) float64. scores: (C,) float64. order: (C,) int64, best first.
-
-    unknown: values of the candidates, by feature, that its vocabulary does not have; no entry where there are none.
-    """
+    """C candidates. probabilities: (C, T) float64. scores: (C,) float64. order: (C,) int64, best first."""
 
     probabilities: NDArray[np.float64]
     scores: NDArray[np.float64]
     order: NDArray[np.int64]
-    unknown: dict[str, int]
 
 
 class ServedRanker:
@@ -57,7 +53,7 @@ class ServedRanker:
             for feature in self.bundle.schema.features
         }
         try:
-            table, unknown = self._encoder.encode_and_count(columns)
+            table = self._encoder.encode_values(columns)
         except EncodingError as error:
             if len(requests) > 1:  # only the one that is wrong shall fail
                 return [answer for request in requests for answer in self.rank([request])]
@@ -66,13 +62,8 @@ class ServedRanker:
             logits = self.bundle.model(collate(table, self.bundle.schema, labels=False)).double()
             logs, probabilities = logsigmoid(logits).numpy(), logits.sigmoid().numpy()  # (all candidates, T) each
         ends = np.cumsum([request.candidates for request in requests])[:-1]
-        counts = [
-            {name: int(n) for name, part in unknown.items() if (n := part[end - request.candidates : end].sum())}
-            for request, end in zip(requests, [*ends, len(logs)], strict=True)
-        ]
         return [
-            _ranked(*parts)
-            for parts in zip(requests, np.split(logs, ends), np.split(probabilities, ends), counts, strict=True)
+            _ranked(*parts) for parts in zip(requests, np.split(logs, ends), np.split(probabilities, ends), strict=True)
         ]
 
     def describe(self) -> dict[str, Any]:
@@ -98,11 +89,9 @@ def load_ranker(reference: ModelReference, max_candidates: int) -> ServedRanker:
     return ServedRanker(bundle, str(found.name), str(found.version), max_candidates)
 
 
-def _ranked(
-    request: RankRequest, logs: NDArray[np.float64], probabilities: NDArray[np.float64], unknown: dict[str, int]
-) -> Ranked:
+def _ranked(request: RankRequest, logs: NDArray[np.float64], probabilities: NDArray[np.float64]) -> Ranked:
     log_scores = logs @ request.exponents
-    return Ranked(probabilities, np.exp(log_scores.clip(-700, 700)), np.argsort(-log_scores, kind="stable"), unknown)
+    return Ranked(probabilities, np.exp(log_scores.clip(-700, 700)), np.argsort(-log_scores, kind="stable"))
 
 
 def _features(schema: LogSchema) -> list[dict[str, Any]]:

@@ -1,8 +1,11 @@
 """What a retriever may know of the items when it is built."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from rayrec.models.prompt import PromptTokens
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,24 @@ class ItemFeatures:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """tokens: of the prompt's parts and of all titles. build_encoder: a text encoder of its own for each model."""
+
+    tokens: PromptTokens
+    build_encoder: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """How many items there are, which were seen in training, how often, and their features.
 
     seen: (N + 1,) bool. counts: (N + 1,) int64, occurrences in training. features: None = no semantic IDs were given.
+    preference_dim, prompts: what models that preferences steer are built for, by the form in which they read them.
     """
 
     num_items: int
     seen: Tensor
     counts: Tensor
     features: ItemFeatures | None
+    preference_dim: int | None = None
+    prompts: Prompts | None = None

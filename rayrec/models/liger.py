@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, dropout, normalize, pad
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, shifted_scores
 from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
+from rayrec.models.tuple_decoding import TupleDecoding
 from rayrec.retrieval.repeats import Repeats
 from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Retriever
 
@@ -35,6 +36,7 @@ class LigerConfig:
     """
 
     needs_semantic_ids: ClassVar[bool] = True
+    reads_preferences: ClassVar[None] = None
     reads_windows: ClassVar[bool] = False
 
     transformer: T5Config = field(default_factory=T5Config)
@@ -194,9 +196,9 @@ class Liger(Retriever[Tensor]):
             return None
         return Repeats(once_each(history[:, -self.config.max_length :]), self.repeat_shift())
 
-    def decoding(self, history: Tensor) -> "LigerDecoding":
+    def decoding(self, history: Tensor) -> TupleDecoding:
         """For ``rayrec.retrieval.beam_search``."""
-        return LigerDecoding(self, history)
+        return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(*self.encode(history)))
 
     def log_likelihood(self, history: Tensor, items: Tensor) -> Tensor:
         """log p (B, K) of the tuples of items (B, K) after histories (B, L)."""
@@ -227,30 +229,6 @@ class Liger(Retriever[Tensor]):
         if self.config.repeat_bias:
             shifted, shift = place[once_each(history[known][:, -self.config.max_length :])], self.repeat / temperature
         return full_softmax_loss(queries, items, place[target[known]], shifted=shifted, shift=shift)
-
-
-class LigerDecoding:
-    """Decoding in progress: one row of the cache a beam, cross-attention keys once a user."""
-
-    def __init__(self, model: Liger, history: Tensor) -> None:
-        self._model = model
-        self._cache = model.decoder.cache(*model.encode(history))
-        self._users = len(history)
-
-    def first(self) -> Tensor:
-        start = torch.zeros(self._users, 1, dtype=torch.int64, device=self._cache.cross_bias.device)
-        return self._step(start)
-
-    def next(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        beams = self._cache.keys[0].shape[0] // max(self._users, 1)
-        first_row = torch.arange(self._users, device=parents.device).unsqueeze(1) * beams
-        self._cache.follow((first_row + parents).flatten())
-        return self._step(tokens.reshape(-1, 1))
-
-    def _step(self, tokens: Tensor) -> Tensor:
-        states = self._model.decoder(self._model.token_embedding(tokens), self._cache)
-        log_probabilities = self._model.head(states[:, -1]).float().log_softmax(-1)
-        return log_probabilities.view(self._users, -1, self._model.num_tokens)
 
 
 class _TextProjection(nn.Module):

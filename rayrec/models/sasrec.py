@@ -37,6 +37,7 @@ class SASRecConfig:
     """
 
     needs_semantic_ids: ClassVar[bool] = False
+    reads_preferences: ClassVar[None] = None
     reads_windows: ClassVar[bool] = True
 
     dim: int = 128

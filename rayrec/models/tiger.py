@@ -22,6 +22,7 @@ class TigerConfig:
     """
 
     needs_semantic_ids: ClassVar[bool] = True
+    reads_preferences: ClassVar[None] = None
     reads_windows: ClassVar[bool] = False
 
     transformer: T5Config = field(default_factory=T5Config)

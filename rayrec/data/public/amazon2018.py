@@ -78,16 +78,18 @@ def item_sentence(fields: dict[str, Any]) -> str:
 
 def _descriptions(items: Iterable[tuple[str, dict[str, Any]]]) -> ItemDescriptions:
     texts: dict[str, str] = {}
+    titles: dict[str, str] = {}
     attributes: dict[str, tuple[str, ...]] = {}
     for item, fields in items:
         texts[item] = item_sentence(fields)
+        titles[item] = " ".join(str(fields.get("title") or "").split()).rstrip(". ")
         categories = fields.get("categories") or fields.get("category") or []
         parts = categories.split(",") if isinstance(categories, str) else list(categories)
         found = [f"category: {part.strip()}" for part in parts if part.strip()]
         if fields.get("brand"):
             found.append(f"brand: {fields['brand']}")
         attributes[item] = tuple(found)
-    return ItemDescriptions(texts, attributes)
+    return ItemDescriptions(texts, attributes, titles)
 
 
 def _json_object(file: Path) -> dict[str, Any]:

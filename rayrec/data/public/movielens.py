@@ -20,15 +20,16 @@ def read_movielens(folder: Path | str, event_filter: EventFilter) -> SequenceDat
         movies = _read(folder / "movies.dat", ["movieId", "title", "genres"])
     else:
         raise InteractionsError(f"{folder}: neither ratings.csv nor ratings.dat is here")
-    texts, attributes = {}, {}
+    texts, attributes, titles = {}, {}, {}
     for movie, title, genres in zip(
         *(movies.column(c).to_pylist() for c in ("movieId", "title", "genres")), strict=True
     ):
         kinds = [genre for genre in str(genres).split("|") if genre and genre != "(no genres listed)"]
         texts[str(movie)] = f"Title: {title}." + (f" Genres: {', '.join(kinds)}." if kinds else "")
         attributes[str(movie)] = tuple(kinds)
+        titles[str(movie)] = str(title)
     users, rated, times = (ratings.column(name) for name in ("userId", "movieId", "timestamp"))
-    descriptions = ItemDescriptions(texts, attributes)
+    descriptions = ItemDescriptions(texts, attributes, titles)
     return sequences_of_events(users, rated, times, event_filter, descriptions, f"movielens {folder.name}")
 
 

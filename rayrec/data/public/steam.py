@@ -31,16 +31,17 @@ def read_steam(reviews: Path | str, games: Path | str, event_filter: EventFilter
             raise InteractionsError(
                 f"{reviews}, line {number}: expected username, product_id and date ({error})"
             ) from None
-    texts, attributes = {}, {}
+    texts, attributes, titles = {}, {}, {}
     for _, game in _literal_lines(Path(games)):
         if "id" not in game:
             continue
         kinds = [str(kind) for kind in (*game.get("genres", []), *game.get("tags", []))]
-        parts = [("Title", game.get("app_name") or game.get("title")), ("Developer", game.get("developer"))]
+        titles[str(game["id"])] = str(game.get("app_name") or game.get("title") or "")
+        parts = [("Title", titles[str(game["id"])]), ("Developer", game.get("developer"))]
         parts.append(("Tags", ", ".join(dict.fromkeys(kinds))))
         texts[str(game["id"])] = " ".join(f"{label}: {value}." for label, value in parts if value)
         attributes[str(game["id"])] = tuple(dict.fromkeys(kinds))
-    descriptions = ItemDescriptions(texts, attributes)
+    descriptions = ItemDescriptions(texts, attributes, titles)
     return sequences_of_events(pa.array(users), pa.array(items), pa.array(times), event_filter, descriptions, "steam")
 
 

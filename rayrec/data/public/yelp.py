@@ -21,16 +21,17 @@ def read_yelp(folder: Path | str, event_filter: EventFilter, *, since: str | Non
         reviews = reviews.filter(pc.greater_equal(reviews.column("date"), since))
     fields = {name: pa.string() for name in ("business_id", "name", "city", "categories")}
     businesses = _read(folder / _BUSINESSES, fields)
-    texts, attributes = {}, {}
+    texts, attributes, titles = {}, {}, {}
     for business, name, city, categories in zip(*(businesses.column(c).to_pylist() for c in fields), strict=True):
         kinds = [kind.strip() for kind in (categories or "").split(",") if kind.strip()]
         parts = [("Name", name), ("City", city), ("Categories", ", ".join(kinds))]
         texts[business] = " ".join(f"{label}: {value}." for label, value in parts if value)
         attributes[business] = tuple(kinds)
+        titles[business] = name or ""
     times = pc.cast(pc.strptime(reviews.column("date"), format="%Y-%m-%d %H:%M:%S", unit="s"), pa.int64())
     return sequences_of_events(
         reviews.column("user_id"), reviews.column("business_id"), times, event_filter,
-        ItemDescriptions(texts, attributes), f"yelp {folder.name}",
+        ItemDescriptions(texts, attributes, titles), f"yelp {folder.name}",
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rayrec.data.sequences.interactions import Interactions
 from rayrec.data.sequences.splits import Examples, SequenceSplit
+from rayrec.retrieval.retriever import Steered
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,28 @@ class HistoryBatch:
     """history: (B, L) int64, left-padded with 0, newest item last.
 
     target: (B,) int64, the item that came next; for windows (B, L), the item that came next after each position, 0 at padding.
+    preference, sign: see ``Steered``; None where the model is blind to preferences.
     """
 
     history: Tensor
     target: Tensor
+    preference: Tensor | None = None
+    sign: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.history)
 
+    @property
+    def asked(self) -> Tensor | Steered:
+        """What the model reads."""
+        return self.history if self.preference is None else Steered(self.history, self.preference, self.sign)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "HistoryBatch":
-        return HistoryBatch(
-            self.history.to(device, non_blocking=non_blocking), self.target.to(device, non_blocking=non_blocking)
-        )
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        history, target = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.history, self.target))
+        return HistoryBatch(history, target, moved(self.preference), moved(self.sign))
 
 
 def histories(

@@ -5,7 +5,7 @@ Amazon sets). Items and users are numbered by their first appearance in time.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +32,11 @@ class EventFilter:
 
 @dataclass(frozen=True)
 class ItemDescriptions:
-    """What is known of items by name: texts and attribute names, either may lack items."""
+    """What is known of items by name: texts, attribute names and titles; each may lack items."""
 
     texts: Mapping[str, str]
     attributes: Mapping[str, tuple[str, ...]]
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def sequences_of_events(
@@ -92,12 +93,14 @@ def core_mask(users: NDArray[np.int64], items: NDArray[np.int64], core: int) -> 
 
 
 def describe(names: pa.Array, descriptions: ItemDescriptions) -> ItemTable:
-    """An item table for names (N,): texts and attribute ids, numbered from 1 by the sorted attribute names."""
+    """An item table for names (N,): texts, titles, labels and attribute ids, numbered from 1 by the sorted labels."""
     known = names.to_pylist()
     used = sorted({a for name in known for a in descriptions.attributes.get(name, ())})
     numbers = {attribute: i + 1 for i, attribute in enumerate(used)}
     attributes = [sorted({numbers[a] for a in descriptions.attributes.get(name, ())}) for name in known]
-    return ItemTable.of(names, [descriptions.texts.get(name, "") for name in known], attributes)
+    texts, titles = ([given.get(name, "") for name in known] for given in (descriptions.texts, descriptions.titles))
+    labels = [list(dict.fromkeys(descriptions.attributes.get(name, ()))) for name in known]
+    return ItemTable.of(names, texts, attributes, titles, labels)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:

@@ -2,7 +2,8 @@
 
 <folder>/sequences.json    format version, source, counts
 <folder>/users.parquet     one row a user: user (string), items list<int32> in time order, timestamps list<int64> (optional)
-<folder>/items.parquet     row i is item i + 1: item (string), text (string, may be empty), attributes list<int32>
+<folder>/items.parquet     row i is item i + 1: item (string), text (string, may be empty), attributes list<int32>,
+                           and, where the importer knows them, title (string) and labels list<string> (the attributes in words)
 
 Items are numbered 1..N; 0 is padding. In memory a history set is three flat arrays (offsets, items, timestamps): 4 bytes an
 interaction, 12 with timestamps; 100 million interactions take 0.4 or 1.2 GB.
@@ -25,6 +26,7 @@ from rayrec.typed_json import ConfigError
 
 FORMAT = 1
 _ROW_GROUP = 65_536
+_ITEM_COLUMNS = ("item", "text", "attributes", "title", "labels")
 
 
 class InteractionsError(ConfigError):
@@ -78,11 +80,14 @@ class ItemTable:
     """What is known of N items beside who bought them: row i describes item i + 1.
 
     names: (N,) strings. texts: (N,) strings, empty where there is none. attributes: list<int32> (N,) of ids from 1.
+    titles: (N,) strings, empty where not known. labels: list<string> (N,), the attributes in words ("brand: Kreg").
     """
 
     names: pa.Array
     texts: pa.Array
     attributes: pa.Array
+    titles: pa.Array
+    labels: pa.Array
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,13 +114,17 @@ class ItemTable:
         names: "pa.Array | list[str]",
         texts: "pa.Array | list[str] | None" = None,
         attributes: "pa.Array | list[list[int]] | None" = None,
+        titles: "pa.Array | list[str] | None" = None,
+        labels: "pa.Array | list[list[str]] | None" = None,
     ) -> "ItemTable":
-        """From lists; absent texts and attributes are empty. Raises InteractionsError when lengths differ."""
+        """From lists; absent ones but names are empty. Raises InteractionsError when lengths differ."""
         count = len(names)
         columns = {
             "names": _as_array(names, pa.string()),
             "texts": _as_array([""] * count if texts is None else texts, pa.string()),
             "attributes": _as_array([[]] * count if attributes is None else attributes, pa.list_(pa.int32())),
+            "titles": _as_array([""] * count if titles is None else titles, pa.string()),
+            "labels": _as_array([[]] * count if labels is None else labels, pa.list_(pa.string())),
         }
         for name, column in columns.items():
             if len(column) != count:
@@ -155,7 +164,9 @@ def write_sequences(folder: Path | str, data: SequenceData, *, overwrite: bool =
         if interactions.timestamps is not None:
             columns["timestamps"] = _lists(interactions.offsets, interactions.timestamps)
         pq.write_table(pa.table(columns), partial / "users.parquet", compression="zstd", row_group_size=_ROW_GROUP)
-        items = {"item": data.items.names, "text": data.items.texts, "attributes": data.items.attributes}
+        table = data.items
+        items = {"item": table.names, "text": table.texts, "attributes": table.attributes}
+        items |= {"title": table.titles, "labels": table.labels}
         pq.write_table(pa.table(items), partial / "items.parquet", compression="zstd", row_group_size=_ROW_GROUP)
         summary = {
             "format": FORMAT,
@@ -185,13 +196,15 @@ def read_sequences(folder: Path | str) -> SequenceData:
         raise InteractionsError(f"{folder / 'sequences.json'}: not of format {FORMAT}")
     _check_columns(folder / "users.parquet", users, {"user": pa.string(), "items": pa.list_(pa.int32())})
     wanted = {"item": pa.string(), "text": pa.string(), "attributes": pa.list_(pa.int32())}
+    later = {"title": pa.string(), "labels": pa.list_(pa.string())}  # folders of before have neither
+    wanted |= {name: kind for name, kind in later.items() if name in items.column_names}
     _check_columns(folder / "items.parquet", items, wanted)
     try:
         offsets, flat = _flat(users.column("items"))
         timestamps = _flat(users.column("timestamps"))[1] if "timestamps" in users.column_names else None
         return SequenceData(
             Interactions(offsets, flat, items.num_rows, timestamps),
-            ItemTable.of(*(items.column(name).combine_chunks() for name in wanted)),
+            ItemTable.of(*(items.column(name).combine_chunks() if name in wanted else None for name in _ITEM_COLUMNS)),
             users.column("user").combine_chunks(),
             str(summary.get("source", "")),
             dict(summary.get("notes", {})),
@@ -200,7 +213,7 @@ def read_sequences(folder: Path | str) -> SequenceData:
         raise InteractionsError(f"{folder}: {error}") from None
 
 
-def _as_array(values: "pa.Array | list[str] | list[list[int]]", kind: pa.DataType) -> pa.Array:
+def _as_array(values: "pa.Array | list[str] | list[list[int]] | list[list[str]]", kind: pa.DataType) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)

@@ -15,7 +15,7 @@ from rayrec.data.sequences.interactions import InteractionsError, SequenceData
 class TableColumns:
     """Column names. timestamp: whole numbers or timestamps. item_text: text columns of the items table, joined as sentences.
 
-    item_attributes: columns whose values become attributes (brand, category); empty = none.
+    item_attributes: columns whose values become attributes (brand, category); empty = none. item_title: of titles.
     """
 
     user: str = "user"
@@ -23,6 +23,7 @@ class TableColumns:
     timestamp: str = "timestamp"
     item_text: tuple[str, ...] = ("text",)
     item_attributes: tuple[str, ...] = ()
+    item_title: str | None = None
 
 
 def read_table(
@@ -39,8 +40,10 @@ def read_table(
         )
     texts: dict[str, str] = {}
     attributes: dict[str, tuple[str, ...]] = {}
+    titles: dict[str, str] = {}
     if items is not None:
-        described = _read(Path(items), (columns.item, *columns.item_text, *columns.item_attributes))
+        titled = () if columns.item_title is None else (columns.item_title,)
+        described = _read(Path(items), (columns.item, *columns.item_text, *columns.item_attributes, *titled))
         names = [str(name) for name in described.column(columns.item).to_pylist()]
         values = {c: described.column(c).to_pylist() for c in (*columns.item_text, *columns.item_attributes)}
         for row, name in enumerate(names):
@@ -48,7 +51,10 @@ def read_table(
             texts[name] = " ".join(f"{text}." for text in known)
             found = [(c, values[c][row]) for c in columns.item_attributes if values[c][row] is not None]
             attributes[name] = tuple(f"{c}: {value}" for c, value in found)
-    descriptions = ItemDescriptions(texts, attributes)
+        if columns.item_title is not None:
+            known_titles = described.column(columns.item_title).to_pylist()
+            titles = {name: str(title) for name, title in zip(names, known_titles, strict=True) if title is not None}
+    descriptions = ItemDescriptions(texts, attributes, titles)
     users, bought = table.column(columns.user), table.column(columns.item)
     return sequences_of_events(users, bought, times, event_filter, descriptions, Path(events).name)
 

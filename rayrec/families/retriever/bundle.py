@@ -5,7 +5,7 @@ Semantic IDs, text embeddings and which items training saw are buffers of the mo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_weights, read_metadata, write_model
+from rayrec.families.retriever.preferences import SavedPreferences, empty_prompts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.retrieval.retriever import Retriever
@@ -37,12 +38,14 @@ class SavedRetriever:
     """What ``model_config`` of the bundle's config.json holds. ids: None for a model that reads none.
 
     catalogue: fingerprint of the items; None in bundles from before there were fingerprints.
+    preferences: None for a model that is blind to them.
     """
 
     retrieval: RetrievalConfig
     num_items: int
     ids: SavedIds | None
     catalogue: str | None = None
+    preferences: SavedPreferences | None = None
 
 
 @dataclass(frozen=True)
@@ -121,5 +124,11 @@ def _skeleton(saved: SavedRetriever) -> RetrieverModules:
         raise BundleError(f"a {saved.retrieval.model} without semantic IDs")
     tokens = torch.zeros(rows, len(ids.level_sizes), dtype=torch.int64)
     features = ItemFeatures(tokens, sum(ids.level_sizes) + 1, torch.zeros(rows, ids.dim), seen)
-    model = architecture.build(Catalogue(saved.num_items, seen, counts, features))
+    items, reads = Catalogue(saved.num_items, seen, counts, features), architecture.reads_preferences
+    if reads is not None:
+        if saved.preferences is None:
+            raise BundleError(f"a {saved.retrieval.model} without what reads its preferences")
+        read = empty_prompts(saved.preferences, saved.num_items, saved.retrieval) if reads == "tokens" else None
+        items = replace(items, preference_dim=saved.preferences.dim, prompts=read)
+    model = architecture.build(items)
     return RetrieverModules(model, SemanticTokenizer(ids.dim, ids.tokenizer))

@@ -10,14 +10,18 @@ import torch
 from torch.nn.functional import pad
 
 from rayrec.data.log.streams import StreamPosition
+from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
+from rayrec.data.preferences.streams import JudgedPool, PoolTraining, training_pool
 from rayrec.data.sequences import SequenceData, SequenceSplit, leave_one_out, read_sequences, temporal_split
 from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
 from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.families.retriever.preferences import PreferenceConfig, SavedPreferences, benchmark_features, prompts
 from rayrec.families.retriever.semantic_id_files import SavedSemanticIds, read_semantic_ids
 from rayrec.families.retriever.task import RetrievalConfig, RetrievalTask
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.optim import OptimizerConfig
+from rayrec.text.prompt_tokens import EncoderTexts, read_encoder_texts
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.loop import LoopConfig, TrainingData, Worker
 from rayrec.typed_json import ConfigError, to_plain
@@ -51,6 +55,7 @@ class RetrieverExperiment:
     """Everything that decides a trained retriever; logged whole, and enough to repeat the run.
 
     sequences: folder of an imported sequence data set. semantic_ids: folder of ``jobs.semantic_ids``, for models that read them.
+    preferences: for models that read them.
     """
 
     sequences: Path
@@ -64,6 +69,7 @@ class RetrieverExperiment:
     )
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=50, patience=5, gradient_clip=1.0))
     stream: SequenceStreamConfig = field(default_factory=SequenceStreamConfig)
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
     kind: Literal["retriever"] = field(default="retriever", init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +80,9 @@ class RetrieverExperiment:
 
     def absolute(self) -> "RetrieverExperiment":
         ids = None if self.semantic_ids is None else self.semantic_ids.resolve()
-        return replace(self, sequences=self.sequences.resolve(), semantic_ids=ids)
+        given = self.preferences.benchmark
+        preferences = replace(self.preferences, benchmark=None if given is None else given.resolve())
+        return replace(self, sequences=self.sequences.resolve(), semantic_ids=ids, preferences=preferences)
 
     def read_in_process(self) -> "RetrieverExperiment":
         return self
@@ -84,7 +92,30 @@ class RetrieverExperiment:
 
     def task(self) -> RetrievalTask:
         data = _data(self.sequences)
-        return RetrievalTask(catalogue(data, self.split.split(data), self.ids()), self.retrieval)
+        items = catalogue(data, self.split.split(data), self.ids())
+        benchmark = self.benchmark()
+        if benchmark is not None:
+            texts = self.encoder_texts()
+            read = None if texts is None else prompts(texts, data.items.titles.to_pylist(), self.retrieval)
+            items = replace(items, preference_dim=benchmark.card.dim, prompts=read)
+        return RetrievalTask(items, self.retrieval)
+
+    def benchmark(self) -> Benchmark | None:
+        """The benchmark, where the model has use for its preferences. Raises ConfigError when its pools are of another split."""
+        if self.preferences.benchmark is None or self.retrieval.architecture.reads_preferences is None:
+            return None
+        if self.split.method != "leave_one_out":
+            raise ConfigError(
+                "models that read preferences train on the benchmark's pools: split.method must be leave_one_out"
+            )
+        interactions = _data(self.sequences).interactions
+        return read_benchmark(self.preferences.benchmark, interactions.num_users, interactions.num_items)
+
+    def encoder_texts(self) -> EncoderTexts | None:
+        """Of the text encoder in the model, if there is one."""
+        if self.retrieval.architecture.reads_preferences != "tokens":
+            return None
+        return read_encoder_texts(self.retrieval.mender_tok.encoder)
 
     def ids(self) -> SavedSemanticIds | None:
         """The semantic IDs, where the model has use for them."""
@@ -96,6 +127,10 @@ class RetrieverExperiment:
         interactions = _data(self.sequences).interactions
         architecture = self.retrieval.architecture
         split, length = self.split.split(_data(self.sequences)), architecture.max_length
+
+        benchmark = self.benchmark()
+        if benchmark is not None:
+            return self._pools(benchmark, worker)
 
         def open_training(start: StreamPosition, epochs: int) -> TrainingSequences:
             return TrainingSequences(
@@ -109,6 +144,30 @@ class RetrieverExperiment:
                 judged = sample_examples(split.valid, self.stream.valid_examples, self.stream.seed)
             return JudgedSequences(
                 interactions, judged, self.stream, length=length, rank=worker.rank, world_size=worker.size
+            )
+
+        return TrainingData(open_training, open_evaluation, SPLITS)
+
+    def _pools(self, benchmark: Benchmark, worker: Worker) -> TrainingData[HistoryBatch]:
+        interactions, length = _data(self.sequences).interactions, self.retrieval.architecture.max_length
+        features = benchmark_features(benchmark, self.retrieval, self.encoder_texts())
+        assert features is not None
+        most, seed = self.preferences.most_rows, self.stream.seed
+        pool, sign = training_pool(benchmark.pools, self.preferences.axes, most, seed)
+
+        def open_training(start: StreamPosition, epochs: int) -> PoolTraining:
+            return PoolTraining(
+                interactions, pool, sign, features, self.stream, length=length,
+                rank=worker.rank, world_size=worker.size, start=start,
+            )  # fmt: skip
+
+        def open_evaluation(name: str, passes: int) -> JudgedPool:
+            judged = benchmark.pools["recommendation", "valid" if name == "valid" else "test"]
+            most = self.stream.valid_examples
+            if name == "valid" and most is not None and most < len(judged):
+                judged = judged.take(np.sort(np.random.default_rng((seed, 1)).choice(len(judged), most, replace=False)))
+            return JudgedPool(
+                interactions, judged, features, self.stream, length=length, rank=worker.rank, world_size=worker.size
             )
 
         return TrainingData(open_training, open_evaluation, SPLITS)
@@ -127,13 +186,24 @@ class RetrieverExperiment:
             folder,
             modules=RetrieverModules(model, tokenizer),
             saved=SavedRetriever(
-                self.retrieval, task.catalogue.num_items, ids, _data(self.sequences).items.fingerprint
+                self.retrieval,
+                task.catalogue.num_items,
+                ids,
+                _data(self.sequences).items.fingerprint,
+                self._saved_preferences(task.catalogue),
             ),
             names=names,
             metrics=read_progress(checkpoint).evaluations,
             run_config=to_plain(self),
             overwrite=True,
         )
+
+    def _saved_preferences(self, items: Catalogue) -> SavedPreferences | None:
+        benchmark = self.benchmark()
+        if benchmark is None:
+            return None
+        width = 0 if items.prompts is None else items.prompts.tokens.titles.shape[1]
+        return SavedPreferences(benchmark.card.encoder, benchmark.card.dim, self.encoder_texts(), width)
 
 
 def catalogue(data: SequenceData, split: SequenceSplit, ids: SavedSemanticIds | None) -> Catalogue:

@@ -11,6 +11,7 @@ from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.metrics.ranking import ABSENT, RankingMetrics, list_ranks
 from rayrec.models.catalogue import Catalogue
 from rayrec.models.liger import LigerConfig
+from rayrec.models.mender import MenderEmbConfig, MenderTokConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.retriever import Retriever
@@ -18,7 +19,7 @@ from rayrec.retrieval.searching import Method, Searcher
 from rayrec.training.task import Evaluation, Loss
 from rayrec.typed_json import ConfigError
 
-ModelName = Literal["sasrec", "tiger", "dense", "liger"]
+ModelName = Literal["sasrec", "tiger", "dense", "liger", "mender_emb", "mender_tok"]
 
 
 class Architecture(Protocol):
@@ -26,6 +27,7 @@ class Architecture(Protocol):
 
     needs_semantic_ids: whether ``Catalogue.features`` must be there. reads_windows: trains at every position of a window, else
     on prefixes with one target each. max_length: newest items of a history that are read.
+    reads_preferences: in which form, None = blind to them.
     """
 
     @property
@@ -36,6 +38,9 @@ class Architecture(Protocol):
 
     @property
     def max_length(self) -> int: ...
+
+    @property
+    def reads_preferences(self) -> Literal["vectors", "tokens"] | None: ...
 
     def build(self, catalogue: Catalogue) -> Retriever[Any]: ...
 
@@ -53,6 +58,8 @@ class RetrievalConfig:
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
     tiger: TigerConfig = field(default_factory=TigerConfig)
     liger: LigerConfig = field(default_factory=LigerConfig)
+    mender_emb: MenderEmbConfig = field(default_factory=MenderEmbConfig)
+    mender_tok: MenderTokConfig = field(default_factory=MenderTokConfig)
     objective: Literal["ndcg@10", "recall@10"] = "ndcg@10"
     cutoffs: tuple[int, ...] = (5, 10)
     beams: int = 20
@@ -90,12 +97,14 @@ MODELS: Mapping[ModelName, Callable[[RetrievalConfig], Architecture]] = {
     "tiger": lambda c: c.tiger,
     "dense": lambda c: replace(c.liger, text=True, dense_weight=1.0, generative_weight=0.0),
     "liger": lambda c: c.liger,
+    "mender_emb": lambda c: c.mender_emb,
+    "mender_tok": lambda c: c.mender_tok,
 }
 """The retrievers of this family: a new one is a model file, its settings in ``RetrievalConfig`` and a line here."""
 
 
 class RetrievalTask:
-    """Raises ConfigError when the model needs semantic IDs and the catalogue has none."""
+    """Raises ConfigError when the model needs semantic IDs or preferences and there are none."""
 
     curve_metrics = ("ndcg@10", "recall@10")
     objective_mode: Literal["min", "max"] = "max"
@@ -103,6 +112,12 @@ class RetrievalTask:
     def __init__(self, catalogue: Catalogue, config: RetrievalConfig) -> None:
         if config.architecture.needs_semantic_ids and catalogue.features is None:
             raise ConfigError(f"model {config.model!r} needs semantic_ids; make them with python -m jobs.semantic_ids")
+        reads = config.architecture.reads_preferences
+        given = {"vectors": catalogue.preference_dim, "tokens": catalogue.prompts}
+        if reads is not None and given[reads] is None:
+            raise ConfigError(
+                f"model {config.model!r} needs preferences.benchmark; make it with python -m jobs.build_preference_benchmark"
+            )
         self.catalogue, self.config = catalogue, config
         self.methods: nn.Module = nn.Module()
         self._searcher: Searcher[Any] | None = None
@@ -114,7 +129,7 @@ class RetrievalTask:
         return Searcher(model, beams=self.config.beams)
 
     def loss(self, model: nn.Module, batch: HistoryBatch, unlabeled: HistoryBatch | None = None) -> Loss:
-        parts = _retriever(model).losses(batch.history, batch.target)
+        parts = _retriever(model).losses(batch.asked, batch.target)
         return Loss(parts["loss"], {name: value.detach() for name, value in parts.items()})
 
     def predict(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
@@ -131,7 +146,7 @@ class RetrievalTask:
         Ties count against the target. Raises ConfigError when the model lacks a head.
         """
         depth = self.config.depth
-        found = searcher.search(batch.history, depth + 1, method, beams=beams)  # one more shows a tie at the end
+        found = searcher.search(batch.asked, depth + 1, method, beams=beams)  # one more shows a tie at the end
         ranks = list_ranks(found.items, batch.target, found.scores)
         return ranks.masked_fill(ranks > depth, ABSENT)
 

@@ -1,0 +1,87 @@
+"""Preferences that exist: python -m jobs.import_preferences movielens-tastes --source FOLDER --sequences SEQUENCES --out OUT.
+
+Each row must obey the rules (five at least, none a single word); those that do not are left out and counted. ``table`` reads your
+own Parquet or CSV file. jobs.generate_preferences makes preferences where there are none.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from rayrec.data.preferences.table import (
+    Origin,
+    PreferenceColumns,
+    PreferenceRecord,
+    PreferenceRow,
+    obeying,
+    read_preference_table,
+    read_preferences,
+    write_preferences,
+)
+from rayrec.data.public.movielens_tastes import read_tastes
+from rayrec.data.sequences import read_sequences
+from rayrec.errors import told
+from rayrec.text.preferences import Names
+
+
+@dataclass(frozen=True)
+class Tastes:
+    """The tastes that a language model wrote for 1,000 MovieLens users.
+
+    source: the data set's folder. sequences: the same, imported. out: folder to write.
+    most: kept of each user; None = all, so that each target finds the one that fits it best.
+    """
+
+    source: Path
+    sequences: Path
+    out: Path
+    most: int | None = None
+
+    @property
+    def maker(self) -> tuple[Origin, str]:
+        return "llm", "movielens_tastes"
+
+    def rows(self) -> Iterable[PreferenceRow]:
+        return read_tastes(self.source)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Your own file. most: kept of each row."""
+
+    file: Path
+    sequences: Path
+    out: Path
+    most: int | None = 5
+    columns: PreferenceColumns = field(default_factory=PreferenceColumns)
+
+    @property
+    def maker(self) -> tuple[Origin, str]:
+        return "table", self.file.name
+
+    def rows(self) -> Iterable[PreferenceRow]:
+        return read_preference_table(self.file, self.columns)
+
+
+def run(command: Tastes | Table) -> Path:
+    """Import, write and print what is there and what was refused."""
+    data = read_sequences(command.sequences)
+    rows, refused = obeying(command.rows(), Names(), command.most)
+    folder = write_preferences(command.out, rows, PreferenceRecord(*command.maker, 0, refused))
+    found = read_preferences(folder, data)
+    print(f"{folder}: {len(found.texts):,} rows, {sum(map(len, found.texts)):,} preferences")
+    for rule, count in refused.items():
+        print(f"left out, {rule}: {count:,}")
+    return folder
+
+
+def main() -> None:
+    commands: dict[str, Callable[..., Tastes | Table]] = {"movielens-tastes": Tastes, "table": Table}
+    with told():
+        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Preferences of users on disk.
+
+<folder>/preferences.json      where they come from, counts
+<folder>/preferences.parquet   one row a user and position: user (string), position (int32), preferences list<string>
+
+``position``: they were made from what precedes that position of the user's history, and may serve the target at that position and
+all later ones, never an earlier one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayrec.data.sequences.interactions import SequenceData
+from rayrec.files import whole_folder, write_text_atomically
+from rayrec.text.asking import AnswerError
+from rayrec.text.preferences import Names, checked
+from rayrec.typed_json import ConfigError, from_json, to_json
+
+Origin = Literal["llm", "extractive", "table"]
+_LINES = pacsv.ParseOptions(newlines_in_values=True)
+_SCHEMA = pa.schema([("user", pa.string()), ("position", pa.int32()), ("preferences", pa.list_(pa.string()))])
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """Of one user, made from the first ``position`` items."""
+
+    user: str
+    position: int
+    preferences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PreferenceRecord:
+    """What ``preferences.json`` holds.
+
+    origin: "llm" (a language model wrote them), "extractive" (phrases of the items' categories), "table" (the user's own).
+    maker: model and prompt, or importer. rows: that are there. refused: that broke a rule, by the first words of what was wrong.
+    """
+
+    origin: Origin
+    maker: str
+    rows: int
+    refused: dict[str, int] = field(default_factory=dict)
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """R rows, in the order of users and positions. users: (R,) rows of the sequences' users. positions: (R,). texts: R tuples."""
+
+    record: PreferenceRecord
+    users: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    texts: tuple[tuple[str, ...], ...]
+
+    def row_for(self, users: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(E,) the newest row that may serve each target (user, position); -1 where none was made yet."""
+        width = int(max(self.positions.max(initial=0), positions.max(initial=0))) + 1
+        keys = self.users * width + self.positions  # sorted
+        found = np.searchsorted(keys, users * width + positions, side="right") - 1
+        own = (found >= 0) & (self.users[np.maximum(found, 0)] == users) if len(keys) else np.zeros(len(users), bool)
+        return np.where(own, found, -1)
+
+
+def write_preferences(folder: Path, rows: Iterable[PreferenceRow], record: PreferenceRecord) -> Path:
+    """Write, whole or not at all, replacing ``folder``; the record's count is set here."""
+    with whole_folder(folder) as partial:
+        count, writer = 0, pq.ParquetWriter(partial / "preferences.parquet", _SCHEMA, compression="zstd")
+        with writer:
+            batch: list[PreferenceRow] = []
+            for row in rows:
+                batch.append(row)
+                if len(batch) == 65_536:
+                    writer.write_table(_table(batch))
+                    count, batch = count + len(batch), []
+            writer.write_table(_table(batch))
+            count += len(batch)
+        found = PreferenceRecord(record.origin, record.maker, count, dict(record.refused))
+        write_text_atomically(partial / "preferences.json", to_json(found))
+    return folder
+
+
+def read_preferences(folder: Path, data: SequenceData) -> Preferences:
+    """Of the users of ``data``. Raises ConfigError that names the file and the row that is wrong."""
+    for name in ("preferences.json", "preferences.parquet"):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"{folder / name}: no such file; make it with jobs.generate_preferences or jobs.import_preferences"
+            )
+    record = from_json(PreferenceRecord, (folder / "preferences.json").read_bytes(), str(folder / "preferences.json"))
+    file = folder / "preferences.parquet"
+    try:
+        table = pq.read_table(file, schema=_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    numbers = {name: row for row, name in enumerate(data.users.to_pylist())}
+    names = table.column("user").to_pylist()
+    unknown = next((i for i, name in enumerate(names) if name not in numbers), None)
+    if unknown is not None:
+        raise ConfigError(f"{file}, row {unknown}: user {names[unknown]!r} is not in the sequences")
+    users = np.array([numbers[name] for name in names], np.int64)
+    positions = table.column("position").to_numpy().astype(np.int64)
+    beyond = np.flatnonzero((positions < 0) | (positions > data.interactions.lengths[users]))
+    if len(beyond):
+        row = int(beyond[0])
+        length = data.interactions.lengths[users[row]]
+        raise ConfigError(f"{file}, row {row}: position {positions[row]} of a history of {length} items")
+    order = np.lexsort((positions, users))
+    if (np.diff(users[order]) == 0)[np.diff(positions[order]) == 0].any():
+        raise ConfigError(f"{file}: a user has two rows for one position")
+    texts = table.column("preferences").to_pylist()
+    return Preferences(record, users[order], positions[order], tuple(tuple(texts[i]) for i in order))
+
+
+@dataclass(frozen=True)
+class PreferenceColumns:
+    """Column names. position: None = made before the first item, good for every target (a standing wish).
+
+    preferences: a list column (Parquet), or text with one preference a line.
+    """
+
+    user: str = "user"
+    position: str | None = None
+    preferences: str = "preferences"
+
+
+def read_preference_table(file: Path, columns: PreferenceColumns) -> list[PreferenceRow]:
+    """The user's own, as Parquet or CSV. Raises ConfigError naming file, column and row."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file")
+    try:
+        table = pq.read_table(file) if file.suffix == ".parquet" else pacsv.read_csv(file, parse_options=_LINES)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{file}: {error}") from None
+    wanted = [name for name in (columns.user, columns.position, columns.preferences) if name is not None]
+    for name in wanted:
+        if name not in table.column_names:
+            raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
+        if table.column(name).null_count:
+            raise ConfigError(f"{file}: column {name!r} holds nulls, expected none")
+    users = [str(user) for user in table.column(columns.user).to_pylist()]
+    positions = [0] * len(users) if columns.position is None else table.column(columns.position).to_pylist()
+    rows = []
+    for i, (user, position, given) in enumerate(
+        zip(users, positions, table.column(columns.preferences).to_pylist(), strict=True)
+    ):
+        texts = given.splitlines() if isinstance(given, str) else given
+        if not isinstance(position, int) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise ConfigError(f"{file}, row {i}: expected a whole position and strings, found {position!r}, {given!r}")
+        rows.append(PreferenceRow(user, position, tuple(text for text in texts if text.strip())))
+    return rows
+
+
+def obeying(
+    rows: Iterable[PreferenceRow], names: Names, most: int | None
+) -> tuple[list[PreferenceRow], dict[str, int]]:
+    """The rows that obey the rules, cut to ``most``, and how many broke which rule."""
+    kept, refused = [], dict[str, int]()
+    for row in rows:
+        try:
+            kept.append(PreferenceRow(row.user, row.position, checked(row.preferences, names, most=most)))
+        except AnswerError as error:
+            rule = _rule(str(error))
+            refused[rule] = refused.get(rule, 0) + 1
+    return kept, refused
+
+
+def _rule(problem: str) -> str:
+    kinds = (
+        ("expected at least", "too few"),
+        ("single word", "a single word"),
+        ("names the brand", "a brand or product"),
+    )
+    return next((kind for mark, kind in kinds if mark in problem), "too long")
+
+
+def _table(rows: list[PreferenceRow]) -> pa.Table:
+    columns = [[row.user for row in rows], [row.position for row in rows], [list(row.preferences) for row in rows]]
+    return pa.table(dict(zip(_SCHEMA.names, columns, strict=True)), schema=_SCHEMA)

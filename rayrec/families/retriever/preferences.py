@@ -1,0 +1,97 @@
+"""What a retriever that preferences steer is built, trained and stored with: the benchmark's texts in the form that it reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rayrec.data.preferences.benchmark import Benchmark
+from rayrec.data.preferences.pools import Axis
+from rayrec.families.retriever.task import RetrievalConfig
+from rayrec.models.catalogue import Prompts
+from rayrec.models.prompt import PromptTokens
+from rayrec.text.encoder import TextEncoder, TextEncoderConfig
+from rayrec.text.prompt_tokens import EncoderTexts, PromptTokenizer, empty_text_encoder, load_text_encoder
+
+_TITLE, _PREFERENCE = 32, 128  # tokens of each that are read
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Training with preferences.
+
+    benchmark: folder of jobs.build_preference_benchmark; its axis 1 trains and selects, as in the paper.
+    axes: whose training pools are used; all five make "Mender-All", with ascent on the opposites of axis 2.
+    most_rows: of each axis's training pool, for small machines; None = all.
+    """
+
+    benchmark: Path | None = None
+    axes: tuple[Axis, ...] = ("recommendation",)
+    most_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.axes or len(set(self.axes)) != len(self.axes):
+            raise ValueError(f"axes must be different and at least one, given {self.axes}")
+        if self.most_rows is not None and self.most_rows < 1:
+            raise ValueError(f"most_rows must be at least 1, not {self.most_rows}")
+
+
+@dataclass(frozen=True)
+class SavedPreferences:
+    """What reads a preference as the model was trained to. encoder, dim: of vectors. texts: of tokens. titles: their width."""
+
+    encoder: str
+    dim: int
+    texts: EncoderTexts | None = None
+    titles: int = 0
+
+
+def prompts(texts: EncoderTexts, titles: list[str], config: RetrievalConfig) -> Prompts:
+    """For a model with the encoder's weights."""
+    settings, tokenizer = config.mender_tok, PromptTokenizer(texts)
+    matrix = tokenizer.matrix(["", *titles], _TITLE)
+    tokens = PromptTokens(*tokenizer.around(), matrix, texts.special.pad, settings.longest)
+    return Prompts(tokens, lambda: load_text_encoder(settings.encoder, settings.layers))
+
+
+def empty_prompts(saved: SavedPreferences, num_items: int, config: RetrievalConfig) -> Prompts:
+    """For a model whose weights and titles are loaded after."""
+    assert saved.texts is not None
+    settings, texts = config.mender_tok, saved.texts
+    matrix = torch.zeros(num_items + 1, saved.titles, dtype=torch.int64)
+    tokens = PromptTokens(*PromptTokenizer(texts).around(), matrix, texts.special.pad, settings.longest)
+    return Prompts(tokens, lambda: empty_text_encoder(texts, settings.layers))
+
+
+def benchmark_features(benchmark: Benchmark, config: RetrievalConfig, texts: EncoderTexts | None) -> Tensor | None:
+    """(T, ...) by text: vectors (E,), tokens (P,), or None for a model that is blind to preferences."""
+    reads = config.architecture.reads_preferences
+    if reads is None:
+        return None
+    if reads == "vectors":
+        return torch.from_numpy(benchmark.vectors.copy())
+    assert texts is not None
+    return PromptTokenizer(texts).matrix(benchmark.texts, _PREFERENCE)
+
+
+class PreferenceReader:
+    """Preferences as a stored model reads them: what serving gives it. The encoder is loaded with the first one."""
+
+    def __init__(self, saved: SavedPreferences, config: RetrievalConfig) -> None:
+        self._saved, self._reads = saved, config.architecture.reads_preferences
+        self._encoder: TextEncoder | None = None
+        self._tokenizer = None if saved.texts is None else PromptTokenizer(saved.texts)
+
+    def read(self, preferences: list[str]) -> Tensor:
+        """(n, E) vectors or (n, P) tokens; "" is no preference. Raises EncoderError when the encoder is not there."""
+        if self._reads == "tokens":
+            assert self._tokenizer is not None
+            return self._tokenizer.matrix(preferences, _PREFERENCE)
+        found = torch.zeros(len(preferences), self._saved.dim)
+        given = [i for i, text in enumerate(preferences) if text]
+        if given:
+            if self._encoder is None:
+                self._encoder = TextEncoder(TextEncoderConfig(self._saved.encoder))
+            found[given] = self._encoder([preferences[i] for i in given])
+        return found

@@ -1,0 +1,55 @@
+"""A T5 decoder that emits an item's tuple of tokens, and its decoding in progress for the beam search."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder
+
+
+class TupleDecoder(nn.Module):
+    """Tokens in 0..num_tokens - 1; 0 starts the decoder. States that it attends to: (B, L, D) of the config's width."""
+
+    def __init__(self, config: T5Config, num_tokens: int) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.token_embedding = nn.Embedding(num_tokens, config.dim)
+        self.decoder = T5Decoder(config)
+        self.head = nn.Linear(config.dim, num_tokens, bias=False)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        nn.init.normal_(self.head.weight, std=config.dim**-0.5)
+
+    def cross_entropies(self, tokens: Tensor, states: Tensor, real: Tensor) -> Tensor:
+        """(B,) mean over the M tokens (B, M) of their negative log-likelihood, given states (B, L, D)."""
+        cache = self.decoder.cache(states, real)
+        start = tokens.new_zeros(len(tokens), 1)
+        h = self.decoder(self.token_embedding(torch.cat([start, tokens[:, :-1]], 1)), cache)
+        each = cross_entropy(self.head(h).float().flatten(0, 1), tokens.flatten(), reduction="none")
+        return each.view(tokens.shape).mean(1)
+
+    def decoding(self, states: Tensor, real: Tensor) -> "TupleDecoding":
+        """For ``rayrec.retrieval.beam_search``."""
+        return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(states, real))
+
+
+class TupleDecoding:
+    """Decoding in progress: one row of the cache a beam, cross-attention keys once a user."""
+
+    def __init__(self, embedding: nn.Embedding, decoder: T5Decoder, head: nn.Linear, cache: DecoderCache) -> None:
+        self._embedding, self._decoder, self._head, self._cache = embedding, decoder, head, cache
+        self._users = len(cache.cross_bias)
+
+    def first(self) -> Tensor:
+        start = torch.zeros(self._users, 1, dtype=torch.int64, device=self._cache.cross_bias.device)
+        return self._step(start)
+
+    def next(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        beams = self._cache.keys[0].shape[0] // max(self._users, 1)
+        first_row = torch.arange(self._users, device=parents.device).unsqueeze(1) * beams
+        self._cache.follow((first_row + parents).flatten())
+        return self._step(tokens.reshape(-1, 1))
+
+    def _step(self, tokens: Tensor) -> Tensor:
+        states = self._decoder(self._embedding(tokens), self._cache)
+        log_probabilities = self._head(states[:, -1]).float().log_softmax(-1)
+        return log_probabilities.view(self._users, -1, self._head.out_features)

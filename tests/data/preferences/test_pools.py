@@ -1,0 +1,307 @@
+"""The five axes against a brute-force construction on a toy catalogue."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.build_preference_benchmark import BuildBenchmark, build
+from rayrec.data.preferences.benchmark import Benchmark, read_benchmark, write_benchmark
+from rayrec.data.preferences.pools import AXES, SPLITS, Floats, Pool, pair_up
+from rayrec.data.preferences.sentiment import ReviewColumns
+from rayrec.data.preferences.table import (
+    PreferenceColumns,
+    PreferenceRecord,
+    PreferenceRow,
+    Preferences,
+    obeying,
+    read_preference_table,
+    read_preferences,
+    write_preferences,
+)
+from rayrec.data.sequences import Interactions, ItemTable, SequenceData, leave_one_out
+from rayrec.text.preferences import Names, is_negative
+from rayrec.typed_json import ConfigError
+
+USERS, ITEMS, DIM = 40, 30, 6
+
+
+def encode(texts: Sequence[str]) -> Floats:
+    """Unit vectors fixed by the text."""
+    rows = [np.random.default_rng(list(text.encode()) or [0]).normal(size=DIM) for text in texts]
+    found = np.array(rows, np.float32).reshape(-1, DIM)
+    return found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-9)
+
+
+def toy_data() -> SequenceData:
+    generator = np.random.default_rng(5)
+    lengths = generator.integers(3, 9, USERS)
+    histories = [generator.permutation(ITEMS)[:n] + 1 for n in lengths]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = ItemTable.of(
+        [f"i{i}" for i in range(1, ITEMS + 1)],
+        [f"text of {i}" for i in range(1, ITEMS + 1)],
+        None,
+        [f"title {i}" for i in range(1, ITEMS + 1)],
+        [[f"category: kind {i % 17}", "brand: Acme"] for i in range(1, ITEMS + 1)],
+    )
+    users = pa.array([f"u{i}" for i in range(USERS)])
+    return SequenceData(Interactions(offsets, np.concatenate(histories).astype(np.int32), ITEMS), items, users, "toy")
+
+
+def toy_rows(data: SequenceData) -> list[PreferenceRow]:
+    """At some positions of each user; some rows say only what is not wanted."""
+    generator, rows = np.random.default_rng(6), []
+    for user, length in enumerate(data.interactions.lengths):
+        for position in range(length + 1):
+            if generator.random() < 0.6:
+                verb = "Avoid" if generator.random() < 0.2 else "Find"
+                texts = [f"{verb} thing {generator.integers(40)}{c}" for c in "abc"]
+                rows.append(PreferenceRow(f"u{user}", position, (*texts, f"Avoid x{user}", f"No y{user}")))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data() -> SequenceData:
+    return toy_data()
+
+
+@pytest.fixture(scope="module")
+def preferences(data: SequenceData, tmp_path_factory: pytest.TempPathFactory) -> Preferences:
+    folder = tmp_path_factory.mktemp("preferences") / "p"
+    return read_preferences(write_preferences(folder, toy_rows(data), PreferenceRecord("table", "toy", 0)), data)
+
+
+@pytest.fixture(scope="module")
+def benchmark(data: SequenceData, preferences: Preferences) -> Benchmark:
+    return build(data, preferences, BuildBenchmark(Path("s"), Path("p"), Path("o")), encode, DIM)
+
+
+def rows_of(pool: Pool) -> list[tuple[int, ...]]:
+    columns = (pool.users, pool.positions, pool.targets, pool.preferences, pool.negatives)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def targets_of(data: SequenceData) -> dict[str, list[tuple[int, int]]]:
+    """(user, position) by split: the last, the last but one, and of the rest all from the third on."""
+    lengths = data.interactions.lengths.tolist()
+    train = [(u, p) for u, n in enumerate(lengths) for p in range(2, n - 2)]
+    return {
+        "train": train,
+        "valid": [(u, n - 2) for u, n in enumerate(lengths)],
+        "test": [(u, n - 1) for u, n in enumerate(lengths)],
+    }
+
+
+def item_at(data: SequenceData, user: int, position: int) -> int:
+    return int(data.interactions.items[data.interactions.offsets[user] + position])
+
+
+def newest(data: SequenceData, user: int, position: int) -> PreferenceRow | None:
+    own = [row for row in toy_rows(data) if row.user == f"u{user}" and row.position <= position]
+    return max(own, key=lambda row: row.position, default=None)
+
+
+def wishes(row: PreferenceRow) -> list[str]:
+    """Positive ones, else inversions."""
+    positive = [t for t in row.preferences if t.startswith("Find")]
+    return positive or [t.replace("Avoid ", "Find ").replace("No ", "Search for ") for t in row.preferences]
+
+
+def test_recommendation_and_consolidation_equal_brute_force(data: SequenceData, benchmark: Benchmark) -> None:
+    titles = data.items.titles.to_pylist()
+    for split, targets in targets_of(data).items():
+        matched, joined, without = [], [], 0
+        for user, position in targets:
+            row, item = newest(data, user, position), item_at(data, user, position)
+            if row is None:
+                without += 1
+                continue
+            fits = [float(encode([wish])[0] @ encode([titles[item - 1]])[0]) for wish in wishes(row)]
+            matched.append((user, position, item, wishes(row)[int(np.argmax(fits))]))
+            joined.append((user, position, item, ". ".join(row.preferences)))
+        for axis, wanted in (("recommendation", matched), ("consolidation", joined)):
+            pool = benchmark.pools[axis, split]  # type: ignore[index]
+            assert [(u, p, t, benchmark.texts[w]) for u, p, t, w, _ in rows_of(pool)] == wanted
+        assert benchmark.card.without[split] == without
+    assert sum(benchmark.card.without.values()) > 0
+
+
+@pytest.mark.parametrize("axis", ["fine", "coarse"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_steering_equals_brute_force(data: SequenceData, benchmark: Benchmark, axis: str, split: str) -> None:
+    titles, targets = data.items.titles.to_pylist(), targets_of(data)[split]
+    items = sorted({item_at(data, u, p) for u, p in targets})
+    vectors = {i: encode([titles[i - 1]])[0] for i in items}
+    last = {u: max(p for v, p in targets if v == u) for u in {u for u, _ in targets}}
+    options: list[str] = []  # in the order in which texts were numbered
+    for row in sorted(toy_rows(data), key=lambda r: (int(r.user[1:]), r.position)):
+        if row.position <= last.get(int(row.user[1:]), -1):
+            options += wishes(row)
+    options = sorted(set(options), key=benchmark.texts.index)
+    left, pairs = list(items), []
+    while len(left) > 1:
+        i = left.pop(0)
+        closeness = [float(vectors[i] @ vectors[j]) for j in left]
+        j = left[int(np.argmax(closeness) if axis == "fine" else np.argmin(closeness))]
+        left.remove(j)
+        pairs.append((i, j))
+    pool = benchmark.pools[axis, split]  # type: ignore[index]
+    found = rows_of(pool)
+    assert [row[2] for row in found] == [target for i, j in pairs for target in (i, j)]
+    for (user, position, target, wish, _), source in zip(found, [s for i, j in pairs for s in (j, i)], strict=True):
+        assert (user, position) in targets
+        assert item_at(data, user, position) == source  # a history that leads to the other one
+        fits = np.array([float(encode([text])[0] @ vectors[target]) for text in options])
+        order = np.argsort(-fits, kind="stable")
+        assert benchmark.texts[wish] == options[order[0 if split == "train" else 1]]
+    assert len({row[2] for row in found}) == len(found)
+
+
+def test_pairs_are_the_closest_or_the_farthest_that_are_left() -> None:
+    angles = np.array([0.0, 0.1, 1.0, 1.05, 3.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    assert pair_up(vectors, similar=True).tolist() == [[0, 1], [2, 3]]
+    assert pair_up(vectors, similar=False).tolist() == [[0, 4], [1, 3]]
+    assert pair_up(vectors[:1], similar=True).shape == (0, 2)
+
+
+def test_no_preference_is_younger_than_its_target(
+    data: SequenceData, benchmark: Benchmark, preferences: Preferences
+) -> None:
+    made: dict[tuple[int, str], int] = {}
+    for user, position, texts in zip(preferences.users, preferences.positions, preferences.texts, strict=True):
+        for text in (*wishes(PreferenceRow("", 0, texts)), ". ".join(texts)):
+            made[int(user), text] = min(position, made.get((int(user), text), 99))
+    for axis in ("recommendation", "consolidation"):
+        for split in SPLITS:
+            for user, position, _, wish, _ in rows_of(benchmark.pools[axis, split]):  # type: ignore[index]
+                assert made[user, benchmark.texts[wish]] <= position
+    for user, position, row in zip(*(np.repeat(np.arange(USERS), 9), np.tile(np.arange(9), USERS)),
+                                   preferences.row_for(np.repeat(np.arange(USERS), 9), np.tile(np.arange(9), USERS)),
+                                   strict=True):  # fmt: skip
+        expected = newest(data, int(user), int(position))
+        assert (row < 0) == (expected is None)
+        if expected is not None:
+            assert preferences.texts[row] == expected.preferences
+
+
+def test_pools_of_an_axis_are_disjoint_and_the_same_each_time(
+    data: SequenceData, preferences: Preferences, benchmark: Benchmark
+) -> None:
+    again = build(data, preferences, BuildBenchmark(Path("s"), Path("p"), Path("o")), encode, DIM)
+    for axis in AXES:
+        rows = {split: set(rows_of(benchmark.pools[axis, split])) for split in SPLITS}
+        for split in SPLITS:
+            assert rows_of(again.pools[axis, split]) == rows_of(benchmark.pools[axis, split])
+            assert len(rows[split]) == len(benchmark.pools[axis, split]) > 0
+        assert not rows["train"] & rows["valid"]
+        assert not rows["train"] & rows["test"]
+        assert not rows["valid"] & rows["test"]
+    assert again.texts == benchmark.texts
+    split = leave_one_out(data.interactions)
+    for axis in ("recommendation", "fine", "coarse", "consolidation"):
+        pool = benchmark.pools[axis, "train"]  # type: ignore[index]
+        assert (pool.positions < split.train_lengths[pool.users]).all()
+
+
+def test_the_stand_in_for_sentiment_pairs_opposites_of_a_phrase_and_names_no_brand(benchmark: Benchmark) -> None:
+    positives = []
+    for split in SPLITS:
+        for _, position, target, wish, against in rows_of(benchmark.pools["sentiment", split]):
+            phrase = f"kind {target % 17}"
+            assert position == 0
+            assert (benchmark.texts[wish], benchmark.texts[against]) == (f"Find {phrase}", f"Avoid {phrase}")
+            positives.append(wish)
+    assert len(set(positives)) == len(positives) == 17
+    assert benchmark.card.sentiment == "stand-in"
+
+
+def test_sentiment_from_reviews_takes_the_complaint_nearest_to_the_review(
+    data: SequenceData, preferences: Preferences, tmp_path: Path
+) -> None:
+    lengths = data.interactions.lengths
+    events = [(u, p, item_at(data, u, p)) for u in range(USERS) for p in range(int(lengths[u]))]
+    stars = [1 + (u * 3 + p) % 5 for u, p, _ in events]
+    texts = [f"review {u} {p}" for u, p, _ in events]
+    file = tmp_path / "reviews.csv"
+    lines = [f"u{u},i{i},{s},{t}" for (u, _, i), s, t in zip(events, stars, texts, strict=True)]
+    file.write_text("\n".join(["user,item,rating,review", *lines, "u0,i0,1,of no item", "nobody,i1,1,of nobody"]))
+    command = BuildBenchmark(Path("s"), Path("p"), Path("o"), file, ReviewColumns(review="review"))
+    found = build(data, preferences, command, encode, DIM)
+    rows, seen, expected = toy_rows(data), set(), {split: [] for split in SPLITS}  # type: ignore[var-annotated]
+    titles = data.items.titles.to_pylist()
+    for (u, p, item), s, t in zip(events, stars, texts, strict=True):
+        row = next((r for r in rows if r.user == f"u{u}" and r.position == p + 1), None)
+        if s > 2 or row is None:
+            continue
+        against = [w for w in row.preferences if is_negative(w)]
+        question = encode([f"Review: {t}, Title: {titles[item - 1]}"])[0]
+        chosen = against[int(np.argmax([float(encode([w])[0] @ question) for w in against]))]
+        positive = chosen.replace("Avoid ", "Find ").replace("No ", "Search for ")
+        split = "test" if p == lengths[u] - 1 else "valid" if p == lengths[u] - 2 else "train"
+        if positive not in seen:
+            seen.add(positive)
+            expected[split].append((item, positive, chosen))
+    for split in SPLITS:
+        pool = found.pools["sentiment", split]
+        assert len(pool)
+        assert [(t, found.texts[w], found.texts[n]) for _, _, t, w, n in rows_of(pool)] == expected[split]
+    assert found.card.sentiment == "reviews"
+    with pytest.raises(ConfigError, match="column 'stars' is missing"):
+        build(
+            data,
+            preferences,
+            BuildBenchmark(Path("s"), Path("p"), Path("o"), file, ReviewColumns(rating="stars")),
+            encode,
+            DIM,
+        )
+
+
+def test_a_benchmark_comes_back_from_disk_and_of_other_sequences_is_refused(
+    data: SequenceData, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    folder = write_benchmark(tmp_path / "b", benchmark, data.items.names.to_pylist())
+    found = read_benchmark(folder, USERS, ITEMS)
+    assert found.card == benchmark.card
+    assert found.texts == benchmark.texts
+    np.testing.assert_array_equal(found.vectors, benchmark.vectors)
+    for key, pool in benchmark.pools.items():
+        assert rows_of(found.pools[key]) == rows_of(pool)
+    card = (folder / "card.md").read_text()
+    assert "a table of the user (toy)" in card
+    assert "sentiment (axis 2): stand-in, extractive" in card
+    counts = {(c.axis, c.split): c for c in benchmark.card.counts}
+    known = set(benchmark.pools["recommendation", "train"].preferences.tolist())
+    test = benchmark.pools["recommendation", "test"].preferences.tolist()
+    assert counts["recommendation", "test"].unseen == sum(wish not in known for wish in test)
+    with pytest.raises(ConfigError, match="40 users and 30 items; the sequences have 40 users and 31"):
+        read_benchmark(folder, USERS, ITEMS + 1)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_benchmark(tmp_path / "absent", USERS, ITEMS)
+
+
+def test_a_table_of_preferences_is_read_filtered_and_refused_by_row(data: SequenceData, tmp_path: Path) -> None:
+    good = ["Find a b", "Find b c", "Find c d", "Find d e", "Find e f"]
+    table = pa.table(
+        {"user": ["u0", "u1", "u2"], "at": [1, 2, 2], "preferences": [good, good[:3], [*good[:4], "glue"]]}
+    )
+    pq.write_table(table, tmp_path / "own.parquet")
+    rows = read_preference_table(tmp_path / "own.parquet", PreferenceColumns(position="at"))
+    kept, refused = obeying(rows, Names(), None)
+    assert kept == [PreferenceRow("u0", 1, tuple(good))]
+    assert refused == {"too few": 1, "a single word": 1}
+    (tmp_path / "own.csv").write_text('user,preferences\nu3,"' + "\n".join(good) + '"\n')
+    assert read_preference_table(tmp_path / "own.csv", PreferenceColumns()) == [PreferenceRow("u3", 0, tuple(good))]
+    for changed, problem in (
+        (PreferenceRow("stranger", 1, tuple(good)), "row 0: user 'stranger' is not in the sequences"),
+        (PreferenceRow("u0", 99, tuple(good)), "row 0: position 99 of a history of"),
+    ):
+        folder = write_preferences(tmp_path / "wrong", [changed], PreferenceRecord("table", "t", 0))
+        with pytest.raises(ConfigError, match=problem):
+            read_preferences(folder, data)
+    with pytest.raises(ConfigError, match="column 'at' is missing"):
+        read_preference_table(tmp_path / "own.csv", PreferenceColumns(position="at"))
