@@ -23,6 +23,9 @@ class RankReply(BaseModel):
     order: list[int] = Field(description="Positions of the candidates, best first")
     scores: list[float] = Field(description="The score by which they are ordered")
     probabilities: dict[str, list[float]] = Field(description="By task; given its condition where the task has one")
+    unknown: dict[str, int] = Field(
+        description="By feature: how many values of the candidates its vocabulary does not have; empty when none"
+    )
 
 
 def build_app(
@@ -46,6 +49,8 @@ def build_app(
         for task, probabilities in zip(ranker.tasks, ranked.probabilities.T, strict=True):
             metrics.predictions.labels(task).inc(len(probabilities))
             metrics.predicted_probability.labels(task).inc(float(probabilities.sum()))
+        for feature, count in ranked.unknown.items():
+            metrics.unknown_values.labels(feature).inc(count)
         return Response(to_json(_reply(ranker, ranked)), media_type="application/json")
 
     return app
@@ -57,6 +62,7 @@ def _reply(ranker: ServedRanker, ranked: Ranked) -> Mapping[str, Any]:
         "order": ranked.order.tolist(),
         "scores": ranked.scores.tolist(),
         "probabilities": dict(zip(ranker.tasks, ranked.probabilities.T.tolist(), strict=True)),
+        "unknown": ranked.unknown,
     }
 
 

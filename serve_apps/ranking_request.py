@@ -178,7 +178,7 @@ def _code_type(feature: CategoricalFeature) -> Any:
     if feature.allow_missing:
         return Annotated[_CODE | None, _Expected("code", f"{_TEXT}, a whole number, true, false or null")]
     expected = _Expected("code", f"{_TEXT}, a whole number, true or false; this feature may not be missing")
-    missing = frozenset(feature.missing_values)
+    missing = frozenset(feature.missing_spellings)
 
     def present(value: Any) -> Any:
         if value in missing:

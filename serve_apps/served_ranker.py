@@ -21,11 +21,15 @@ from serve_apps.refusals import Problem, RequestError
 
 @dataclass(frozen=True)
 class Ranked:
-    """C candidates. probabilities: (C, T) float64. scores: (C,) float64. order: (C,) int64, best first."""
+    """C candidates. probabilities: (C, T) float64. scores: (C,) float64. order: (C,) int64, best first.
+
+    unknown: values of the candidates, by feature, that its vocabulary does not have; no entry where there are none.
+    """
 
     probabilities: NDArray[np.float64]
     scores: NDArray[np.float64]
     order: NDArray[np.int64]
+    unknown: dict[str, int]
 
 
 class ServedRanker:
@@ -53,7 +57,7 @@ class ServedRanker:
             for feature in self.bundle.schema.features
         }
         try:
-            table = self._encoder.encode_values(columns)
+            table, unknown = self._encoder.encode_and_count(columns)
         except EncodingError as error:
             if len(requests) > 1:  # only the one that is wrong shall fail
                 return [answer for request in requests for answer in self.rank([request])]
@@ -62,8 +66,13 @@ class ServedRanker:
             logits = self.bundle.model(collate(table, self.bundle.schema, labels=False)).double()
             logs, probabilities = logsigmoid(logits).numpy(), logits.sigmoid().numpy()  # (all candidates, T) each
         ends = np.cumsum([request.candidates for request in requests])[:-1]
+        counts = [
+            {name: int(n) for name, part in unknown.items() if (n := part[end - request.candidates : end].sum())}
+            for request, end in zip(requests, [*ends, len(logs)], strict=True)
+        ]
         return [
-            _ranked(*parts) for parts in zip(requests, np.split(logs, ends), np.split(probabilities, ends), strict=True)
+            _ranked(*parts)
+            for parts in zip(requests, np.split(logs, ends), np.split(probabilities, ends), counts, strict=True)
         ]
 
     def describe(self) -> dict[str, Any]:
@@ -89,9 +98,11 @@ def load_ranker(reference: ModelReference, max_candidates: int) -> ServedRanker:
     return ServedRanker(bundle, str(found.name), str(found.version), max_candidates)
 
 
-def _ranked(request: RankRequest, logs: NDArray[np.float64], probabilities: NDArray[np.float64]) -> Ranked:
+def _ranked(
+    request: RankRequest, logs: NDArray[np.float64], probabilities: NDArray[np.float64], unknown: dict[str, int]
+) -> Ranked:
     log_scores = logs @ request.exponents
-    return Ranked(probabilities, np.exp(log_scores.clip(-700, 700)), np.argsort(-log_scores, kind="stable"))
+    return Ranked(probabilities, np.exp(log_scores.clip(-700, 700)), np.argsort(-log_scores, kind="stable"), unknown)
 
 
 def _features(schema: LogSchema) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class ServingMetrics:
-    """predicted_probability over predictions is the mean prediction of a task: against the observed rate, its calibration."""
+    """predicted_probability over predictions is the mean prediction of a task: against the observed rate, its calibration.
+    unknown_values over predictions is the share of a category's values that training never saw."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -36,6 +37,9 @@ class ServingMetrics:
         self.predictions = Counter("rayrec_predictions", "Scored candidates", ("task",), registry=r)
         self.predicted_probability = Counter(
             "rayrec_predicted_probability", "Sum of predicted probabilities", ("task",), registry=r
+        )
+        self.unknown_values = Counter(
+            "rayrec_unknown_values", "Values of candidates that a vocabulary lacks", ("feature",), registry=r
         )
         self.model = Gauge(
             "rayrec_model_replicas",

@@ -1,5 +1,7 @@
 """The encoder that import and serving share: ids, hashes, missing values, sequences, and its complaints."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -69,6 +71,29 @@ def test_unknown_and_missing_values_get_id_zero(encoder: LogEncoder) -> None:
     users = table.column("user").to_pylist()
     assert users[0] > 0
     assert users[1:] == [0, 0, 0]
+
+
+def test_blanks_around_a_value_belong_to_it_only_in_schemas_of_version_1(encoder: LogEncoder) -> None:
+    padded = ROW | {"item": [" b7 "], "user": ["\tu1"], "history": [["a ", " ? ", " b7"]]}
+    plain = ROW | {"history": [["a", None, "b7"]]}
+    assert encoder.encode_values(padded).equals(encoder.encode_values(plain))
+    assert encoder.encode(pa.table(padded)).equals(encoder.encode_values(plain))
+    old = LogEncoder(replace(SCHEMA, version=1))
+    assert old.encode_values(padded).column("item").to_pylist() == [0]
+    assert old.encode_values(padded).column("user").to_pylist() == hash_ids(["\tu1"], 1000).tolist()
+
+
+def test_values_that_a_vocabulary_lacks_are_counted_by_row_and_missing_ones_are_not(encoder: LogEncoder) -> None:
+    rows = {name: values * 4 for name, values in ROW.items()}
+    histories = [["cut away", "new", "a", "newer"], ["b7", None, "?"], [], ["new"]]
+    rows |= {"item": ["new", None, " ?", "b7"], "user": ["new"] * 4, "tags": [["new"]] * 4, "history": histories}
+    table, unknown = encoder.encode_and_count(rows)
+    assert {name: counts.tolist() for name, counts in unknown.items()} == {
+        "item": [1, 0, 0, 0],
+        "history": [2, 0, 0, 1],
+    }
+    assert table.column("history").to_pylist() == [[0, 3, 0], [1, 0, 0], [], [0]]
+    assert encoder.encode_and_count(ROW)[1] == {}
 
 
 def test_missing_numbers_lists_and_text_stay_missing_or_empty(encoder: LogEncoder) -> None:

@@ -370,6 +370,24 @@ def test_metrics_count_requests_candidates_and_probabilities(ranker: ServedRanke
     assert float(lines['rayrec_predicted_probability_total{task="click"}']) == pytest.approx(clicks)
 
 
+def test_values_that_training_never_saw_are_counted_in_the_reply_and_in_the_metrics(
+    ranker: ServedRanker, body: dict[str, Any]
+) -> None:
+    client = client_of(ranker)
+    assert client.post("/v1/rank", json=body).json()["unknown"] == {}
+    body["candidates"][0] |= {"item": "new", "history": ["new", "item-1", "newer", None]}
+    body["candidates"][2]["item"] = "newer"
+    assert client.post("/v1/rank", json=body).json()["unknown"] == {"item": 2, "history": 2}
+    lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+    assert float(lines['rayrec_unknown_values_total{feature="item"}']) == 2
+
+
+def test_each_request_of_a_batch_has_its_own_unknown_values(ranker: ServedRanker, body: dict[str, Any]) -> None:
+    other = {**body, "candidates": [{**candidate, "item": "new"} for candidate in body["candidates"][:3]]}
+    requests = [ranker.requests.parse(json.dumps(given).encode()) for given in (body, other, body)]
+    assert [answer.unknown for answer in ranker.rank(requests) if isinstance(answer, Ranked)] == [{}, {"item": 3}, {}]
+
+
 def test_every_reply_names_the_model(client: TestClient, body: dict[str, Any]) -> None:
     replies = [
         client.post("/v1/rank", json=body),

@@ -132,7 +132,7 @@ class ValueCounts:
         """Values by falling count, ties by value (code points), without the rare, the missing and those beyond ``max_size``."""
         self._merge()
         known = self._counted.filter(pc.greater_equal(self._counted["count"], self.coder.min_count))
-        missing = pa.array([*self.coder.missing_values, None], pa.string())
+        missing = pa.array([*self.coder.missing_spellings, None], pa.string())
         known = known.filter(pc.invert(pc.is_in(known["value"], value_set=missing)))
         order = pc.sort_indices(known, sort_keys=[("count", "descending"), ("value", "ascending")])
         return tuple(known["value"].take(order[: self.coder.max_size]).to_pylist())

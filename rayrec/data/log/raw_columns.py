@@ -80,8 +80,11 @@ def as_numbers(column: pa.ChunkedArray | pa.Array) -> Numbers:
     return Numbers(array.to_numpy(zero_copy_only=False), null & ~bad, bad)
 
 
-def as_codes(column: pa.ChunkedArray | pa.Array) -> Codes:
-    """Strings, integers (their decimal digits), whole floats (as integers), booleans (true, false), dates and times (ISO)."""
+def as_codes(column: pa.ChunkedArray | pa.Array, *, strip: bool = False) -> Codes:
+    """Strings, integers (their decimal digits), whole floats (as integers), booleans (true, false), dates and times (ISO).
+
+    strip: without the blanks around them; values may then be there more than once.
+    """
     array = _whole(column)
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -97,6 +100,8 @@ def as_codes(column: pa.ChunkedArray | pa.Array) -> Codes:
         encoded = array.dictionary_encode()
         values, bad_values = _as_strings(encoded.dictionary)
         index = _index_of(encoded.indices)
+    if strip and _is_string(values.type):
+        values = pc.utf8_trim_whitespace(values)
     # the value appended for index -1 makes these gathers valid
     bad = np.zeros(len(array), np.bool_) if bad_values is None else np.append(bad_values, False)[index]
     if values.null_count:
@@ -104,7 +109,7 @@ def as_codes(column: pa.ChunkedArray | pa.Array) -> Codes:
     return Codes(values, index, bad)
 
 
-def as_code_lists(column: pa.ChunkedArray | pa.Array, separator: str) -> CodeLists:
+def as_code_lists(column: pa.ChunkedArray | pa.Array, separator: str, *, strip: bool = False) -> CodeLists:
     """Lists of codes, or strings of codes with a separator between them (empty = no codes)."""
     array = _plain(column)
     if _is_string(array.type):
@@ -113,7 +118,7 @@ def as_code_lists(column: pa.ChunkedArray | pa.Array, separator: str) -> CodeLis
         array = array.cast(pa.list_(pa.string()))
     if not _is_list(array.type):
         raise ColumnTypeError(f"is {array.type}, expected lists or text with {separator!r} between the values")
-    return CodeLists(_offsets(array), as_codes(array.flatten()))
+    return CodeLists(_offsets(array), as_codes(array.flatten(), strip=strip))
 
 
 def as_text(column: pa.ChunkedArray | pa.Array) -> pa.StringArray:
@@ -153,10 +158,11 @@ def as_times(column: pa.ChunkedArray | pa.Array) -> Integers:
 
 
 def as_identifiers(column: pa.ChunkedArray | pa.Array) -> Integers:
-    """Integers as they are (also spelled in a string); any other string as a negative 63-bit hash."""
+    """Integers as they are (also spelled in a string); any other string, without blanks around it, as a negative 63-bit hash."""
     array = _plain(column)
     if not _is_string(array.type):
         return _typed_integers(array)
+    array = pc.utf8_trim_whitespace(array)
     whole = pc.fill_null(pc.match_substring_regex(array, _INTEGER), False)
     numbers = _integers(pc.if_else(whole, array, None).cast(pa.int64()))
     hashed = (hash_strings(array.cast(pa.string())) | np.uint64(1 << 63)).view(np.int64)
@@ -165,9 +171,10 @@ def as_identifiers(column: pa.ChunkedArray | pa.Array) -> Integers:
     return Integers(np.where(null, 0, values), null, np.zeros(len(array), np.bool_))
 
 
-def hash_rows(table: pa.Table) -> NDArray[np.uint64]:
+def hash_rows(table: pa.Table, *, strip: bool = False) -> NDArray[np.uint64]:
     """A hash of all values of each row, (n,) uint64, in column order: a number hashes like its digits, a list by its elements.
 
+    strip: blanks around a value do not count.
     Raises ColumnTypeError, the column's name first, for nested types other than lists.
     """
     hashes = np.zeros(table.num_rows, np.uint64)
@@ -175,28 +182,28 @@ def hash_rows(table: pa.Table) -> NDArray[np.uint64]:
         array = _whole(table.column(name))
         try:
             if _is_list(array.type):
-                of_column = _hash_lists(array)
+                of_column = _hash_lists(array, strip)
             else:
-                of_column = _hash_codes(array)
+                of_column = _hash_codes(array, strip)
         except ColumnTypeError as error:
             raise ColumnTypeError(f"{name!r} {error}") from None
         hashes = mix(hashes ^ of_column)
     return hashes
 
 
-def _hash_codes(array: pa.Array) -> NDArray[np.uint64]:
+def _hash_codes(array: pa.Array, strip: bool) -> NDArray[np.uint64]:
     if pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):  # fractions are no codes
         array = array.cast(pa.string())
-    codes = as_codes(array)
+    codes = as_codes(array, strip=strip)
     return np.append(hash_strings(codes.values), _NULL_HASH)[codes.index]
 
 
-def _hash_lists(array: pa.Array) -> NDArray[np.uint64]:
+def _hash_lists(array: pa.Array, strip: bool) -> NDArray[np.uint64]:
     """The sum of the elements' hashes, each mixed with its position, and of the length; modulo 2^64."""
     offsets = _offsets(array)
     lengths = np.diff(offsets)
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    elements = mix(_hash_codes(array.flatten()) ^ mix(positions.astype(np.uint64)))
+    elements = mix(_hash_codes(array.flatten(), strip) ^ mix(positions.astype(np.uint64)))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(elements, dtype=np.uint64)])
     return mix(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
 

@@ -70,16 +70,20 @@ class CheckedColumns:
         return good
 
 
-def check_features(schema: LogSchema, raw: pa.Table) -> CheckedColumns:
-    """Read and check the features only. Raises ColumnError when a column is absent or of a hopeless type."""
+def check_features(schema: LogSchema, raw: pa.Table, *, stripped: bool = False) -> CheckedColumns:
+    """Read and check the features only. Raises ColumnError when a column is absent or of a hopeless type.
+
+    stripped: categories have no blanks around them already.
+    """
     checked = CheckedColumns(raw.num_rows)
+    strip = schema.strips_blanks and not stripped
     for feature in schema.features:
         if isinstance(feature, DenseFeature):
             _check_dense(checked, feature, _read(raw, feature.name, as_numbers))
         elif isinstance(feature, CategoricalFeature):
-            _check_categorical(checked, feature, _read(raw, feature.name, as_codes))
+            _check_categorical(checked, feature, _read(raw, feature.name, partial(as_codes, strip=strip)))
         elif isinstance(feature, SequenceFeature):
-            lists = _read(raw, feature.name, partial(as_code_lists, separator=feature.separator))
+            lists = _read(raw, feature.name, partial(as_code_lists, separator=feature.separator, strip=strip))
             checked.columns[feature.name] = lists
             if lists.codes.bad.any():
                 rows = np.repeat(np.arange(raw.num_rows), np.diff(lists.offsets))[lists.codes.bad]
@@ -151,7 +155,7 @@ def _check_dense(checked: CheckedColumns, feature: DenseFeature, numbers: Number
 def _check_categorical(checked: CheckedColumns, feature: CategoricalFeature, codes: Codes) -> None:
     checked.note(feature.name, "is neither text nor a whole number", codes.bad)
     if not feature.allow_missing:
-        missing = pc.is_in(codes.values, value_set=pa.array([*feature.missing_values, None], pa.string()))
+        missing = pc.is_in(codes.values, value_set=pa.array([*feature.missing_spellings, None], pa.string()))
         rows = np.append(missing.to_numpy(zero_copy_only=False), True)[codes.index]
         checked.note(feature.name, "is missing", rows & ~codes.bad)
     checked.columns[feature.name] = codes

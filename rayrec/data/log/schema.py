@@ -52,6 +52,7 @@ class CategoricalFeature:
 
     encoding "vocabulary": ids 1..len(vocabulary) by falling frequency (ties by value), values seen fewer than ``min_count``
     times and all beyond the ``max_size`` most frequent are unknown. encoding "hash": ids 1..buckets, a stable hash.
+    missing_values: spellings of missing; blanks around them do not count.
     """
 
     name: str
@@ -64,6 +65,11 @@ class CategoricalFeature:
     missing_values: tuple[str, ...] = ("",)
     vocabulary: tuple[str, ...] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    @property
+    def missing_spellings(self) -> tuple[str, ...]:
+        """``missing_values``, also without the blanks around them."""
+        return tuple(dict.fromkeys((*self.missing_values, *(value.strip() for value in self.missing_values))))
 
     @property
     def size(self) -> int:
@@ -129,7 +135,11 @@ class TaskLabel:
 
 @dataclass(frozen=True)
 class LogSchema:
-    """All that is known of a log's columns. ``extras`` are numeric columns carried along (float64 or int64, by name)."""
+    """All that is known of a log's columns. ``extras`` are numeric columns carried along (float64 or int64, by name).
+
+    version: in a schema of version 1, of logs and bundles that were made before there was 2, blanks around a category are part of
+    it; since 2 they are not.
+    """
 
     name: str
     features: tuple[Feature, ...]
@@ -139,7 +149,7 @@ class LogSchema:
     request_id: str | None = None
     stage: str | None = None
     extras: tuple[str, ...] = ()
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
@@ -191,6 +201,11 @@ class LogSchema:
     @property
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def strips_blanks(self) -> bool:
+        """Whether ``" de"`` is the category ``"de"``."""
+        return self.version >= 2
 
     @property
     def fitted(self) -> bool:

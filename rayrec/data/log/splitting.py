@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -124,7 +125,7 @@ class RowSplitter:
                 _column(table, name, lambda column: column)
             return _by_hash(table.select(rule.columns) if rule.columns else table, rule)
         if isinstance(rule, ColumnSplit):
-            codes = _column(table, rule.column, as_codes)
+            codes = _column(table, rule.column, partial(as_codes, strip=True))
             of_value = {v: i for i, values in enumerate((rule.train, rule.valid, rule.test)) for v in values}
             found = [of_value.get(value, NO_SPLIT) for value in codes.values.to_pylist()]
             return np.array([*found, NO_SPLIT], np.int8)[codes.index]
@@ -199,7 +200,7 @@ class TimeSample:
 def _by_hash(table: pa.Table, rule: HashSplit) -> NDArray[np.int8]:
     salt = hash_strings(pa.array([f"split {rule.seed}"]))
     try:
-        draws = uniform(mix(hash_rows(table) ^ salt))
+        draws = uniform(mix(hash_rows(table, strip=bool(rule.columns)) ^ salt))
     except ColumnTypeError as error:
         raise ColumnError(f"column {error}: it cannot be hashed; name the columns to split by") from None
     splits = np.where(draws < rule.test_share, TEST, TRAIN)
