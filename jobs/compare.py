@@ -143,7 +143,7 @@ def compare(command: Compare) -> ComparisonState:
         section = choice_section(choices)
         assert section.table is not None
         print(f"{text_table(section.table)}\n")
-        Tracker(state.record.tracking_uri).finish(state.record.mlflow_run)
+        Tracker(state.record.tracking_uri, state.record.mlflow_run).finish(state.record.mlflow_run)
     state = _train(open_comparison(command.name, planned.comparison(choices)), command, "", started)
     if state.done:
         _report(state, command.split, choices)
@@ -259,7 +259,7 @@ def _report(state: ComparisonState, split: str, choices: Mapping[str, ArmChoice]
         sections = (*sections, choice_section(choices))
     page = write_page(state.folder / "report", state.folder.name, sections)
     write_text_atomically(page.parent / "results.csv", results_csv(found))
-    tracker, run = Tracker(state.record.tracking_uri), state.record.mlflow_run
+    tracker, run = Tracker(state.record.tracking_uri, state.record.mlflow_run), state.record.mlflow_run
     tracker.log_folder(run, page.parent, "report")
     means = {f"{o.arm}/{o.split}/{o.task}/{o.metric}": o.estimate.mean for o in found}
     differences = {

@@ -3,6 +3,7 @@
 The temporary name holds machine and process: what a killed process left is removed by the next that writes the same place.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from rayrec.errors import DiskError, disk_trouble
+from rayrec.errors import DiskError, UserError, disk_trouble
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
 _NUMBERS = count()  # threads of one process may write the same place
@@ -87,6 +88,24 @@ def temporary_beside(path: Path) -> Path:
         if not is_alive(int(left.name.split(".")[-2].split("-")[0])):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{next(_NUMBERS)}.partial")
+
+
+@contextmanager
+def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``; the system frees it when its process ends, however that ends.
+
+    busy: None = wait for it; else raise UserError at once while another holds it, with this text and that process.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{busy} ({file.read().strip() or 'another process'} holds {path})") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def is_alive(pid: int) -> bool:

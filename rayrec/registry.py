@@ -7,16 +7,20 @@ The store is ``$MLFLOW_TRACKING_URI`` when set, else ``<runs>/mlflow.db`` with a
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow is imported
 
-import mlflow.artifacts
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
 from rayrec.errors import UserError
+from rayrec.local_store import default_uri, find_store, prepare, runs_folder, sqlite_file, use_fresh_connections
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+__all__ = ["Registry", "RegistryError", "ResolvedModel", "resolve_model", "runs_folder", "tracking_uri"]
 
 SERVING_ALIAS = "serving"
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -35,32 +39,42 @@ class ResolvedModel:
     version: str
 
 
-def runs_folder() -> Path:
-    """Where runs, the tracking file and artifacts go: ``$RAYREC_RUNS``, else ``./runs``; absolute."""
-    return Path(os.environ.get("RAYREC_RUNS", "runs")).resolve()
-
-
 def tracking_uri() -> str:
-    """The MLflow store in use; makes the folder of the default SQLite file."""
-    configured = os.environ.get("MLFLOW_TRACKING_URI")
-    if configured:
-        return configured
-    runs_folder().mkdir(parents=True, exist_ok=True)
-    return default_uri()
-
-
-def default_uri() -> str:
-    return f"sqlite:///{runs_folder() / 'mlflow.db'}"
+    """The MLflow store in use."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
 
 
 class Registry:
     """A thin client of the models in one MLflow store."""
 
-    def __init__(self, uri: str | None = None) -> None:
-        self.uri = uri or tracking_uri()
-        self.client = MlflowClient(self.uri)
+    def __init__(self, uri: str | None = None, run_id: str | None = None) -> None:
+        """uri: None = the store in use. run_id: a run that the store holds, by which it is found again in a runs folder that
+        was moved or copied. Raises StoreError for a file that cannot be used."""
+        self.uri = tracking_uri() if uri is None else find_store(uri, run_id)
+        file = sqlite_file(self.uri)
+        if self.uri == default_uri() and file is not None and file.is_file():
+            prepare(file)
 
-    def get(self, run_id: str) -> Run:
+    @property
+    def client(self) -> "MlflowClient":
+        """MLflow's own client. Raises RegistryError when the store is a file that is not there, which MLflow would make."""
+        file = sqlite_file(self.uri)
+        if file is not None and not file.is_file():
+            raise RegistryError(f"{file}: there is no tracking store; train a model first, or set RAYREC_RUNS")
+        return self._client
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        from mlflow.tracking import (
+            MlflowClient,  # two seconds of imports, which a job that trains spends beside its first steps
+        )
+
+        use_fresh_connections(self.uri)
+        return MlflowClient(self.uri)
+
+    def get(self, run_id: str) -> "Run":
+        from mlflow.exceptions import MlflowException
+
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
@@ -70,6 +84,8 @@ class Registry:
 
     def register(self, run_id: str, name: str, *, alias: str | None = SERVING_ALIAS) -> ResolvedModel:
         """Make the run's logged ``bundle`` a new version of model ``name`` and point ``alias`` at it."""
+        from mlflow.exceptions import MlflowException
+
         run = self.get(run_id)
         try:
             self.client.create_registered_model(name)
@@ -84,6 +100,8 @@ class Registry:
 
     def point_alias(self, name: str, alias: str, version: str) -> None:
         """Make ``models:/name@alias`` mean another version: how a new model goes live, or an old one comes back."""
+        from mlflow.exceptions import MlflowException
+
         try:
             self.client.set_registered_model_alias(name, alias, version)
         except MlflowException as error:
@@ -96,6 +114,8 @@ class Registry:
 
     def version_of(self, reference: str) -> tuple[str, str]:
         """Name and version that a ``models:/`` reference means now; downloads nothing. Raises RegistryError."""
+        from mlflow.exceptions import MlflowException
+
         match = _REFERENCE.fullmatch(reference)
         if match is None:
             raise RegistryError(f"{reference!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -105,11 +125,13 @@ class Registry:
                 version = str(self.client.get_model_version_by_alias(name, match["alias"]).version)
             else:
                 version = str(self.client.get_model_version(name, match["version"]).version)
-        except MlflowException as error:
-            raise RegistryError(f"{reference} is not in the registry {_safe(self.uri)}: {error.message}") from None
+        except (MlflowException, RegistryError) as error:
+            raise RegistryError(f"{reference} is not in the registry {_safe(self.uri)}: {error}") from None
         return name, version
 
     def _download(self, name: str, version: str) -> Path:
+        import mlflow.artifacts
+
         try:
             source = self.client.get_model_version_download_uri(name, version)
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=self.uri))

@@ -23,6 +23,7 @@ from rayrec.data.log.schema import (
     SequenceFeature,
     TaskLabel,
 )
+from rayrec.local_store import prepare
 
 settings.register_profile("busy machine", deadline=None)  # an example's time says nothing where other work runs
 settings.load_profile("busy machine")
@@ -101,9 +102,7 @@ def small_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def empty_mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with MLflow's tables: making them takes seconds, a copy none."""
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    from rayrec.training.tracking import Tracker  # MLflow takes seconds to import, and few tests need it
-
-    Tracker(f"sqlite:///{file}").client.search_experiments()
+    prepare(file)
     return file
 
 

@@ -277,7 +277,7 @@ def _train_trial(record: RunRecord, folder: Path, key: TrialKey, options: TrialO
     """One trial; returns a line on how it came out. record: its experiment and the comparison's MLflow run."""
     place = trial_folder(folder, key)
     run = _open_trial(place, record, f"{folder.name}-{key.arm}-{key.seed}")
-    tracker = Tracker(run.tracking_uri)
+    tracker = Tracker(run.tracking_uri, run.mlflow_run)
     if run.experiment.loop.threads is None:
         torch.set_num_threads(max(1, int(options.cpus)))
     reporter = FolderReporter(place / "checkpoints")
@@ -310,7 +310,7 @@ def _open_trial(place: Path, record: RunRecord, name: str) -> RunRecord:
     if note.is_file():
         return from_json(RunRecord, note.read_bytes(), str(note))
     place.mkdir(parents=True, exist_ok=True)
-    run_id = Tracker(record.tracking_uri).start(name, record.experiment, parent=record.mlflow_run)
+    run_id = Tracker(record.tracking_uri, record.mlflow_run).start(name, record.experiment, parent=record.mlflow_run)
     record = replace(record, mlflow_run=run_id)
     write_text_atomically(note, to_json(record))
     return record

@@ -82,7 +82,7 @@ def fit(name: str, experiment: AnyExperiment, scaling: ScalingOptions | None = N
     scaling = scaling or ScalingOptions()
     experiment.check()  # a broken input is an error here, before anything is started
     folder, record = open_run(name, experiment)
-    tracker = Tracker(record.tracking_uri)
+    tracker = Tracker(record.tracking_uri, record.mlflow_run)
     connect()
     try:
         return complete_run(folder, record, _train(folder, record, scaling))
@@ -93,7 +93,7 @@ def fit(name: str, experiment: AnyExperiment, scaling: ScalingOptions | None = N
 
 def complete_run(folder: Path, record: RunRecord, checkpoint: Path, sections: Sequence[Section] = ()) -> FinishedRun:
     """From a finished run's last checkpoint to bundle, report (``sections`` first) and metrics, all in MLflow as well."""
-    tracker = Tracker(record.tracking_uri)
+    tracker = Tracker(record.tracking_uri, record.mlflow_run)
     progress = read_progress(checkpoint)
     bundle = record.experiment.save_bundle(checkpoint, folder / "bundle")
     final = {
@@ -167,7 +167,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     if record.experiment.loop.threads is None and device.type == "cpu":
         # Ray sets one thread for a fractional CPU; on CPUs training is the work, so share the machine out evenly.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    tracker = Tracker(record.tracking_uri) if worker.rank == 0 else None
+    tracker = Tracker(record.tracking_uri, record.mlflow_run) if worker.rank == 0 else None
 
     def log_metrics(metrics: Mapping[str, float | None], step: int) -> None:
         if tracker is not None:

@@ -146,7 +146,7 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[Any
     folder, record = _open_sweep(name, space_name, config)
     connect()
     results = _tuner(folder, record, space, task.objective_mode).fit()
-    tracker = Tracker(record.tracking_uri)
+    tracker = Tracker(record.tracking_uri, record.mlflow_run)
     trials = tuple(_trial(results[i], folder, tracker, _most_evaluations(config)) for i in range(len(results)))
     best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
     if best is None or best.checkpoint is None:
@@ -258,7 +258,7 @@ def _trial_id(trial: Any) -> str:
 
 def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
     sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
-    tracker = Tracker(sweep_record.tracking_uri)
+    tracker = Tracker(sweep_record.tracking_uri, sweep_record.mlflow_run)
     train_here(
         experiment.read_in_process(),
         RayTuneReporter(),
@@ -294,7 +294,7 @@ def _open_trial(
     note = trial_record(folder, trial_id)
     if note.is_file():
         return sweep_record, experiment, from_json(RunRecord, note.read_bytes(), str(note)).mlflow_run
-    tracker = Tracker(sweep_record.tracking_uri)
+    tracker = Tracker(sweep_record.tracking_uri, sweep_record.mlflow_run)
     run_id = tracker.start(f"{folder.name}-{trial_id}", experiment, parent=sweep_record.mlflow_run)
     note.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(note, to_json(RunRecord(experiment, run_id, sweep_record.tracking_uri)))

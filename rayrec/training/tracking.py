@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-
-from rayrec.registry import Registry, default_uri, runs_folder
+from rayrec.local_store import EXPERIMENT, artifacts_uri, default_uri, prepare, sqlite_file
+from rayrec.registry import Registry
 from rayrec.typed_json import to_plain
-
-EXPERIMENT = "rayrec"
 
 
 class Tracker(Registry):
@@ -20,6 +16,11 @@ class Tracker(Registry):
 
     def start(self, name: str, config: Any, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> str:
         """Open a run, log its whole config (as parameters and as ``config.json``) and return its id."""
+        from mlflow.entities import Param
+
+        file = sqlite_file(self.uri)
+        if file is not None:
+            prepare(file)
         all_tags = {"mlflow.runName": name, **(tags or {})}
         if parent is not None:
             all_tags["mlflow.parentRunId"] = parent
@@ -33,6 +34,8 @@ class Tracker(Registry):
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float | None], step: int) -> None:
         """Log the numbers that are defined (not None, not NaN) at a step."""
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         entries = [
             Metric(_metric_key(key), float(value), now, step)
@@ -43,6 +46,8 @@ class Tracker(Registry):
             self.client.log_batch(run_id, metrics=entries[start : start + 1000])
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_folder(self, run_id: str, folder: Path, artifact_path: str) -> None:
@@ -57,11 +62,13 @@ class Tracker(Registry):
         return Path(self.client.download_artifacts(run_id, "config.json")).read_text(encoding="utf-8")
 
     def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return str(found.experiment_id)
-        location = (runs_folder() / "mlartifacts").as_uri() if self.uri == default_uri() else None
         try:
+            location = artifacts_uri() if self.uri == default_uri() else None
             return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
         except MlflowException:  # another process was first
             raced = self.client.get_experiment_by_name(EXPERIMENT)
