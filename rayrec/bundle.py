@@ -7,11 +7,12 @@ What else lies in it is the family's: ``rayrec.families.<family>.bundle``.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import ConfigDict
@@ -26,6 +27,16 @@ from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+
+M = TypeVar("M", bound=nn.Module)
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+# Beyond what any model here has; within it, describing a model takes a second or two at most.
+_LARGEST, _MOST_ELEMENTS = 2**31, 10_000
+_MOST_MODULES, _COUNTS_OF_MODULES = 256, ("layers", "experts", "levels", "heads", "depth", "blocks")
+_MOST_CONFIG_BYTES, _MOST_TEXT_BYTES, _MOST_HEADER_BYTES = 64 * 2**20, 2 * 2**30, 100 * 2**20
 
 
 class BundleError(UserError):
@@ -82,15 +93,19 @@ def write_model(
 
 
 def read_metadata(folder: Path, kind: str, texts: Sequence[str]) -> BundleMetadata:
-    """A bundle's metadata after a check of its files (weights and ``texts``), hashes and kind. Raises BundleError."""
+    """A bundle's metadata after a check of its kind, the sizes it declares, and its ``texts`` (there, unchanged, not too large).
+
+    The weights are looked at by ``load_model``. Raises BundleError.
+    """
     metadata = _read_config(folder)
     if metadata.kind != kind:
         raise BundleError(f"{folder}: holds a {metadata.kind}, not a {kind}")
-    for name in (WEIGHTS, *texts):
-        if not (folder / name).is_file():
-            raise BundleError(f"{folder}: {name} is missing")
-        if _sha256(folder / name) != metadata.sha256.get(name):
-            raise BundleError(f"{folder / name}: does not match the sha256 in {CONFIG}; it was changed or cut")
+    _check_sizes(metadata.model_config, f"{folder / CONFIG}: model_config")
+    for name in texts:
+        _check_file(folder / name, _MOST_TEXT_BYTES)
+        _check_hash(folder / name, metadata)
+    if not (folder / WEIGHTS).is_file():
+        raise BundleError(f"{folder}: {WEIGHTS} is missing")
     return metadata
 
 
@@ -102,34 +117,100 @@ def bundle_kind(folder: Path | str) -> str:
 def _read_config(folder: Path) -> BundleMetadata:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle folder")
-    if not (folder / CONFIG).is_file():
-        raise BundleError(f"{folder}: {CONFIG} is missing")
+    _check_file(folder / CONFIG, _MOST_CONFIG_BYTES)
     try:
         return from_json(BundleMetadata, (folder / CONFIG).read_bytes(), str(folder / CONFIG))
     except ConfigError as error:
         raise BundleError(str(error)) from None
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load a bundle's weights into a model of exactly their names and shapes. Raises BundleError."""
+def load_model(build: Callable[[], M], folder: Path, metadata: BundleMetadata) -> M:
+    """The model that ``build`` makes, with the bundle's weights. Raises BundleError.
+
+    A bundle's word is not taken for its file: ``build`` runs first without memory (torch's "meta" device), and what it declares
+    is compared with the header of the weights (names, shapes, dtypes, the file's size) before anything is allocated or hashed.
+    So ``build`` may look at no values of its tensors, and a bundle takes no more memory than its weights have bytes.
+    """
+    file = folder / WEIGHTS
     try:
-        weights = load_file(folder / WEIGHTS)
+        with torch.device("meta"):
+            expected = build().state_dict()
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / CONFIG}: no model can be made of its model_config: {error}") from None
+    _check_header(expected, file)
+    _check_hash(file, metadata)
+    model = build()
+    try:
+        model.load_state_dict(load_file(file))
     except SafetensorError as error:
-        raise BundleError(f"{folder / WEIGHTS}: {error}") from None
-    _check_shapes(model, weights, folder / WEIGHTS)
-    model.load_state_dict(weights)
+        raise BundleError(f"{file}: {error}") from None
+    return model
 
 
-def _check_shapes(model: nn.Module, weights: Mapping[str, torch.Tensor], file: Path) -> None:
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights:
+def _check_sizes(value: Any, where: str) -> None:
+    """Bounds whatever a config declares, so that a model of it can at least be described. Raises BundleError."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(inner, int) and key.endswith(_COUNTS_OF_MODULES) and abs(inner) > _MOST_MODULES:
+                raise BundleError(f"{where}.{key}: {inner:,} is more than {_MOST_MODULES:,}")
+            _check_sizes(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        if len(value) > _MOST_ELEMENTS:
+            raise BundleError(f"{where}: {len(value):,} elements are more than {_MOST_ELEMENTS:,}")
+        for i, inner in enumerate(value):
+            _check_sizes(inner, f"{where}[{i}]")
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise BundleError(f"{where}: {value:,} is larger than {_LARGEST:,}")
+
+
+def _check_file(file: Path, most_bytes: int) -> None:
+    if not file.is_file():
+        raise BundleError(f"{file.parent}: {file.name} is missing")
+    if (size := file.stat().st_size) > most_bytes:
+        raise BundleError(f"{file}: {size:,} bytes are more than {most_bytes:,}")
+
+
+def _check_hash(file: Path, metadata: BundleMetadata) -> None:
+    if _sha256(file) != metadata.sha256.get(file.name):
+        raise BundleError(f"{file}: does not match the sha256 in {CONFIG}; it was changed or cut")
+
+
+def _check_header(expected: Mapping[str, torch.Tensor], file: Path) -> None:
+    found, size = _read_header(file)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
             raise BundleError(f"{file}: tensor {name!r} is missing")
         if name not in expected:
             raise BundleError(f"{file}: tensor {name!r} is not part of this model")
-        if weights[name].shape != expected[name].shape:
-            found, wanted = tuple(weights[name].shape), tuple(expected[name].shape)
-            raise BundleError(f"{file}: tensor {name!r} has shape {found}, the model expects {wanted}")
+        dtype, shape = found[name]
+        if shape != tuple(expected[name].shape):
+            wanted = tuple(expected[name].shape)
+            raise BundleError(f"{file}: tensor {name!r} has shape {shape}, the model expects {wanted}")
+        if dtype != expected[name].dtype:
+            raise BundleError(f"{file}: tensor {name!r} is {dtype}, the model expects {expected[name].dtype}")
+    whole = size + sum(tensor.numel() * tensor.itemsize for tensor in expected.values())
+    if file.stat().st_size != whole:
+        raise BundleError(
+            f"{file}: has {file.stat().st_size:,} bytes, its header declares {whole:,}; it was changed or cut"
+        )
+
+
+def _read_header(file: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], int]:
+    """dtype and shape of each tensor of a safetensors file, and the bytes before their values. Raises BundleError.
+
+    The format: eight bytes (little endian) tell the length of a JSON object, which follows; the values lie behind it.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > _MOST_HEADER_BYTES:
+            raise BundleError(f"{file}: no safetensors file: a header of {length:,} bytes")
+        header = stream.read(length)
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        return {name: (_DTYPES[t["dtype"]], tuple(map(int, t["shape"]))) for name, t in tensors.items()}, 8 + length
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{file}: no safetensors file of known dtypes: {type(error).__name__}: {error}") from None
 
 
 def _sha256(file: Path) -> str:

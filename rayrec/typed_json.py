@@ -62,7 +62,9 @@ def explain(error: ValidationError) -> str:
     wrong = [item for item in error.errors(include_url=False) if not _is_kind(item)]
     for item in wrong[:10]:
         place = ".".join(str(part) for part in item["loc"]) or "the whole document"
-        given = repr(item.get("input"))
+        given = item.get("input")
+        size = len(given) if isinstance(given, list | dict | tuple) else 0
+        given = f"{size:,} values" if size > 1000 else repr(given)
         shown = given if len(given) <= 60 else given[:57] + "..."
         parts.append(f"{place}: {item['msg']} (given: {shown})")
     return "; ".join(parts)

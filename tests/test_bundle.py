@@ -1,6 +1,9 @@
 """Bundles: what is saved is what is loaded, and a wrong bundle says what is wrong."""
 
+import hashlib
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from rayrec.bundle import BundleError
 from rayrec.data.log import Log
+from rayrec.data.log.schema import DenseFeature, LogSchema, SchemaError, TaskLabel
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import load_bundle, save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
@@ -56,11 +60,10 @@ def test_a_changed_file_is_refused(saved, name: str) -> None:
         load_bundle(saved[0])
 
 
-def _resign(folder: Path) -> None:
-    import hashlib
-
+def _resign(folder: Path, *names: str) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["sha256"]["model.safetensors"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    for name in names or ("model.safetensors",):
+        config["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -87,3 +90,87 @@ def test_a_bundle_that_exists_is_not_overwritten_by_accident(saved, small_log: P
     folder, task, model = saved
     with pytest.raises(BundleError, match="exists already"):
         save_bundle(folder, model=model, model_config=task.model_config, schema=task.schema, metrics={}, run_config={})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.bfloat16], ids=str)
+def test_a_tensor_of_another_dtype_is_named_with_both_dtypes(saved, dtype: torch.dtype) -> None:
+    weights = load_file(saved[0] / "model.safetensors")
+    name = sorted(n for n, t in weights.items() if t.dim() == 2)[0]
+    weights[name] = weights[name].to(dtype)
+    save_file(weights, saved[0] / "model.safetensors")
+    _resign(saved[0])
+    with pytest.raises(BundleError, match=rf"{name}.* is {dtype}, the model expects torch.float32"):
+        load_bundle(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            ("architecture", "trunk"),
+            [2**30, 2**30],
+            r"has shape \(2, 128, 64\), the model expects \(2, 1073741824, 64\)",
+        ),
+        (("architecture", "embedding_dim"), 2**31, "no model can be made of its model_config: Storage size"),
+        (("architecture", "trunk"), [2**40], r"model_config.architecture.trunk\[0\]: 1,099,511,627,776 is larger than"),
+        (("architecture", "cross_layers"), 10**9, "cross_layers: 1,000,000,000 is more than 256"),
+        (("architecture", "experts"), 10**9, "experts: 1,000,000,000 is more than 256"),
+        (("architecture", "trunk"), [1] * 20_000, "trunk: 20,000 elements are more than 10,000"),
+    ],
+)
+def test_a_config_of_absurd_sizes_is_refused_before_anything_is_allocated(
+    saved, monkeypatch: pytest.MonkeyPatch, field: tuple[str, str], value: object, message: str
+) -> None:
+    config = json.loads((saved[0] / "config.json").read_text())
+    config["model_config"][field[0]][field[1]] = value
+    (saved[0] / "config.json").write_text(json.dumps(config))
+    normal = torch.nn.init.normal_
+
+    def described_only(tensor: torch.Tensor, *args: float, **options: float) -> torch.Tensor:
+        assert tensor.is_meta
+        return normal(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.nn.init, "normal_", described_only)
+    started = time.perf_counter()
+    with pytest.raises(BundleError, match=message) as refused:
+        load_bundle(saved[0])
+    assert "\n" not in str(refused.value)
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("name", ["config.json", "schema.json", "model.safetensors"])
+def test_a_huge_sparse_file_is_refused_without_reading_it(saved, name: str) -> None:
+    os.truncate(saved[0] / name, 2**40)
+    started = time.perf_counter()
+    with pytest.raises(BundleError, match=rf"{name}.* 1,099,511,627,776 bytes"):
+        load_bundle(saved[0])
+    assert time.perf_counter() - started < 5
+
+
+def test_a_header_that_declares_a_huge_header_is_refused(saved) -> None:
+    (saved[0] / "model.safetensors").write_bytes((2**50).to_bytes(8, "little"))
+    _resign(saved[0])
+    with pytest.raises(BundleError, match="no safetensors file: a header of 1,125,899,906,842,624 bytes"):
+        load_bundle(saved[0])
+
+
+def test_a_schema_of_a_million_features_is_refused_in_seconds(saved) -> None:
+    schema = json.loads((saved[0] / "schema.json").read_text())
+    one = json.dumps({"name": "f%d", "kind": "dense", "transform": "none"})
+    schema["features"] = ["FEATURES"]
+    text = json.dumps(schema).replace('"FEATURES"', ",".join(one.replace("%d", str(i)) for i in range(1_000_000)))
+    (saved[0] / "schema.json").write_text(text)
+    _resign(saved[0], "schema.json")
+    started = time.perf_counter()
+    with pytest.raises(BundleError, match=r"features: .* at most 10000 items.* \(given: 1,000,000 values\)"):
+        load_bundle(saved[0])
+    assert time.perf_counter() - started < 10
+
+
+def test_columns_of_a_wide_schema_are_compared_in_linear_time() -> None:
+    features = tuple(DenseFeature(f"f{i}", transform="none") for i in range(10_000))
+    started = time.perf_counter()
+    LogSchema("wide", features, (TaskLabel("click"),))
+    with pytest.raises(SchemaError, match=r"columns used twice: f7$"):
+        LogSchema("wide", (*features, features[7]), (TaskLabel("click"),))
+    assert time.perf_counter() - started < 2

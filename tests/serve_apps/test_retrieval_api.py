@@ -1,6 +1,8 @@
 """What a client of the retrieval service sees, without Ray: answers of each method, new items, refusals."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from rayrec.bundle import BundleError
 from rayrec.families.retriever.bundle import RetrieverModules, SavedRetriever, save_retriever
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.liger import Liger
@@ -96,6 +100,19 @@ def test_each_method_answers_with_the_models_own_ranking(bundle: Path, tmp_path:
         assert reply["scores"] == sorted(reply["scores"], reverse=True)
         assert reply["model"] == "liger/1"
     assert client.post("/v1/retrieve", json={"history": HISTORY}).json()["method"] == "hybrid"
+
+
+def test_items_text_that_is_not_finite_is_not_served(bundle: Path, tmp_path: Path) -> None:
+    spoiled = shutil.copytree(bundle, tmp_path / "spoiled")
+    weights = load_file(spoiled / "model.safetensors")
+    name = next(name for name, values in weights.items() if name.endswith("text") and values.dim() == 2)
+    weights[name][3, 1] = torch.nan  # a buffer: no training moves it
+    save_file(weights, spoiled / "model.safetensors")
+    config = json.loads((spoiled / "config.json").read_text())
+    config["sha256"]["model.safetensors"] = hashlib.sha256((spoiled / "model.safetensors").read_bytes()).hexdigest()
+    (spoiled / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match=f"{name.removeprefix('model.')} has values that are not finite"):
+        load_served_retriever(ModelReference(str(spoiled)), tmp_path / "items", IndexConfig())
 
 
 def test_a_request_gets_the_same_answer_alone_and_in_a_batch(bundle: Path, tmp_path: Path) -> None:

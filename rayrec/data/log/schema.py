@@ -4,6 +4,7 @@ A *declared* schema says what the columns are. A *fitted* one also holds what on
 vocabularies and dense statistics. Logs on disk always carry a fitted schema (``schema.json``).
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,12 @@ from rayrec.files import write_text_atomically
 from rayrec.typed_json import ConfigError, from_json, to_json
 
 _STRICT = ConfigDict(extra="forbid")
+
+
+MAX_COLUMNS = 10_000  # features of a schema, or tasks
+_MAX_IDS = 2**31 - 2  # ids are int32, and 0 is taken
+_MAX_LENGTH = 100_000
+_MAX_CHARACTERS = 10_000_000
 
 
 class SchemaError(ConfigError):
@@ -58,9 +65,9 @@ class CategoricalFeature:
     name: str
     kind: Literal["categorical"] = "categorical"
     encoding: Literal["vocabulary", "hash"] = "vocabulary"
-    buckets: int | None = None
+    buckets: Annotated[int, Field(le=_MAX_IDS)] | None = None
     min_count: int = 1
-    max_size: int = 1_000_000
+    max_size: Annotated[int, Field(le=_MAX_IDS)] = 1_000_000
     allow_missing: bool = True
     missing_values: tuple[str, ...] = ("",)
     vocabulary: tuple[str, ...] | None = None
@@ -92,12 +99,12 @@ class SequenceFeature:
 
     name: str
     kind: Literal["sequence"] = "sequence"
-    max_length: int = 50
+    max_length: Annotated[int, Field(le=_MAX_LENGTH)] = 50
     shares: str | None = None
     encoding: Literal["vocabulary", "hash"] = "vocabulary"
-    buckets: int | None = None
+    buckets: Annotated[int, Field(le=_MAX_IDS)] | None = None
     min_count: int = 1
-    max_size: int = 1_000_000
+    max_size: Annotated[int, Field(le=_MAX_IDS)] = 1_000_000
     separator: str = "|"
     vocabulary: tuple[str, ...] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -109,7 +116,7 @@ class TextFeature:
 
     name: str
     kind: Literal["text"] = "text"
-    max_characters: int = 10_000
+    max_characters: Annotated[int, Field(le=_MAX_CHARACTERS)] = 10_000
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
@@ -142,8 +149,8 @@ class LogSchema:
     """
 
     name: str
-    features: tuple[Feature, ...]
-    tasks: tuple[TaskLabel, ...]
+    features: Annotated[tuple[Feature, ...], Field(max_length=MAX_COLUMNS)]
+    tasks: Annotated[tuple[TaskLabel, ...], Field(max_length=MAX_COLUMNS)]
     weight: str | None = None
     timestamp: str | None = None
     request_id: str | None = None
@@ -157,7 +164,7 @@ class LogSchema:
         columns = names + [task.column for task in self.tasks]
         columns += [c for c in (self.weight, self.timestamp, self.request_id, self.stage) if c is not None]
         columns += list(self.extras)
-        repeated = sorted({name for name in columns if columns.count(name) > 1})
+        repeated = sorted(name for name, times in Counter(columns).items() if times > 1)
         if repeated:
             raise SchemaError(f"schema {self.name!r}: columns used twice: {', '.join(repeated)}")
         if not self.tasks and not all(isinstance(feature, SequenceFeature) for feature in self.features):

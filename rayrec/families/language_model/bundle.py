@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_weights, read_metadata, write_model
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_model, read_metadata, write_model
 from rayrec.models.llama import LlamaConfig, LlamaLanguageModel
 from rayrec.text.tokenizer import FILE, TextTokenizer
 from rayrec.typed_json import ConfigError, from_plain
@@ -71,6 +71,5 @@ def load_language_model(folder: Path | str, device: torch.device | str = "cpu") 
         raise BundleError(
             f"{folder}: the tokenizer has {tokenizer.vocabulary} tokens, the model expects {saved.model.vocabulary}"
         )
-    model = LlamaLanguageModel(saved.model)
-    load_weights(model, folder)
+    model = load_model(lambda: LlamaLanguageModel(saved.model), folder, metadata)
     return LanguageModelBundle(folder, model.to(device).eval(), tokenizer, metadata)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_weights, read_metadata, write_model
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_model, read_metadata, write_model
 from rayrec.data.log.schema import LogSchema, read_schema
 from rayrec.families.ranker.task import RankerConfig, ranker_inputs
 from rayrec.models.ranker import Ranker
@@ -64,6 +64,5 @@ def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
             raise BundleError(f"{folder}: the model's inputs do not fit {SCHEMA}")
     except ConfigError as error:  # SchemaError is one
         raise BundleError(str(error)) from None
-    model = Ranker(config.inputs, config.architecture)
-    load_weights(model, folder)
+    model = load_model(lambda: Ranker(config.inputs, config.architecture), folder, metadata)
     return Bundle(folder, metadata.kind, schema, model.to(device).eval(), metadata)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_weights, read_metadata, write_model
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_model, read_metadata, write_model
 from rayrec.families.retriever.preferences import SavedPreferences, empty_prompts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
@@ -104,13 +104,11 @@ def load_retriever(folder: Path | str, device: torch.device | str = "cpu") -> Re
     try:
         saved = from_plain(SavedRetriever, dict(metadata.model_config), f"{folder / CONFIG}: model_config")
         names = from_json(ItemNames, (folder / ITEMS).read_bytes(), str(folder / ITEMS)).names
-        modules = _skeleton(saved)
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         raise BundleError(str(error)) from None
     if len(names) != saved.num_items:
         raise BundleError(f"{folder / ITEMS}: {len(names):,} names for {saved.num_items:,} items")
-    load_weights(modules, folder)
-    modules.to(device).eval()
+    modules = load_model(lambda: _skeleton(saved), folder, metadata).to(device).eval()
     return RetrieverBundle(folder, saved, modules.model, modules.tokenizer, names, metadata)
 
 
