@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from rayrec.data.log import Log
 from rayrec.data.public.amazon2014 import read_amazon2014
 from rayrec.data.public.amazon2018 import read_amazon2018_processed, read_amazon2018_raw
 from rayrec.data.public.movielens import read_movielens
@@ -20,6 +21,7 @@ from rayrec.data.public.steam import read_steam
 from rayrec.data.public.yelp import read_yelp
 from rayrec.data.sequences import SequenceData, leave_one_out, write_sequences
 from rayrec.data.sequences.events import EventFilter
+from rayrec.data.sequences.log_events import LogEvents, read_log_events
 from rayrec.data.sequences.table import TableColumns, read_table
 from rayrec.errors import told
 
@@ -135,7 +137,20 @@ class Table:
         return read_table(self.file, self.items, self.columns, self.events)
 
 
-Import = Amazon2014 | Amazon2018 | Amazon2018Raw | Steam | Yelp | MovieLens | MovieLensTastes | Table
+@dataclass(frozen=True)
+class FromLog:
+    """A log of jobs.import_logs or jobs.simulate: its rows with a positive label, as histories."""
+
+    log: Path
+    to: To
+    what: Annotated[LogEvents, tyro.conf.arg(name="")]
+    events: EventFilter = field(default_factory=EventFilter)
+
+    def read(self) -> SequenceData:
+        return read_log_events(Log.open(self.log), self.what, self.events)
+
+
+Import = Amazon2014 | Amazon2018 | Amazon2018Raw | Steam | Yelp | MovieLens | MovieLensTastes | Table | FromLog
 
 
 def run(command: Import) -> Path:
@@ -155,7 +170,7 @@ def run(command: Import) -> Path:
 def main() -> None:
     commands: dict[str, Callable[..., Import]] = {
         "amazon2014": Amazon2014, "amazon2018": Amazon2018, "amazon2018-raw": Amazon2018Raw, "steam": Steam, "yelp": Yelp,
-        "movielens": MovieLens, "movielens-tastes": MovieLensTastes, "table": Table,
+        "movielens": MovieLens, "movielens-tastes": MovieLensTastes, "table": Table, "log": FromLog,
     }  # fmt: skip
     with told():
         run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
