@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | serve: each sets up .venv on first use and reuses it while the lock is unchanged.
+# make demo | test | test-all | lint | bench | serve | cluster | cluster-stop: each sets up .venv on first use and reuses it while the lock is unchanged.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 DATASET ?= simulated
 BENCH ?= ingest ranker_training serving
 
-.PHONY: demo test lint bench serve setup
+.PHONY: demo test test-all lint bench serve setup cluster cluster-stop
 export RAY_AUTH_MODE ?= token
 
 setup: $(READY)
@@ -27,6 +27,16 @@ serve: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The slow tests too, minutes each; tests marked gpu run where there is one.
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+cluster: $(READY)
+	$(BIN)/python -m jobs.cluster start
+
+cluster-stop: $(READY)
+	$(BIN)/python -m jobs.cluster stop
 
 lint: $(READY)
 	$(BIN)/ruff check .

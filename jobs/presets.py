@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+from rayrec.data.log import Log
 from rayrec.data.log.streams import StreamConfig
 from rayrec.data.public.logs import PublicName
+from rayrec.data.simulation import teacher_only_features
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.models.ranker import RankerArchitecture
@@ -21,6 +23,32 @@ def experiment_for(dataset: Literal["simulated"] | PublicName, log: Path) -> Ran
             return _strong_signal(log)
         case "kuairand" | "ipinyou" | "open-bandit" | "coat":
             return _few_rows_many_ids(log)
+
+
+def student_of_world(log: Path) -> RankerExperiment:
+    """An early-stage ranker of the simulated world: it does not see the late signals. No user ids: a dozen impressions each fit
+    noise."""
+    return RankerExperiment(
+        log,
+        ignored_features=("user", *teacher_only_features(Log.open(log).schema)),
+        ranking=RankingConfig(RankerArchitecture(embedding_dim=4, interaction="none", trunk=(16,), tower=())),
+        optimizer=OptimizerConfig(learning_rate=1e-2, embedding_learning_rate=1e-2),
+        loop=LoopConfig(epochs=4, schedule="linear"),
+        stream=StreamConfig(batch_size=256),
+    )
+
+
+def teacher_of_world(log: Path) -> RankerExperiment:
+    """A late-stage ranker that must be right far from what was shown: linear in features that hold what drove the selection,
+    and trained to the end."""
+    return RankerExperiment(
+        log,
+        ignored_features=("user",),
+        ranking=RankingConfig(RankerArchitecture(embedding_dim=1, interaction="none", trunk=(), tower=())),
+        optimizer=OptimizerConfig(learning_rate=2e-2, embedding_learning_rate=0.05),
+        loop=LoopConfig(epochs=6, schedule="linear", keep="last"),
+        stream=StreamConfig(batch_size=256, reader="in_process"),
+    )
 
 
 def _strong_signal(log: Path) -> RankerExperiment:

@@ -228,7 +228,7 @@ def judge(predicted: Floats, true: Floats, early_score: Floats) -> Judgement:
 
 def judge_student(bundle: Path, candidates: Log, funnel: FunnelConfig, seconds: float) -> ArmResult:
     """A student on the log of all candidates of the test period, and the funnel run again with its scores."""
-    predicted, columns = _predicted(bundle, candidates)
+    predicted, columns = predict_candidates(bundle, candidates)
     true, early, bid = columns["true_click_probability"], columns["early_stage_score"], columns["bid"]
     shown = columns["stage"] == IMPRESSION
     requests = (-1, funnel.pool)
@@ -382,7 +382,7 @@ def write_shown_log(logs: SimulatedLogs, folder: Path) -> Log:
     return Log.open(folder)
 
 
-def _predicted(bundle: Path, candidates: Log) -> tuple[Floats, dict[str, NDArray]]:
+def predict_candidates(bundle: Path, candidates: Log) -> tuple[Floats, dict[str, NDArray]]:
     """A student's click probabilities (n,) of a log in file order, and columns of the log that judging needs."""
     model = load_bundle(bundle)
     view = Log(candidates.path, features_of(model.schema, candidates.schema, candidates.path))

@@ -2,13 +2,8 @@
 
 import os
 import secrets
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,74 +22,38 @@ class Cluster:
     environment: dict[str, str]
 
     def submit(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """``ray job submit``, asked again while the new cluster's job agent is still starting (seconds on a busy machine)."""
-        ray = Path(sys.executable).parent / "ray"
-        deadline = time.monotonic() + 60
-        while True:
-            done = subprocess.run(
-                [str(ray), "job", "submit", "--address", self.address, "--working-dir", str(ROOT), "--", *command],
-                env={**self.environment, **environment},
-                capture_output=True,
-                text=True,
-                timeout=240,
-                check=False,
-            )
-            if "No available agent" not in done.stderr or time.monotonic() > deadline:
-                return done
-            time.sleep(1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        """``ray job submit``, as docs/cluster.md has it."""
+        return subprocess.run(
+            ["ray", "job", "submit", "--working-dir", str(ROOT), "--", *command],
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A head of its own: own ports, own token, own short folder (socket paths are limited to 107 bytes)."""
-    folder = Path(tempfile.mkdtemp(prefix="rr-"))
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    """What ``make cluster`` starts, from an own runs folder, and a shell that has read its ``env``."""
     runs = tmp_path_factory.mktemp("runs")
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")},
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAYREC_RUNS": str(runs),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    port, dashboard = free_port(), free_port()
-    ray = Path(sys.executable).parent / "ray"
-    head = subprocess.Popen(
-        [
-            str(ray), "start", "--head", "--block", "--port", str(port), "--dashboard-host", "127.0.0.1",
-            "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(free_port()),
-            "--ray-client-server-port", str(free_port()), "--num-cpus", "4",
-            "--object-store-memory", "200000000", "--temp-dir", str(folder / "ray"), "--disable-usage-stats",
-        ],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "RAYREC_RUNS"}
+    command = [sys.executable, "-m", "jobs.cluster"]
+    started = subprocess.run(
+        [*command, "start", "--object-store-mb", "200"], cwd=ROOT, env={**others, "RAYREC_RUNS": str(runs)},
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                httpx.get(f"{address}/api/version", timeout=2)
-                break
-            except httpx.TransportError:
-                assert head.poll() is None, "the Ray head ended"
-                assert time.monotonic() < deadline, "the Ray head did not come up within two minutes"
-                time.sleep(0.3)
-        yield Cluster(address, environment)
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+    assert started.returncode == 0, started.stderr
+    shell = subprocess.run(
+        ["bash", "-c", f". {runs}/cluster/env && env -0"], env=others, capture_output=True, text=True, check=True
+    )
+    environment = dict(line.partition("=")[::2] for line in shell.stdout.split("\0") if line)
+    yield Cluster(environment["RAY_API_SERVER_ADDRESS"], environment)
+    stopped = subprocess.run([*command, "stop"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)
+    assert stopped.returncode == 0, stopped.stderr
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(environment["RAY_API_SERVER_ADDRESS"])
+    assert not (runs / "cluster" / "token").exists()
 
 
 def test_a_submitted_training_job_leaves_a_bundle(cluster: Cluster, small_log: Path) -> None:
@@ -107,10 +66,25 @@ def test_a_submitted_training_job_leaves_a_bundle(cluster: Cluster, small_log: P
     assert bundle.metadata.metrics["test"]["click"]["auc"] > 0.5
 
 
-def test_a_client_without_the_token_is_turned_away(cluster: Cluster) -> None:
-    other = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).with_name("other")
+def test_a_client_without_the_token_is_turned_away(cluster: Cluster, tmp_path: Path) -> None:
+    other = tmp_path / "other"
     other.touch(mode=0o600)
     other.write_text(secrets.token_hex(32))
     done = cluster.submit("python", "-c", "print('in')", RAY_AUTH_TOKEN_PATH=str(other))
     assert done.returncode != 0
     assert httpx.get(f"{cluster.address}/api/jobs/").status_code in (401, 403)
+
+
+def test_a_second_head_of_the_same_runs_folder_is_refused_and_the_token_is_the_users_alone(cluster: Cluster) -> None:
+    again = subprocess.run(
+        [sys.executable, "-m", "jobs.cluster", "start"],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 1
+    assert again.stderr.strip() == (
+        f"error: a cluster runs already at {cluster.address}; stop it with python -m jobs.cluster stop"
+    )
+    assert Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o600
