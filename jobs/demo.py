@@ -31,6 +31,7 @@ from rayrec.data.sequences.events import EventFilter
 from rayrec.data.sequences.log_events import LogEvents, read_log_events
 from rayrec.data.simulation import FunnelConfig, SimulatedLogs, SimulationConfig, WorldConfig, simulate
 from rayrec.errors import told
+from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.families.retriever.bundle import load_retriever
@@ -117,7 +118,8 @@ def run(command: Demo) -> Path:
         for model, found in registered.items():
             print(f"models:/{model}/{found.version} is now models:/{model}@serving")
     with steps.next("Ray Serve: deploy and ask over HTTP"):
-        answers = _answers(inputs.log, retriever, registered)
+        served = Log(inputs.base.log, load_bundle(ours.bundle).schema)  # the features that the ranker reads
+        answers = _answers(served, retriever, registered)
     with steps.next("report"):
         gained = Gained.of({"supervised": supervised, methods: ours}, inputs.logs)
         print(gained.text())
@@ -132,7 +134,7 @@ def run(command: Demo) -> Path:
     print(f"report:  {page}")
     print(f"MLflow:  mlflow ui --backend-store-uri {tracking_uri()}   (in .venv/bin)")
     print("service: make serve, then")
-    print(f"  {_curl(inputs.log)}")
+    print(f"  {_curl(served)}")
     return page
 
 

@@ -85,7 +85,10 @@ def try_line(url: str, bundle: Bundle | RetrieverBundle) -> str:
     if isinstance(bundle, RetrieverBundle):
         return curl_command(f"{url}/v1/retrieve", {"history": list(bundle.names[:2]), "k": 5}, token=token)
     try:
-        body = example_request(Log.open(Path(str(bundle.metadata.run_config.get("log")))), candidates=2)
+        log = Log.open(Path(str(bundle.metadata.run_config.get("log"))))
+        body = example_request(
+            Log(log.path, bundle.schema), candidates=2
+        )  # what the model reads may be less than the log has
     except (LogError, SchemaError):  # moved, or on another machine
         return curl_command(f"{url}/v1/model", token=token)
     return curl_command(f"{url}/v1/rank", body, token=token)

@@ -1,11 +1,13 @@
 """Requests made of rows of a log are requests that the service takes, and mean those rows."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
 
 from jobs.example_request import example_request
+from jobs.serve import try_line
 from rayrec.data.log import Log, LogWriter
 from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.schema import (
@@ -16,6 +18,9 @@ from rayrec.data.log.schema import (
     SequenceFeature,
     TaskLabel,
 )
+from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.typed_json import to_plain
 from serve_apps.ranking_request import RankRequests
 
 
@@ -57,3 +62,16 @@ def test_what_all_rows_share_stands_in_the_context(tmp_path: Path) -> None:
         writer.finish({})
     request = example_request(Log.open(tmp_path / "log"))
     assert request == {"context": {"user": "v"}, "candidates": [{"item": "i"}, {"item": "j"}]}
+
+
+def test_the_line_to_try_names_only_features_that_the_served_model_reads(small_log: Path, tmp_path: Path) -> None:
+    experiment = RankerExperiment(small_log, ignored_features=("price", "history"))
+    task = experiment.task()
+    folder = save_bundle(
+        tmp_path / "bundle", model=task.build(), model_config=task.model_config, schema=task.schema, metrics={},
+        run_config=to_plain(experiment),
+    )  # fmt: skip
+    line = try_line("http://127.0.0.1:8000", load_bundle(folder))
+    body = json.loads(shlex.split(line)[-1])
+    assert {*body["context"], *body["candidates"][0]} == {"age", "user", "item"}
+    RankRequests(task.schema, 10).parse(json.dumps(body).encode())
