@@ -45,7 +45,8 @@ from rayrec.models.sasrec import SASRecConfig
 from rayrec.registry import ResolvedModel, resolve_model, runs_folder, tracking_uri
 from rayrec.reporting import write_page
 from rayrec.runs.cluster import connect
-from rayrec.runs.ray_train import FinishedRun, fit
+from rayrec.runs.fitting import fit
+from rayrec.runs.run_folder import FinishedRun
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, apply_parameters, sweep
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig

@@ -11,9 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # read when mlflow is imported
+# Read when mlflow is imported. A server that is away is told within seconds: MLflow's own seven retries take minutes.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-from rayrec.errors import UserError
+from rayrec.errors import UserError, disk_trouble
 from rayrec.local_store import default_uri, find_store, prepare, runs_folder, sqlite_file, use_fresh_connections
 
 if TYPE_CHECKING:
@@ -70,7 +73,21 @@ class Registry:
         )
 
         use_fresh_connections(self.uri)
-        return MlflowClient(self.uri)
+        try:
+            return MlflowClient(self.uri)
+        except Exception as error:  # each store has its own client, with errors of its own
+            raise RegistryError(f"the tracking store cannot be used: {self.trouble(error)}") from error
+
+    def trouble(self, error: BaseException) -> str:
+        """What is wrong with the store, in one line that names the command where one helps."""
+        text = " ".join(str(error).split())
+        if "out-of-date database schema" in text:
+            return (
+                f"{_safe(self.uri)} was made by another version of MLflow; if that was an older one, copy the store, then run: "
+                f"mlflow db upgrade {_safe(self.uri)}; if a newer one: pip install --upgrade mlflow"
+            )
+        disk = disk_trouble(error)
+        return f"{_safe(self.uri)}: {disk if disk is not None else text[:200]}"
 
     def get(self, run_id: str) -> "Run":
         from mlflow.exceptions import MlflowException

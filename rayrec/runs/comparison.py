@@ -25,9 +25,9 @@ from rayrec.families.table import AnyExperiment
 from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.runs.cluster import connect, gpus
-from rayrec.runs.ray_train import RunRecord
+from rayrec.runs.run_folder import RunRecord, only_one
 from rayrec.training.checkpoint import Progress, read_progress
-from rayrec.training.experiment import train_here
+from rayrec.training.experiment import check_streams, train_here
 from rayrec.training.loop import Worker
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
@@ -138,6 +138,7 @@ def open_comparison(name: str, comparison: Comparison) -> ComparisonState:
     for arm, experiment in comparison.arms.items():
         try:
             experiment.check()
+            check_streams(experiment, 1)
         except ValueError as error:
             raise ConfigError(f"arm {arm}: {error}") from error
         for seed in comparison.seeds:
@@ -160,8 +161,11 @@ def run_trials(
     """Train what is left, as many trials at once as there is room for. A failed trial does not stop the others."""
     if not state.left:
         return state
-    if options.in_process:
-        return _run_here(state, options, say)
+    with only_one(state.folder.name):
+        return _run_here(state, options, say) if options.in_process else _run_by_ray(state, options, say)
+
+
+def _run_by_ray(state: ComparisonState, options: TrialOptions, say: Callable[[str], None]) -> ComparisonState:
     connect()
     accelerated = gpus() > 0
     room = int(gpus()) if accelerated else int(ray.cluster_resources().get("CPU", 1) // options.cpus)

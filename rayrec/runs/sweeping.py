@@ -9,6 +9,7 @@
 On a small machine each trial runs the worker loop in its own process; with GPUs each trial is a Ray Train run.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,16 +25,19 @@ from ray.tune.search.sample import Domain
 
 from rayrec.errors import UserError
 from rayrec.families.table import AnyExperiment
-from rayrec.files import write_text_atomically
+from rayrec.files import make_folder, write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.reporting import Section
 from rayrec.runs.cluster import connect, gpus
-from rayrec.runs.ray_train import FinishedRun, RunRecord, complete_run, ray_train_settings, worker_loop
+from rayrec.runs.endings import clear_endings, raise_ending
+from rayrec.runs.ray_train import ray_train_settings, worker_loop
+from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, only_one
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.training.checkpoint import Progress, read_progress
-from rayrec.training.experiment import ScalingOptions, finish_here, train_here
+from rayrec.training.experiment import ScalingOptions, check_streams, finish_here, train_here
 from rayrec.training.loop import OBJECTIVE
+from rayrec.training.metric_queue import MetricQueue, send_unsent
 from rayrec.training.reporters import FolderReporter, RayTuneReporter
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
@@ -142,9 +146,15 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[Any
     config.base.check()
     config = replace(config, base=apply_parameters(config.base, space.settings))
     _check_space(config.base, space)
-    task = config.base.task()
-    folder, record = _open_sweep(name, space_name, config)
-    connect()
+    check_streams(config.base, 1 if config.trial == "in_process" else config.scaling.workers)
+    with only_one(name):
+        folder, record = _open_sweep(name, space_name, config)
+        connect()
+        return _run_sweep(folder, record, space)
+
+
+def _run_sweep(folder: Path, record: SweepRecord, space: SweepSpace) -> FinishedSweep:
+    config, task, name = record.config, record.config.base.task(), folder.name
     results = _tuner(folder, record, space, task.objective_mode).fit()
     tracker = Tracker(record.tracking_uri, record.mlflow_run)
     trials = tuple(_trial(results[i], folder, tracker, _most_evaluations(config)) for i in range(len(results)))
@@ -167,11 +177,14 @@ def _open_sweep(name: str, space: str, config: SweepConfig[AnyExperiment]) -> tu
     file = folder / "sweep.json"
     if file.is_file():
         record = from_json(SweepRecord, file.read_bytes(), str(file))
-        if (record.space, record.config) != (space, config):
+        if (record.space, record.config) == (space, config):
+            return folder, record
+        if any(folder.glob("trials/*/checkpoint_*")) or any(folder.glob("ray_train/*/train/checkpoint_*")):
             raise ConfigError(
                 f"sweep {name!r} exists with another config ({file}); choose another name or remove that folder"
             )
-        return folder, record
+        for left in ("trials", "ray_train", "records"):  # nothing was trained: it does not hold its name
+            shutil.rmtree(folder / left, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker()
     record = SweepRecord(
@@ -259,27 +272,30 @@ def _trial_id(trial: Any) -> str:
 def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
     sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
     tracker = Tracker(sweep_record.tracking_uri, sweep_record.mlflow_run)
-    train_here(
-        experiment.read_in_process(),
-        RayTuneReporter(),
-        log_metrics=lambda metrics, step: tracker.log_metrics(run_id, metrics, step),
-        say=lambda text: None,
+    metrics = MetricQueue(
+        trial_record(Path(folder), ray.tune.get_context().get_trial_id()).with_suffix(""), tracker, run_id
     )
-    tracker.finish(run_id)
+    try:
+        train_here(experiment.read_in_process(), RayTuneReporter(), log_metrics=metrics.log, say=lambda text: None)
+    finally:
+        metrics.close()
 
 
 def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
     sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
     trial_id = ray.tune.get_context().get_trial_id()
-    settings = ray_train_settings(Path(folder) / "ray_train" / trial_id, sweep_record.config.scaling)
+    place = make_folder(Path(folder) / "ray_train" / trial_id)
+    settings = ray_train_settings(place, sweep_record.config.scaling)
     settings.run_config.callbacks = [TuneReportCallback()]  # type: ignore[list-item]  # brings each report to Tune's scheduler
     run = RunRecord(experiment, run_id, sweep_record.tracking_uri)
+    clear_endings(place)
     TorchTrainer(
         worker_loop,
-        train_loop_config={"record": to_plain(run)},
+        train_loop_config={"record": to_plain(run), "folder": str(place), "start": None},
         scaling_config=settings.scaling_config,
         run_config=settings.run_config,
     ).fit()
+    raise_ending(place)
 
 
 def _open_trial(
@@ -339,6 +355,7 @@ def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker, most_evaluat
             progress = read_progress(Path(saved))
     if note.is_file():
         run = from_json(RunRecord, note.read_bytes(), str(note))
+        send_unsent(note.with_suffix(""), tracker, run.mlflow_run)
         tracker.finish(run.mlflow_run, failed=result.error is not None)
     return Trial(
         name=Path(result.path).name,

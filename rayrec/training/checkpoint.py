@@ -37,6 +37,7 @@ class Progress:
     """Where training stands.
 
     ``epoch`` and ``step_in_epoch`` are the next batch to read; ``step`` counts updates, ``passes`` evaluations.
+    workers: how many share the rows, without which a place in an epoch means nothing; 0 in checkpoints from before this was kept.
     """
 
     epoch: int = 0
@@ -49,6 +50,7 @@ class Progress:
     passes: int = 0
     evaluations_without_gain: int = 0
     finished: bool = False
+    workers: int = 0
     curve: tuple[CurvePoint, ...] = ()
     evaluations: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     calibration: dict[str, dict[str, tuple[tuple[float, float, float], ...]]] = field(default_factory=dict)
@@ -99,6 +101,13 @@ def read_checkpoint(folder: Path, state: TrainingState, rank: int) -> None:
 
 def read_progress(folder: Path) -> Progress:
     return from_json(Progress, (folder / "progress.json").read_bytes(), str(folder / "progress.json"))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint of the most steps among a run's, whoever wrote them; None where there is none."""
+    whole = [file for file in folder.glob("checkpoint[-_]*/progress.json") if (file.parent / "optimizer.pt").is_file()]
+    steps = {file.parent: read_progress(file.parent) for file in whole}
+    return max(steps, key=lambda path: (steps[path].step, steps[path].finished, path.stat().st_mtime_ns), default=None)
 
 
 def best_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+from rayrec.data.log.streams import StreamPosition
 from rayrec.optim import OptimizerConfig
 from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
 from rayrec.training.reporters import Reporter
@@ -88,6 +89,16 @@ def train_here(
         log_metrics=log_metrics,
         say=say,
     )
+
+
+def check_streams(experiment: Experiment, workers: int) -> None:
+    """Open the training and validation streams as the workers will, and read nothing: too few rows for a batch are told here.
+
+    Raises UserErrors.
+    """
+    data = experiment.read_in_process().data(Worker(workers - 1, workers))
+    data.open_training(StreamPosition(), experiment.loop.epochs).close()
+    data.open_evaluation("valid", 1).close()
 
 
 def finish_here(experiment: Experiment, checkpoint: Path, reporter: Reporter) -> None:

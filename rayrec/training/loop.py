@@ -31,6 +31,7 @@ from rayrec.training.checkpoint import (
 )
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import COUNTS, AnyBatch, Evaluation, Task
+from rayrec.typed_json import ConfigError
 
 OBJECTIVE = "objective"  # the reported metric: the task's objective at the best evaluation so far
 
@@ -147,6 +148,8 @@ def run_training(
     progress = loop.state.progress
     if progress.finished:
         return progress
+    check_workers(progress, loop.worker.size, "this run")
+    loop.state.progress = progress = replace(progress, workers=loop.worker.size)
     position = StreamPosition(progress.epoch, progress.step_in_epoch)
     if progress.step:
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
@@ -157,6 +160,19 @@ def run_training(
         ):
             loop.train(stream, validation)
     return loop.finish()
+
+
+def check_workers(progress: Progress, workers: int, what: str) -> None:
+    """A place in an epoch is counted by the workers that share it: another number would read rows twice or never.
+
+    Raises ConfigError.
+    """
+    if not progress.finished and progress.step and progress.workers not in (0, workers):
+        raise ConfigError(
+            f"{what} was trained by {progress.workers} {'worker' if progress.workers == 1 else 'workers'} up to step "
+            f"{progress.step:,} and can go on with as many only, not {workers}: set --scaling.workers {progress.workers}, or "
+            "choose another name"
+        )
 
 
 def finish_training(

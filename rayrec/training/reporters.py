@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import ray.train
-import ray.tune
-
 from rayrec.files import whole_folder
+from rayrec.training.checkpoint import read_progress
 
 CheckpointWriter = Callable[[Path], None]
 KEPT_CHECKPOINTS = 2
@@ -48,13 +46,25 @@ class FolderReporter:
 
 
 class RayTrainReporter:
-    """Inside a Ray Train worker: checkpoints go to the run's storage; a restarted worker group finds the newest."""
+    """Inside a Ray Train worker: checkpoints go to the run's storage; a restarted worker group finds the newest.
+
+    start: a checkpoint that Ray Train does not know, of a run that was begun in process.
+    """
+
+    def __init__(self, start: Path | None = None) -> None:
+        self.start = start
 
     def latest(self) -> Path | None:
+        import ray.train  # seconds of imports, which a run in process does without
+
         checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else Path(checkpoint.to_directory())
+        found = None if checkpoint is None else Path(checkpoint.to_directory())
+        both = [path for path in (found, self.start) if path is not None and path.is_dir()]
+        return max(both, key=lambda path: read_progress(path).step, default=None)
 
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
+        import ray.train
+
         with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
             write(Path(folder))
             ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -64,10 +74,14 @@ class RayTuneReporter:
     """Inside a Tune trial that runs the loop itself: each evaluation reaches the scheduler, with a checkpoint."""
 
     def latest(self) -> Path | None:
+        import ray.tune
+
         checkpoint = ray.tune.get_checkpoint()
         return None if checkpoint is None else Path(checkpoint.to_directory())
 
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
+        import ray.tune
+
         with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
             write(Path(folder))
             ray.tune.report(dict(metrics), checkpoint=ray.tune.Checkpoint.from_directory(folder))

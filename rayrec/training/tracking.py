@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rayrec.errors import UserError
 from rayrec.local_store import EXPERIMENT, artifacts_uri, default_uri, prepare, sqlite_file
-from rayrec.registry import Registry
+from rayrec.registry import Registry, RegistryError
 from rayrec.typed_json import to_plain
 
 
@@ -16,16 +17,23 @@ class Tracker(Registry):
 
     def start(self, name: str, config: Any, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> str:
         """Open a run, log its whole config (as parameters and as ``config.json``) and return its id."""
-        from mlflow.entities import Param
-
         file = sqlite_file(self.uri)
         if file is not None:
             prepare(file)
-        all_tags = {"mlflow.runName": name, **(tags or {})}
+        try:
+            return self._start(name, to_plain(config), parent, tags or {})
+        except UserError:
+            raise
+        except Exception as error:  # each store has its own client, with errors of its own
+            raise RegistryError(f"no run can be begun in the tracking store: {self.trouble(error)}") from error
+
+    def _start(self, name: str, plain: Any, parent: str | None, tags: Mapping[str, str]) -> str:
+        from mlflow.entities import Param
+
+        all_tags = {"mlflow.runName": name, **tags}
         if parent is not None:
             all_tags["mlflow.parentRunId"] = parent
         run_id: str = self.client.create_run(self._experiment_id(), tags=all_tags).info.run_id
-        plain = to_plain(config)
         params = [Param(key, value[:6000]) for key, value in sorted(_flatten(plain).items())]
         for start in range(0, len(params), 100):
             self.client.log_batch(run_id, params=params[start : start + 100])

@@ -11,7 +11,7 @@ import pytest
 
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.table import FAMILIES, Family, follow, read_experiment
-from rayrec.runs.ray_train import RunRecord
+from rayrec.runs.run_folder import RunRecord
 from rayrec.runs.sweeping import SweepConfig, SweepRecord
 from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 from tune_spaces import find_space

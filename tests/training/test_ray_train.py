@@ -19,7 +19,7 @@ from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.runs.ray_train import fit
+from rayrec.runs.fitting import fit
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import LoopConfig

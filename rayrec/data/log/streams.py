@@ -22,7 +22,7 @@ from rayrec.data.log.stream_plan import RowGroup, Slice, epoch_slices, rank_rang
 class StreamConfig:
     """How rows become batches.
 
-    batch_size: rows per batch of one rank.
+    batch_size: rows per batch of one rank; None = what fits the rank's rows, see ``fitting_batch_size``.
     shuffle: permute row groups and, inside windows, rows; differently in each epoch. Off: file order.
     window_rows: rows permuted together, rounded to a multiple of batch_size; held in memory, packed.
     drop_last: every batch is full and every rank makes the same number of steps (training). Off: every row once (evaluation).
@@ -30,7 +30,7 @@ class StreamConfig:
     read_ahead: row groups (65,536 rows each in imported logs) that the in-process reader stays ahead.
     """
 
-    batch_size: int = 4096
+    batch_size: int | None = None
     shuffle: bool = True
     seed: int = 0
     window_rows: int = 131_072
@@ -40,13 +40,18 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("window_rows", 1), ("read_ahead", 1), ("seed", 0)):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"stream {name} must be at least {least}, given {getattr(self, name)}")
 
-    @property
-    def batches_per_window(self) -> int:
+    def batches_per_window(self, batch_size: int) -> int:
         """Batches that are cut from rows permuted together; without shuffling each batch stands alone."""
-        return max(1, round(self.window_rows / self.batch_size)) if self.shuffle else 1
+        return max(1, round(self.window_rows / batch_size)) if self.shuffle else 1
+
+
+def fitting_batch_size(rows: int) -> int:
+    """The batch size that suits a rank's ``rows`` of an epoch where none is asked for: the power of two that leaves 40 to 80
+    steps, at least 32 and at most 4,096, and no more than there are rows."""
+    return max(1, min(rows, 4096, max(32, 1 << max(0, (rows // 40).bit_length() - 1))))
 
 
 @dataclass(frozen=True, order=True)
@@ -94,10 +99,11 @@ class LogStream:
         total = sum(group.rows for group in self._groups)
         first, last = rank_range(total, rank, world_size, even=config.drop_last)
         self.rows = last - first  # of this rank in an epoch, those of a dropped last batch included
-        batches, rest = divmod(self.rows, config.batch_size)
+        self.batch_size = fitting_batch_size(self.rows) if config.batch_size is None else config.batch_size
+        batches, rest = divmod(self.rows, self.batch_size)
         self.steps_per_epoch = batches if config.drop_last else batches + (rest > 0)
         if self.steps_per_epoch == 0:
-            needed = f"a batch of {config.batch_size} rows" if config.drop_last else "a row"
+            needed = f"a batch of {self.batch_size} rows" if config.drop_last else "a row"
             raise LogError(
                 f"{log.path}: split {split!r} has {total} rows, too few for {needed} on each of {world_size} workers"
             )
@@ -158,8 +164,10 @@ class LogStream:
 
     def _all_batches(self, start: StreamPosition) -> Generator[Batch]:
         config = self.config
-        window_rows = config.batches_per_window * config.batch_size
-        first_window, skipped = divmod(start.step, config.batches_per_window)
+        batch_size = self.batch_size
+        batches_per_window = config.batches_per_window(batch_size)
+        window_rows = batches_per_window * batch_size
+        first_window, skipped = divmod(start.step, batches_per_window)
         self._blocks = self._read(self._slices(start.epoch, first_window * window_rows))
         rows = _RowQueue(self._blocks)
         for epoch in range(start.epoch, self.epochs):
@@ -169,9 +177,9 @@ class LogStream:
                 order = None
                 if config.shuffle:
                     order = window_permutation(config.seed, epoch, self.rank, window, len(packed))
-                last = len(packed) - len(packed) % config.batch_size if config.drop_last else len(packed)
-                for first in range(skipped * config.batch_size, last, config.batch_size):
-                    picked = slice(first, min(first + config.batch_size, last))
+                last = len(packed) - len(packed) % batch_size if config.drop_last else len(packed)
+                for first in range(skipped * batch_size, last, batch_size):
+                    picked = slice(first, min(first + batch_size, last))
                     batch = batch_of(packed, picked if order is None else order[picked])
                     step += 1
                     self._position = self._normalized(StreamPosition(epoch, step))
@@ -213,9 +221,9 @@ class ZippedStreams:
         if (unlabeled is None) != (ratio == 0):
             raise ValueError(f"a ratio of {ratio} goes with {'an' if ratio else 'no'} unlabeled stream")
         if unlabeled is not None:
-            wanted = unlabeled_batch_size(labeled.config.batch_size, ratio)
-            if unlabeled.config.batch_size != wanted:
-                raise ValueError(f"unlabeled batch size must be {wanted}, given {unlabeled.config.batch_size}")
+            wanted = unlabeled_batch_size(labeled.batch_size, ratio)
+            if unlabeled.batch_size != wanted:
+                raise ValueError(f"unlabeled batch size must be {wanted}, given {unlabeled.batch_size}")
             if _steps_done(unlabeled) != _steps_done(labeled):
                 raise ValueError(f"labeled at {labeled.position}, unlabeled at {unlabeled.position}: not the same step")
         self.labeled = labeled
@@ -286,7 +294,7 @@ def unlabeled_beside(
     standing where the labeled stream stands. None for ratio 0."""
     if ratio == 0:
         return None
-    config = replace(labeled.config, batch_size=unlabeled_batch_size(labeled.config.batch_size, ratio), drop_last=True)
+    config = replace(labeled.config, batch_size=unlabeled_batch_size(labeled.batch_size, ratio), drop_last=True)
 
     def stream(start: StreamPosition, epochs: int) -> LogStream:
         return LogStream(

@@ -1,0 +1,61 @@
+"""One experiment to a finished run: all that can be known is checked first, then it is trained by Ray Train or right here."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from rayrec.families.table import AnyExperiment
+from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, only_one, open_run
+from rayrec.training.checkpoint import newest_checkpoint, read_progress
+from rayrec.training.experiment import ScalingOptions, check_streams, train_here
+from rayrec.training.loop import Worker, check_workers
+from rayrec.training.metric_queue import MetricQueue
+from rayrec.training.reporters import FolderReporter
+from rayrec.training.tracking import Tracker
+from rayrec.typed_json import ConfigError
+
+
+def fit(
+    name: str, experiment: AnyExperiment, scaling: ScalingOptions | None = None, *, in_process: bool = False
+) -> FinishedRun:
+    """Train (or go on with a run of this name), then write bundle and report and log both to MLflow.
+
+    in_process: one worker in this very process, on CPU, without Ray. Raises UserErrors for whatever the user can put right,
+    before anything is started.
+    """
+    scaling = scaling or ScalingOptions()
+    if in_process:
+        if scaling.workers != 1:
+            raise ConfigError(f"a run in process has one worker, not {scaling.workers}")
+        experiment_here = experiment.read_in_process()
+    experiment.check()
+    check_streams(experiment, scaling.workers)
+    with only_one(name):
+        folder, record = open_run(name, experiment)
+        checkpoint = newest_checkpoint(folder / "train")
+        progress = None if checkpoint is None else read_progress(checkpoint)
+        if progress is not None:
+            check_workers(progress, scaling.workers, f"run {name!r}")
+        try:
+            if progress is None or not progress.finished:
+                if in_process:
+                    _train_in_process(folder, record, experiment_here)
+                else:
+                    from rayrec.runs.ray_train import train_under_ray  # seconds of imports
+
+                    train_under_ray(folder, record, scaling, start=checkpoint)
+        except BaseException:
+            with suppress(Exception):  # the store may be away; what went wrong is told by what is raised
+                Tracker(record.tracking_uri, record.mlflow_run).finish(record.mlflow_run, failed=True)
+            raise
+        last = newest_checkpoint(folder / "train")
+        if last is None:
+            raise RuntimeError(f"{folder}: training ended without a checkpoint")
+        return complete_run(folder, record, last)
+
+
+def _train_in_process(folder: Path, record: RunRecord, experiment: AnyExperiment) -> None:
+    metrics = MetricQueue(folder, Tracker(record.tracking_uri, record.mlflow_run), record.mlflow_run)
+    try:
+        train_here(experiment, FolderReporter(folder / "train"), worker=Worker(), log_metrics=metrics.log)
+    finally:
+        metrics.close()

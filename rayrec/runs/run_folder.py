@@ -1,0 +1,122 @@
+"""A run's folder: what it was asked for, its checkpoints, its bundle and report. No Ray here.
+
+<run>/run.json      the experiment and its MLflow run id: running the same name again goes on where it stopped
+<run>/train/        checkpoints, of Ray Train or of a run in process: either goes on from the other's
+<run>/bundle/       the trained model
+<run>/report/       report.html and its plots
+<run>/.lock         held while a process trains here
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rayrec.errors import UserError
+from rayrec.families.table import AnyExperiment
+from rayrec.files import locked, make_folder, write_text_atomically
+from rayrec.registry import runs_folder
+from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
+from rayrec.training.metric_queue import send_unsent
+from rayrec.training.tracking import Tracker
+from rayrec.typed_json import ConfigError, from_json, to_json
+
+if TYPE_CHECKING:
+    from rayrec.reporting import Section
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``run.json`` holds."""
+
+    experiment: AnyExperiment
+    mlflow_run: str
+    tracking_uri: str
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A trained model: its folder, its MLflow run, and how it came out."""
+
+    folder: Path
+    mlflow_run: str
+    progress: Progress
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report" / "report.html"
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[Path]:
+    """The folder of that name, for this process alone. Raises ConfigError while another trains under the name."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ConfigError(f"a run's name is one folder name, not {name!r}")
+    folder = make_folder(runs_folder() / name)
+    with locked(folder / ".lock", busy=f"{name!r} is being trained; wait for it, or choose another name"):
+        yield folder
+
+
+def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None) -> tuple[Path, RunRecord]:
+    """Make the run's record, or find it again. A run that never trained does not hold its name.
+
+    Raises ConfigError when the name stands for another experiment.
+    """
+    folder = runs_folder() / name
+    record_file = folder / "run.json"
+    if record_file.is_file():
+        record = from_json(RunRecord, record_file.read_bytes(), str(record_file))
+        if record.experiment == experiment:
+            return folder, record
+        if newest_checkpoint(folder / "train") is not None or (folder / "bundle").exists():
+            raise ConfigError(
+                f"run {name!r} exists with another config ({record_file}); choose another name, or remove that folder"
+            )
+        shutil.rmtree(folder / "train", ignore_errors=True)
+    elif any((folder / other).exists() for other in ("sweep.json", "comparison.json")):
+        raise ConfigError(f"{folder}: is a sweep or a comparison; choose another name")
+    make_folder(folder)
+    tracker = Tracker()
+    record = RunRecord(experiment, tracker.start(name, experiment, parent=parent), tracker.uri)
+    write_text_atomically(record_file, to_json(record))
+    return folder, record
+
+
+def complete_run(folder: Path, record: RunRecord, checkpoint: Path, sections: "Sequence[Section]" = ()) -> FinishedRun:
+    """From a finished run's last checkpoint to bundle, report (``sections`` first) and metrics, all in MLflow as well.
+
+    Raises UserError when all is written here but the tracking store is away.
+    """
+    from rayrec.reporting import write_page  # matplotlib takes a second to import
+    from rayrec.runs.run_report import run_sections
+
+    progress = read_progress(checkpoint)
+    bundle = record.experiment.save_bundle(checkpoint, folder / "bundle")
+    page = write_page(
+        folder / "report", f"rayrec: {folder.name}", (*sections, *run_sections(progress, record.experiment))
+    )
+    final = {
+        f"final/{split}/{task}/{metric}": value
+        for split, tasks in progress.evaluations.items()
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+    }
+    tracker = Tracker(record.tracking_uri, record.mlflow_run)
+    try:
+        send_unsent(folder, tracker, record.mlflow_run)
+        tracker.log_metrics(record.mlflow_run, final, progress.step)
+        tracker.log_folder(record.mlflow_run, bundle, "bundle")
+        tracker.log_folder(record.mlflow_run, page.parent, "report")
+        tracker.finish(record.mlflow_run)
+    except Exception as error:  # each store has its own client, with errors of its own
+        raise UserError(
+            f"the model is trained ({bundle}, report {page}), but the tracking store did not take it: "
+            f"{tracker.trouble(error)}; run the same command again to log it there"
+        ) from error
+    return FinishedRun(folder, record.mlflow_run, progress)

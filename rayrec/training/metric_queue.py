@@ -1,0 +1,100 @@
+"""Metrics on their way to a tracking store that may be slow or away: sent beside training, which never waits for them.
+
+What the store does not take is told once, tried again, and at the end kept in ``<run>/unsent_metrics.json`` for the next command.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayrec.files import make_folder, write_text_atomically
+from rayrec.training.tracking import Tracker
+from rayrec.typed_json import from_json, to_json
+
+FILE = "unsent_metrics.json"
+
+
+@dataclass(frozen=True)
+class _Unsent:
+    steps: tuple[tuple[int, dict[str, float]], ...]
+
+
+class MetricQueue:
+    """Sends metrics of one run in a thread, in order.
+
+    retry_seconds: pause after a failure. patience_seconds: how long ``close`` waits for what is left.
+    """
+
+    def __init__(
+        self, folder: Path, tracker: Tracker, run_id: str, *, retry_seconds: float = 5.0, patience_seconds: float = 20.0
+    ) -> None:
+        self.folder, self.tracker, self.run_id = folder, tracker, run_id
+        self.retry_seconds, self.patience_seconds = retry_seconds, patience_seconds
+        self._waiting: deque[tuple[int, dict[str, float]]] = deque()
+        self._something = threading.Event()
+        self._closing = threading.Event()
+        self._told = False
+        self._thread = threading.Thread(target=self._send, name="metrics", daemon=True)
+        self._thread.start()
+
+    def log(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """Returns at once. Values that are None are left out."""
+        self._waiting.append((step, {name: float(value) for name, value in metrics.items() if value is not None}))
+        self._something.set()
+
+    def close(self) -> None:
+        """Send what is left, for a while; then keep it beside the run."""
+        self._closing.set()
+        self._something.set()
+        self._thread.join(self.patience_seconds)
+        if self._waiting:
+            left = tuple(self._waiting)
+            kept = make_folder(self.folder) / FILE
+            if kept.is_file():
+                left = from_json(_Unsent, kept.read_bytes(), str(kept)).steps + left
+            write_text_atomically(kept, to_json(_Unsent(left)))
+
+    def _send(self) -> None:
+        closing_at: float | None = None
+        while True:
+            if not self._waiting:
+                if self._closing.is_set():
+                    return
+                self._something.wait()
+                self._something.clear()
+                continue
+            step, metrics = self._waiting[0]
+            try:
+                self.tracker.log_metrics(self.run_id, metrics, step)
+            except Exception as error:  # each store has its own client, with errors of its own
+                self._tell(error)
+                if self._closing.is_set():
+                    closing_at = closing_at or time.monotonic()
+                    if time.monotonic() - closing_at > self.patience_seconds / 2:
+                        return
+                self._closing.wait(self.retry_seconds) if closing_at is None else time.sleep(0.5)
+            else:
+                self._waiting.popleft()
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            self._told = True
+            print(
+                f"the tracking store does not take metrics: {self.tracker.trouble(error)}; training goes on, they are kept and "
+                "sent when it is back",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def send_unsent(folder: Path, tracker: Tracker, run_id: str) -> None:
+    """Send what an earlier process could not. Raises what the store's client raises."""
+    kept = folder / FILE
+    if kept.is_file():
+        for step, metrics in from_json(_Unsent, kept.read_bytes(), str(kept)).steps:
+            tracker.log_metrics(run_id, metrics, step)
+        kept.unlink()

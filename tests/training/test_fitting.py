@@ -1,0 +1,297 @@
+"""Runs in this very process: what is checked before, how a run goes on, who may train under a name, tracking that is away."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayrec.data.log import Log, LogError
+from rayrec.data.log.streams import LogStream, StreamConfig, StreamPosition, fitting_batch_size
+from rayrec.errors import DiskError, UserError
+from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.task import RankingConfig
+from rayrec.files import locked
+from rayrec.models.ranker import RankerArchitecture
+from rayrec.runs.endings import clear_endings, ends_run, raise_ending
+from rayrec.runs.fitting import fit
+from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
+from rayrec.training.experiment import ScalingOptions, train_here
+from rayrec.training.loop import LoopConfig, Worker
+from rayrec.training.metric_queue import MetricQueue, send_unsent
+from rayrec.training.reporters import FolderReporter
+from rayrec.training.tracking import Tracker
+from rayrec.typed_json import ConfigError, to_json
+
+
+@pytest.fixture
+def experiment(small_log: Path) -> RankerExperiment:
+    return RankerExperiment(
+        log=small_log,
+        ranking=RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(8,), tower=())),
+        loop=LoopConfig(epochs=1, threads=1, checkpoint_every_steps=10),
+        stream=StreamConfig(batch_size=256),
+    )
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
+    """The run raises when it writes its checkpoint of that step, before it is whole."""
+    from rayrec.training import loop
+
+    write = loop.write_checkpoint
+
+    def writing(folder: Path, state: object, rank: int) -> None:
+        if state.progress.step >= step:  # type: ignore[attr-defined]
+            raise error
+        write(folder, state, rank)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "write_checkpoint", writing)
+
+
+def test_a_run_in_process_is_tracked_bundled_reported_and_not_trained_twice(
+    runs: Path, experiment: RankerExperiment
+) -> None:
+    finished = fit("here", experiment, in_process=True)
+    assert finished.bundle.is_dir()
+    assert "<html" in finished.report.read_text()
+    stored = Tracker().get(finished.mlflow_run)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics["final/test/click/auc"] == finished.progress.evaluations["test"]["click"]["auc"]
+    assert "valid/click/auc" in stored.data.metrics
+    assert fit("here", experiment, in_process=True).progress == finished.progress
+    with pytest.raises(ConfigError, match="exists with another config"):
+        fit("here", replace(experiment, loop=LoopConfig(epochs=2)), in_process=True)
+
+
+def test_a_run_in_process_imports_no_ray(small_log: Path, runs: Path) -> None:
+    code = (
+        "import sys; from jobs.train import main; sys.argv[1:] = sys.argv[1:]; main(); "
+        "print('imported', [m for m in ('ray', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    arguments = ["ranker", "--log", str(small_log), "--name", "light", "--in-process", "--loop.epochs", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "imported []" in done.stdout
+
+
+def test_too_few_rows_for_a_batch_are_told_before_anything_is_made(runs: Path, experiment: RankerExperiment) -> None:
+    before = sorted(path.name for path in runs.iterdir())
+    with pytest.raises(LogError, match="12000 rows, too few for a batch of 9000 rows on each of 2 workers"):
+        fit("few", replace(experiment, stream=StreamConfig(batch_size=9000)), ScalingOptions(workers=2))
+    assert sorted(path.name for path in runs.iterdir()) == before
+
+
+def test_a_run_that_never_trained_does_not_hold_its_name(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0, Interrupted())
+        with pytest.raises(Interrupted):
+            fit("again", experiment, in_process=True)
+    other = replace(experiment, stream=StreamConfig(batch_size=512))
+    assert fit("again", other, in_process=True).progress.finished
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_bit_for_bit(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch, small_disk: Path
+) -> None:
+    whole = fit("whole", experiment, in_process=True)
+    monkeypatch.setenv("RAYREC_RUNS", str(small_disk / "runs"))
+    (small_disk / "runs").mkdir()
+    fill = small_disk / "fill"
+    from rayrec.training import loop
+
+    write = loop.write_checkpoint
+
+    def filling(folder: Path, state: object, rank: int) -> None:
+        if state.progress.step >= 30:  # type: ignore[attr-defined]
+            with pytest.raises(OSError, match="No space"):
+                fill.write_bytes(bytes(64 * 2**20))
+        write(folder, state, rank)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_checkpoint", filling)
+        with pytest.raises(DiskError, match="train: no space is left on its disk"):
+            fit("full", experiment, in_process=True)
+    newest = newest_checkpoint(small_disk / "runs" / "full" / "train")
+    assert newest is not None
+    assert read_progress(newest).step == 20
+    fill.unlink()
+    resumed = fit("full", experiment, in_process=True)
+    assert resumed.progress.evaluations == whole.progress.evaluations
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An own disk of 16 MB; skips where mounting is not permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_the_same_name_twice_at_once_is_refused_while_the_first_lives(runs: Path, experiment: RankerExperiment) -> None:
+    (runs / "busy").mkdir()
+    with (
+        locked(runs / "busy" / ".lock"),
+        pytest.raises(UserError, match=r"'busy' is being trained; wait for it.*process"),
+    ):
+        fit("busy", experiment, in_process=True)
+    assert fit("busy", experiment, in_process=True).progress.finished
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ""])
+def test_a_run_s_name_is_one_folder_name(runs: Path, experiment: RankerExperiment, name: str) -> None:
+    with pytest.raises(ConfigError, match="a run's name is one folder name"):
+        fit(name, experiment, in_process=True)
+
+
+def test_another_number_of_workers_is_refused_at_once_and_by_the_loop_itself(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 30, Interrupted())
+        with pytest.raises(Interrupted):
+            fit("one", experiment, in_process=True)
+    message = r"was trained by 1 worker up to step 20 and can go on with as many only, not 2: set --scaling.workers 1"
+    with pytest.raises(ConfigError, match=f"run 'one' {message}"):
+        fit("one", experiment, ScalingOptions(workers=2))
+    newest = newest_checkpoint(runs / "one" / "train")
+    assert newest is not None
+    progress = read_progress(newest)
+    assert progress.workers == 1
+    (newest / "progress.json").write_text(to_json(replace(progress, workers=2)))
+    with pytest.raises(ConfigError, match="trained by 2 workers up to step 20"):
+        train_here(experiment.read_in_process(), FolderReporter(runs / "one" / "train"), worker=Worker())
+    (newest / "progress.json").write_text(to_json(replace(progress, workers=0)))  # of a version before
+    assert fit("one", experiment, in_process=True).progress.finished
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch"), [(10, 10), (100, 32), (2100, 32), (24_000, 512), (32_561, 512), (164_000, 4096), (10**8, 4096)]
+)
+def test_a_batch_size_that_is_not_given_fits_the_log(rows: int, batch: int) -> None:
+    assert fitting_batch_size(rows) == batch
+
+
+def test_a_log_of_any_size_trains_without_a_batch_size(small_log: Path) -> None:
+    log = Log.open(small_log)
+    one = LogStream(log, "train", StreamConfig(reader="in_process"))
+    assert (one.batch_size, one.steps_per_epoch) == (256, 46)
+    two = LogStream(log, "train", StreamConfig(reader="in_process"), rank=1, world_size=2)
+    assert two.batch_size == 128
+    whole = [len(batch) for batch in one.epoch_batches()]
+    assert whole == [256] * 46
+    with LogStream(log, "train", StreamConfig(reader="in_process"), start=StreamPosition(0, 45)) as rest:
+        assert len(list(rest.epoch_batches())) == 1
+
+
+def test_a_tracking_server_that_is_not_there_is_one_line_in_seconds(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"no run can be begun in the tracking store: http://127.0.0.1:9") as raised:
+        fit("away", experiment, in_process=True)
+    assert "\n" not in str(raised.value)
+    assert not (runs / "away" / "run.json").exists()
+
+
+def test_tracking_that_goes_away_costs_no_step_and_is_made_up_for(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*arguments: object, **more: object) -> None:
+        raise ConnectionError("Max retries exceeded")
+
+    monkeypatch.setattr(MetricQueue.__init__, "__kwdefaults__", {"retry_seconds": 0.1, "patience_seconds": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log_metrics", away)
+        with pytest.raises(UserError, match=r"the model is trained .*; run the same command again to log it there"):
+            fit("away", experiment, in_process=True)
+    assert capsys.readouterr().err.count("the tracking store does not take metrics") == 1
+    assert (runs / "away" / "bundle").is_dir()
+    assert (runs / "away" / "unsent_metrics.json").is_file()
+    finished = fit("away", experiment, in_process=True)
+    stored = Tracker().get(finished.mlflow_run)
+    assert {"valid/click/auc", "train/loss", "final/test/click/auc"} <= set(stored.data.metrics)
+    assert not (runs / "away" / "unsent_metrics.json").exists()
+
+
+def test_metrics_wait_for_a_store_that_comes_back_in_order(runs: Path) -> None:
+    class Flaky(Tracker):
+        failures = 2
+
+        def log_metrics(self, run_id: str, metrics: object, step: int) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise ConnectionError("away")
+            super().log_metrics(run_id, metrics, step)  # type: ignore[arg-type]
+
+    tracker = Flaky()
+    run = tracker.start("a-run", {"a": 1})
+    queue = MetricQueue(runs, tracker, run, retry_seconds=0.01)
+    for step in range(5):
+        queue.log({"x": float(step), "none": None}, step)
+    queue.close()
+    history = tracker.client.get_metric_history(run, "x")
+    assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in range(5)]
+    send_unsent(runs, tracker, run)  # nothing is left
+
+
+def test_a_store_of_another_mlflow_is_one_line_that_names_the_command(runs: Path, experiment: RankerExperiment) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(runs / "mlflow.db")) as connection, connection:
+        connection.execute("update alembic_version set version_num = '0a8213491aaa'")
+    with pytest.raises(UserError, match=r"mlflow db upgrade sqlite:////.*mlflow\.db; if a newer one: pip install"):
+        fit("old", experiment, in_process=True)
+
+
+def test_an_error_ends_a_run_when_it_is_the_user_s_or_comes_again_from_the_same_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayrec.runs.endings.WAIT_SECONDS", 0.1)
+
+    def raised(error: Exception) -> Exception:
+        try:
+            raise error
+        except Exception as one:
+            return one
+
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "progress.json").write_text(to_json(Progress(step=7)))
+    assert not ends_run(tmp_path, 0, raised(RuntimeError("lost connection")), None)
+    assert not ends_run(tmp_path, 0, raised(RuntimeError("other")), None)
+    assert not ends_run(tmp_path, 0, raised(RuntimeError("other")), checkpoint)  # it came further
+    raise_ending(tmp_path)
+    assert ends_run(tmp_path, 0, raised(RuntimeError("other")), checkpoint)
+    assert ends_run(tmp_path, 1, raised(RuntimeError("cut off")), checkpoint)
+    with pytest.raises(RuntimeError, match=r"the same error came twice from step 7:\n(.|\n)*RuntimeError: other"):
+        raise_ending(tmp_path)
+    clear_endings(tmp_path)
+    assert ends_run(tmp_path, 1, raised(LogError("part-00000.parquet: was cut")), None)
+    with pytest.raises(UserError, match=r"^part-00000.parquet: was cut$"):
+        raise_ending(tmp_path)
+
+
+def test_a_checkpoint_that_is_not_whole_is_never_gone_on_from(tmp_path: Path) -> None:
+    for name, step, whole in (("checkpoint_a", 10, True), ("checkpoint-000003", 20, True), ("checkpoint_c", 30, False)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "progress.json").write_text(to_json(Progress(step=step)))
+        if whole:
+            torch.save({}, tmp_path / name / "optimizer.pt")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
+    assert newest_checkpoint(tmp_path / "none") is None
+    assert json.loads((tmp_path / "checkpoint_a" / "progress.json").read_text())["workers"] == 0
