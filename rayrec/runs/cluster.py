@@ -2,8 +2,13 @@
 
 import logging
 import os
+import tempfile
 
 import ray
+
+from rayrec.errors import UserError
+
+SOCKET_NAME = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.sock")
 
 # A report waits for a poll of the controller (2 s by default). Prints reach the driver as they are. Nothing is preempted on an
 # own machine, and its dashboard is off, which the watcher would report every second.
@@ -19,7 +24,7 @@ def connect(*, num_cpus: int | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    own = not os.environ.get("RAY_ADDRESS")
+    own = not joined_cluster()
     settings = _TRAIN_SETTINGS | (_OWN_CLUSTER_SETTINGS if own else {})
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -35,7 +40,23 @@ def connect(*, num_cpus: int | None = None) -> None:
         log_to_driver=True,
         logging_level=logging.WARNING,
         logging_config=logs,
+        _temp_dir=_short_temporary_folder(),
     )
+
+
+def joined_cluster() -> bool:
+    """Whether jobs run on a cluster that others own, not on an own one that ends with this process."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _short_temporary_folder() -> str | None:
+    """None = Ray's own choice; else a place whose sockets' names the system takes (107 bytes). Raises UserError."""
+    place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(place)) + SOCKET_NAME <= 107:
+        return None
+    if os.access("/tmp", os.W_OK):
+        return "/tmp/ray"
+    raise UserError(f"{place}: is too long a temporary folder for Ray's sockets; set RAY_TMPDIR to a shorter one")
 
 
 def gpus() -> int:

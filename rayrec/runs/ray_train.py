@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from rayrec.runs.cluster import connect, gpus
+from rayrec.runs.cluster import connect, gpus, joined_cluster
 from rayrec.runs.endings import clear_endings, ends_run, raise_ending
 from rayrec.runs.run_folder import RunRecord
 from rayrec.training.experiment import ScalingOptions, train_here
@@ -61,7 +61,7 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
     clear_endings(folder)
     connect()
     settings = ray_train_settings(folder, scaling)
-    trainer = TorchTrainer(
+    trainer = (TorchTrainer if joined_cluster() else _OwnClusterTrainer)(
         worker_loop,
         train_loop_config={
             "record": to_plain(record),
@@ -75,6 +75,15 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
     raise_ending(folder)
     if result.error is not None:
         raise result.error
+
+
+class _OwnClusterTrainer(TorchTrainer):
+    """Without the actor that removes the workers' places should the controller die: an own cluster ends with this process, and
+    beside other Rays that actor prints a traceback."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2, which mypy does not see
+        return [callback for callback in made if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def worker_loop(config: dict[str, Any]) -> None:
