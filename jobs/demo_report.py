@@ -17,7 +17,7 @@ from rayrec.metrics.paired import MeanEstimate, mean_estimate
 from rayrec.registry import ResolvedModel
 from rayrec.reporting import Section, Table
 from rayrec.reporting.page import number, text_table
-from rayrec.runs.ray_train import FinishedRun
+from rayrec.runs.run_folder import FinishedRun
 from rayrec.runs.run_report import run_sections
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweeping import FinishedSweep
