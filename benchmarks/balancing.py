@@ -16,7 +16,10 @@ import tyro
 from benchmarks.trunk_heavy import Measured, Step, measure_in_turn, random_batch, training_step, trunk_heavy_task
 from rayrec.batch import Batch
 from rayrec.families.ranker.task import RankingConfig, masked_cross_entropy
-from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.balancing.mgda import Mgda
+from rayrec.methods.balancing.multibalance import Multibalance
+from rayrec.methods.balancing.pcgrad import Pcgrad
+from rayrec.methods.balancing.running_min_norm import RunningMinNorm
 from rayrec.optim import OptimizerConfig, build_optimizer
 
 
@@ -35,13 +38,14 @@ class Command:
 
 CHEAP = {
     "plain": None,
-    "multibalance": BalancingConfig(),
-    "multibalance_exact": BalancingConfig(solver="exact"),
-    "mgda_ub": BalancingConfig(method="mgda"),
+    "multibalance": Multibalance(),
+    "running_min_norm": RunningMinNorm(),
+    "running_min_norm_exact": RunningMinNorm(solver="exact"),
+    "mgda_ub": Mgda(),
 }
 SLOW = {
-    "pcgrad": BalancingConfig(method="pcgrad", level="parameters"),
-    "mgda": BalancingConfig(method="mgda", level="parameters"),
+    "pcgrad": Pcgrad(level="parameters"),
+    "mgda": Mgda(level="parameters"),
 }
 
 

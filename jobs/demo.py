@@ -38,7 +38,7 @@ from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.files import write_text_atomically
-from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.sasrec import SASRecConfig
@@ -186,7 +186,7 @@ def _taught(inputs: Inputs, folder: Path) -> RankerExperiment:
 def _ours(base: RankerExperiment, swept: FinishedSweep) -> RankerExperiment:
     """All methods in one experiment, with the strength and the weights that the sweep found."""
     found = next(trial.parameters for trial in swept.trials if trial.name == swept.winner_trial)
-    ranking = replace(base.ranking, perturbation=PerturbationConfig("lspr"), balancing=BalancingConfig())
+    ranking = replace(base.ranking, perturbation=PerturbationConfig("lspr"), balancing=Multibalance())
     if (
         base.unlabeled is not None
     ):  # its head shall be right on all candidates, which validation on impressions cannot see

@@ -1,4 +1,4 @@
-"""The sweep of MultiBalance: how long its running means remember, and the choices that the algorithm leaves open."""
+"""The sweep of MultiBalance: how long its norms remember, how fast its weights move, how strongly they are held together."""
 
 from ray import tune
 
@@ -7,10 +7,10 @@ from rayrec.runs.sweeping import SweepSpace
 SPACE = SweepSpace(
     ("ranker",),
     {
-        "ranking.balancing.decay": tune.choice([0.0, 0.9, 0.99, 0.999]),
-        "ranking.balancing.normalize": tune.choice([True, False]),
-        "ranking.balancing.statistic": tune.choice(["gram", "summed_gradient"]),
-        "ranking.balancing.ridge": tune.loguniform(1e-4, 1.0),
+        "ranking.balancing.norm_rate": tune.loguniform(1e-3, 1.0),
+        "ranking.balancing.step_size": tune.loguniform(1e-2, 100.0),
+        "ranking.balancing.uniform_pull": tune.loguniform(1e-2, 10.0),
+        "ranking.balancing.rescale": tune.choice([True, False]),
     },
     settings={"ranking.balancing.method": "multibalance"},
 )

@@ -2,8 +2,10 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
 from rayrec.batch import Batch
-from rayrec.methods.balancing import Balancer, BalancingConfig, row_gram
+from rayrec.methods.balancing import METHODS, Balancer, Balancing
+from rayrec.methods.balancing.combining import Combining, row_gram
+from rayrec.methods.balancing.fixed import Fixed
+from rayrec.methods.balancing.mgda import Mgda
+from rayrec.methods.balancing.multibalance import Multibalance
+from rayrec.methods.balancing.running_min_norm import RunningMinNorm
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 
-COMBINING = ("multibalance", "fixed", "mgda", "pcgrad", "cagrad", "nash_mtl")
+COMBINING = ("running_min_norm", "fixed", "mgda", "pcgrad", "cagrad", "nash_mtl")
+DISTRIBUTED = ("multibalance", "running_min_norm", "pcgrad", "gradnorm", "uncertainty")
 LEVELS = ("representation", "parameters")
 
 
@@ -43,9 +51,18 @@ def task_losses(logits: Tensor, batch: Batch) -> Tensor:
     return binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(0)
 
 
-def config(method: str, level: str = "representation", tasks: int = 3, **others: object) -> BalancingConfig:
-    shares = tuple(1.0 + t for t in range(tasks)) if method == "fixed" else ()
-    return BalancingConfig(method=method, level=level, shares=shares, **others)  # type: ignore[arg-type]
+def config(method: str, level: str = "representation", tasks: int = 3, **others: Any) -> Balancing:
+    (kind,) = (kind for kind in METHODS if kind.method == method)  # type: ignore[attr-defined]
+    if method == "fixed":
+        others["shares"] = tuple(1.0 + t for t in range(tasks))
+    if issubclass(kind, Combining):
+        others["level"] = level
+    return kind(**others)
+
+
+def balancer_of(method: str, level: str = "representation", tasks: int = 3, **others: Any) -> Any:
+    """The state of that method for a representation of width 8."""
+    return config(method, level, tasks, **others).balancer(tasks, 8)
 
 
 def backward(model: Ranker, balancer: Balancer | None, batch: Batch, scales: Tensor | None = None) -> dict[str, Tensor]:
@@ -74,11 +91,11 @@ def trunk(gradients: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("method", [*COMBINING, "uniform", "gradnorm", "uncertainty"])
+@pytest.mark.parametrize("method", [*COMBINING, "multibalance", "uniform", "gradnorm", "uncertainty"])
 def test_one_task_equals_plain_training_bit_for_bit(method: str, level: str) -> None:
     batch = some_batch(64, 1)
     plain = backward(ranker(1), None, batch)
-    balanced = backward(ranker(1), Balancer(config(method, level, tasks=1), 1), batch)
+    balanced = backward(ranker(1), balancer_of(method, level, tasks=1), batch)
     assert plain.keys() == balanced.keys()
     assert all(torch.equal(plain[name], balanced[name]) for name in plain)
 
@@ -94,27 +111,27 @@ def test_identical_losses_equal_plain_training(method: str, level: str) -> None:
         for p in model.towers.parameters():
             p.copy_(p[:1].expand_as(p))
     plain = backward(model, None, batch)
-    balanced = backward(model, Balancer(config(method, level, tasks=4), 4), batch)
+    balanced = backward(model, balancer_of(method, level, tasks=4, rescale=True), batch)
     torch.testing.assert_close(trunk(balanced), trunk(plain), atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("method", [*COMBINING, "uniform"])
+@pytest.mark.parametrize("method", [*COMBINING, "multibalance", "uniform"])
 def test_towers_get_their_plain_gradients_bit_for_bit(method: str, level: str) -> None:
     batch = some_batch(64, 3)
     plain = towers(backward(ranker(3), None, batch))
-    balanced = towers(backward(ranker(3), Balancer(config(method, level), 3), batch))
+    balanced = towers(backward(ranker(3), balancer_of(method, level), batch))
     assert plain
     assert all(torch.equal(plain[name], balanced[name]) for name in plain)
 
 
-@pytest.mark.parametrize("method", ["multibalance", "mgda", "cagrad", "nash_mtl"])
+@pytest.mark.parametrize("method", ["running_min_norm", "mgda", "cagrad", "nash_mtl"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_scaling_one_loss_by_1000_does_not_change_the_weights_with_normalization(method: str, level: str) -> None:
     model, batches = ranker(3), [some_batch(64, 3, seed) for seed in range(4)]
     found = []
     for factor in (1.0, 1000.0):
-        balancer = Balancer(config(method, level, normalize=True), 3)
+        balancer = balancer_of(method, level, normalize=True, rescale=True)
         for batch in batches:
             gradients = backward(model, balancer, batch, torch.tensor([1.0, factor, 1.0]))
         found.append((balancer.weights.clone(), trunk(gradients)))
@@ -124,7 +141,7 @@ def test_scaling_one_loss_by_1000_does_not_change_the_weights_with_normalization
 
 
 def test_without_normalization_the_larger_loss_loses_its_weight() -> None:
-    balancer = Balancer(config("multibalance", normalize=False, solver="exact"), 3)
+    balancer = balancer_of("running_min_norm", normalize=False, solver="exact")
     backward(ranker(3), balancer, some_batch(64, 3), torch.tensor([1.0, 1000.0, 1.0]))
     assert balancer.weights[1] < 0.01
 
@@ -134,7 +151,7 @@ def test_without_normalization_the_larger_loss_loses_its_weight() -> None:
 def test_two_opposite_gradients_combine_to_nothing(solver: str, ratio: float) -> None:
     h = torch.randn(32, 8, requires_grad=True)
     direction = torch.randn(32, 8)
-    balancer = Balancer(config("multibalance", solver=solver), 2)
+    balancer = balancer_of("running_min_norm", solver=solver, tasks=2)
     inputs = balancer.branch(h)
     losses = torch.stack([(inputs[0] * direction).sum(), -ratio * (inputs[1] * direction).sum()])
     balancer.total(losses, h, inputs).backward()
@@ -145,7 +162,7 @@ def test_two_opposite_gradients_combine_to_nothing(solver: str, ratio: float) ->
 def test_the_trunk_gets_the_gradient_of_the_stated_combination() -> None:
     """Recomputed by hand from T separate backward passes: weights / running norms, rescaled to the plain sum's norm."""
     model, batch = ranker(3), some_batch(64, 3)
-    balancer = Balancer(config("multibalance", solver="exact", ridge=0.0), 3)
+    balancer = balancer_of("running_min_norm", solver="exact", ridge=0.0)
     balanced = trunk(backward(model, balancer, batch))
     h = model.represent(batch)
     leaf = h.detach().requires_grad_()
@@ -169,7 +186,7 @@ def test_balancing_parameters_combines_the_full_gradients() -> None:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = sparse
-        balancer = Balancer(config("mgda", "parameters", rescale=False), 3)
+        balancer = balancer_of("mgda", "parameters")
         results.append(trunk(backward(model, balancer, batch)))
     model = ranker(3)
     rows = torch.stack([trunk(backward(model, None, batch, torch.eye(3)[t])) for t in range(3)])
@@ -181,7 +198,7 @@ def test_balancing_parameters_combines_the_full_gradients() -> None:
 def test_the_summed_gradient_statistic_is_the_gram_of_gradients_summed_over_rows() -> None:
     h = torch.randn(32, 8, requires_grad=True)
     directions = torch.randn(3, 32, 8)
-    balancer = Balancer(config("multibalance", statistic="summed_gradient"), 3, width=8)
+    balancer = balancer_of("running_min_norm", statistic="summed_gradient")
     inputs = balancer.branch(h)
     balancer.total((inputs * directions).sum((1, 2)), h, inputs).backward()
     summed = directions.sum(1) / directions.flatten(1).norm(dim=1, keepdim=True)
@@ -189,7 +206,7 @@ def test_the_summed_gradient_statistic_is_the_gram_of_gradients_summed_over_rows
 
 
 def test_running_means_start_as_plain_means_and_skip_absent_tasks() -> None:
-    balancer = Balancer(config("multibalance", decay=0.9), 2)
+    balancer = balancer_of("running_min_norm", decay=0.9, tasks=2)
     for first, second in ((1.0, 3.0), (3.0, 0.0), (5.0, 5.0)):
         balancer.coefficients(torch.diag(torch.tensor([first, second]).square()))
     torch.testing.assert_close(balancer.norms, torch.tensor([3.0, 4.0]))
@@ -198,7 +215,7 @@ def test_running_means_start_as_plain_means_and_skip_absent_tasks() -> None:
 
 def test_an_absent_task_has_no_say_and_does_no_harm() -> None:
     for method in COMBINING:
-        balancer = Balancer(config(method), 3)
+        balancer = balancer_of(method, rescale=True)
         h = torch.randn(16, 4, requires_grad=True)
         direction = torch.randn(16, 4)
         inputs = balancer.branch(h)
@@ -212,7 +229,7 @@ def test_an_absent_task_has_no_say_and_does_no_harm() -> None:
 
 def test_gradnorm_gives_the_slow_task_more_and_keeps_the_sum() -> None:
     h = torch.randn(16, 4, requires_grad=True)
-    balancer = Balancer(config("gradnorm", tasks=2), 2)
+    balancer = balancer_of("gradnorm", tasks=2, relative=True)
     directions = torch.nn.functional.normalize(torch.randn(2, 64), dim=1).view(2, 16, 4)
     for step in range(200):
         inputs = balancer.branch(h)
@@ -227,7 +244,7 @@ def test_gradnorm_gives_the_slow_task_more_and_keeps_the_sum() -> None:
 
 
 def test_uncertainty_weights_settle_at_half_the_inverse_loss() -> None:
-    balancer = Balancer(config("uncertainty", tasks=2, learning_rate=0.1), 2)
+    balancer = balancer_of("uncertainty", tasks=2, learning_rate=0.1)
     losses = torch.tensor([0.25, 2.0], requires_grad=True)
     for _ in range(600):
         balancer.total(losses, losses, losses)
@@ -236,8 +253,8 @@ def test_uncertainty_weights_settle_at_half_the_inverse_loss() -> None:
 
 def test_a_restored_balancer_goes_on_as_if_nothing_had_happened() -> None:
     model, batches = ranker(3), [some_batch(64, 3, seed) for seed in range(6)]
-    whole = Balancer(config("multibalance"), 3)
-    first, second = Balancer(config("multibalance"), 3), Balancer(config("multibalance"), 3)
+    whole = balancer_of("running_min_norm")
+    first, second = balancer_of("running_min_norm"), balancer_of("running_min_norm")
     expected = [backward(model, whole, batch) for batch in batches]
     for batch in batches[:3]:
         backward(model, first, batch)
@@ -265,9 +282,9 @@ def _balanced_worker(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {}
-    for method in ("multibalance", "pcgrad", "gradnorm"):
+    for method in DISTRIBUTED:
         for level in LEVELS:
-            model, balancer = ranker(3), Balancer(config(method, level), 3)
+            model, balancer = ranker(3), balancer_of(method, level)
             step = DistributedDataParallel(_Step(model, balancer))
             for seed in range(3):
                 model.zero_grad()
@@ -284,9 +301,9 @@ def test_two_workers_equal_one_worker_with_the_joint_batch(tmp_path: Path) -> No
         port = free.getsockname()[1]
     mp.spawn(_balanced_worker, args=(port, str(tmp_path)), nprocs=2)
     workers = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for method in ("multibalance", "pcgrad", "gradnorm"):
+    for method in DISTRIBUTED:
         for level in LEVELS:
-            model, balancer = ranker(3), Balancer(config(method, level), 3)
+            model, balancer = ranker(3), balancer_of(method, level)
             for seed in range(3):
                 backward(model, balancer, some_batch(64, 3, seed))
             gradients = {n: p.grad for n, p in model.named_parameters()}
@@ -296,12 +313,20 @@ def test_two_workers_equal_one_worker_with_the_joint_batch(tmp_path: Path) -> No
                 torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-3)
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ValueError, match="shares"):
-        BalancingConfig(method="fixed")
-    with pytest.raises(ValueError, match="3 tasks"):
-        Balancer(BalancingConfig(method="fixed", shares=(1.0, 2.0)), 3)
-    with pytest.raises(ValueError, match="decay"):
-        BalancingConfig(decay=1.0)
-    with pytest.raises(ValueError, match="summed_gradient"):
-        BalancingConfig(level="parameters", statistic="summed_gradient")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Fixed, "shares"),
+        (lambda: Fixed(shares=(1.0, -1.0)), "shares"),
+        (lambda: Fixed(shares=(1.0, 2.0)).balancer(3, 8), "3 tasks"),
+        (lambda: RunningMinNorm(decay=1.0), "decay"),
+        (lambda: RunningMinNorm(ridge=-1.0), "ridge"),
+        (lambda: RunningMinNorm(solver_steps=0), "solver_steps"),
+        (lambda: Mgda(level="parameters", statistic="summed_gradient"), "summed_gradient"),
+        (lambda: Multibalance(norm_rate=0.0), "norm_rate"),
+        (lambda: Multibalance(step_size=float("nan")), "step_size"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

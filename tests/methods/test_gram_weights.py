@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor
 
-from rayrec.methods import gram_weights as gw
+from rayrec.methods.balancing.cagrad import cagrad
+from rayrec.methods.balancing.nash_mtl import nash_mtl
+from rayrec.methods.balancing.pcgrad import pcgrad, random_orders
+from rayrec.methods.balancing.simplex import min_norm, min_norm_step, project_on_simplex
 
 examples = settings(deadline=None, max_examples=25)  # the machine may be busy; each example solves whole problems
 
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": gw.uniform,
-    "min_norm": gw.min_norm,
-    "pcgrad": lambda gram: gw.pcgrad(gram, gw.random_orders(len(gram), 3)),
-    "cagrad": lambda gram: gw.cagrad(gram, 0.5),
-    "nash_mtl": gw.nash_mtl,
+    "min_norm": min_norm,
+    "pcgrad": lambda gram: pcgrad(gram, random_orders(len(gram), 3)),
+    "cagrad": lambda gram: cagrad(gram, 0.5),
+    "nash_mtl": nash_mtl,
 }
 
 
@@ -56,7 +58,7 @@ tasks_and_seeds = given(tasks=st.integers(2, 8), extra=st.integers(-3, 20), seed
 def test_min_norm_weights_match_an_independent_qp_solver(tasks: int, extra: int, seed: int) -> None:
     rows = gradients(tasks, max(1, tasks + extra), seed)
     gram = rows @ rows.T / (rows @ rows.T).diagonal().mean()
-    ours = gw.min_norm(gram)
+    ours = min_norm(gram)
     matrix = gram.numpy()
     reference = torch.from_numpy(qp_solver(lambda w: w @ matrix @ w, lambda w: 2 * matrix @ w, tasks))
     assert float(ours @ gram @ ours) <= float(reference @ gram @ reference) + 1e-10
@@ -72,14 +74,14 @@ def test_min_norm_of_two_tasks_is_the_closed_form(a: float, b: float, cosine: fl
     inner = a * b * cosine
     gram = torch.tensor([[a * a, inner], [inner, b * b]], dtype=torch.float64)
     first = min(1.0, max(0.0, (b * b - inner) / (a * a + b * b - 2 * inner)))
-    torch.testing.assert_close(gw.min_norm(gram), torch.tensor([first, 1 - first], dtype=torch.float64))
+    torch.testing.assert_close(min_norm(gram), torch.tensor([first, 1 - first], dtype=torch.float64))
 
 
 @examples
 @tasks_and_seeds
 def test_no_task_conflicts_with_the_min_norm_combination(tasks: int, extra: int, seed: int) -> None:
     rows = gradients(tasks, max(1, tasks + extra), seed)
-    combined = gw.min_norm(rows @ rows.T) @ rows
+    combined = min_norm(rows @ rows.T) @ rows
     assert (rows @ combined >= combined @ combined - 1e-9 * rows.square().sum(1).max()).all()
 
 
@@ -92,10 +94,10 @@ def test_projected_steps_reach_the_min_norm_from_a_warm_start(tasks: int, extra:
     weights = torch.full((tasks,), 1 / tasks, dtype=torch.float64)
     before = float(weights @ gram @ weights)
     for _ in range(60):
-        weights = gw.min_norm_step(gram, weights, 50)
+        weights = min_norm_step(gram, weights, 50)
         assert float(weights @ gram @ weights) <= before + 1e-12
         before = float(weights @ gram @ weights)
-    torch.testing.assert_close(weights, gw.min_norm(gram), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(weights, min_norm(gram), atol=1e-5, rtol=0.0)
 
 
 @examples
@@ -103,7 +105,7 @@ def test_projected_steps_reach_the_min_norm_from_a_warm_start(tasks: int, extra:
 def test_projection_on_the_simplex_is_the_nearest_point(point: list[float]) -> None:
     """Its optimality conditions: one threshold for all positive coordinates, and no more than it for the others."""
     given_point = torch.tensor(point, dtype=torch.float64)
-    nearest = gw.project_on_simplex(given_point)
+    nearest = project_on_simplex(given_point)
     torch.testing.assert_close(nearest.sum(), torch.tensor(1.0, dtype=torch.float64))
     thresholds = (given_point - nearest)[nearest > 0]
     torch.testing.assert_close(thresholds, thresholds[:1].expand_as(thresholds))
@@ -113,9 +115,9 @@ def test_projection_on_the_simplex_is_the_nearest_point(point: list[float]) -> N
 def test_an_absent_task_gets_no_weight_and_all_absent_is_no_error() -> None:
     gram = torch.diag(torch.tensor([1.0, 0.0, 2.0]))
     start = torch.full((3,), 1 / 3)
-    weights = gw.min_norm_step(gram, start, 200, torch.tensor([True, False, True]))
+    weights = min_norm_step(gram, start, 200, torch.tensor([True, False, True]))
     torch.testing.assert_close(weights, torch.tensor([2 / 3, 0.0, 1 / 3]), atol=1e-4, rtol=0.0)
-    assert (gw.min_norm_step(torch.zeros(3, 3), start, 3, torch.zeros(3, dtype=torch.bool)) == 0).all()
+    assert (min_norm_step(torch.zeros(3, 3), start, 3, torch.zeros(3, dtype=torch.bool)) == 0).all()
 
 
 @examples
@@ -123,7 +125,7 @@ def test_an_absent_task_gets_no_weight_and_all_absent_is_no_error() -> None:
 def test_min_norm_is_at_least_as_short_as_torchjd_mgda(tasks: int, extra: int, seed: int) -> None:
     rows = gradients(tasks, tasks + 5 + extra, seed)
     reference = torchjd.aggregation.MGDA(epsilon=1e-8, max_iters=500)(rows)
-    ours = gw.min_norm(rows @ rows.T) @ rows
+    ours = min_norm(rows @ rows.T) @ rows
     assert float(ours @ ours) <= float(reference @ reference) * (1 + 1e-9)
     # Frank-Wolfe stops early, sometimes far from the end; but no combination lies before the plane through the shortest one.
     assert float(ours @ (reference - ours)) >= -1e-9 * float(reference @ reference)
@@ -138,7 +140,7 @@ def test_pcgrad_weights_are_those_of_torchjd_in_the_same_order(tasks: int, extra
     orders = torch.stack([order[order != i] for i, order in enumerate(shuffled)])
     torch.manual_seed(seed)
     reference = torchjd.aggregation.PCGradWeighting()(rows @ rows.T)
-    torch.testing.assert_close(gw.pcgrad(rows @ rows.T, orders), reference)
+    torch.testing.assert_close(pcgrad(rows @ rows.T, orders), reference)
 
 
 def test_pcgrad_of_two_tasks_takes_the_conflict_off_both() -> None:
@@ -148,7 +150,7 @@ def test_pcgrad_of_two_tasks_takes_the_conflict_off_both() -> None:
     inner = first @ second
     assert inner < 0
     expected = first - inner / (second @ second) * second + second - inner / (first @ first) * first
-    torch.testing.assert_close(gw.pcgrad(rows @ rows.T, gw.random_orders(2, 0)) @ rows, expected)
+    torch.testing.assert_close(pcgrad(rows @ rows.T, random_orders(2, 0)) @ rows, expected)
 
 
 @examples
@@ -166,7 +168,7 @@ def test_cagrad_solves_its_dual_as_an_independent_solver_does(tasks: int, seed: 
         tasks,
     )
     expected = 1 / tasks + radius / np.sqrt(dual @ matrix @ dual) * dual
-    torch.testing.assert_close(gw.cagrad(gram, c), torch.from_numpy(expected), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(cagrad(gram, c), torch.from_numpy(expected), atol=2e-4, rtol=1e-4)
 
 
 @examples
@@ -174,14 +176,14 @@ def test_cagrad_solves_its_dual_as_an_independent_solver_does(tasks: int, seed: 
 def test_cagrad_stays_within_its_radius_and_raises_the_worst_improvement(tasks: int, extra: int, seed: int) -> None:
     rows = gradients(tasks, tasks + 5 + extra, seed)
     average = rows.mean(0)
-    combined = gw.cagrad(rows @ rows.T, 0.5) @ rows
+    combined = cagrad(rows @ rows.T, 0.5) @ rows
     assert float((combined - average).norm()) <= 0.5 * float(average.norm()) * (1 + 1e-6)
     assert float((rows @ combined).min()) >= float((rows @ average).min()) - 1e-9
 
 
 def test_cagrad_of_no_aversion_is_the_average() -> None:
     rows = gradients(4, 9, 0)
-    torch.testing.assert_close(gw.cagrad(rows @ rows.T, 0.0), torch.full((4,), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(cagrad(rows @ rows.T, 0.0), torch.full((4,), 0.25, dtype=torch.float64))
 
 
 @examples
@@ -189,14 +191,14 @@ def test_cagrad_of_no_aversion_is_the_average() -> None:
 def test_nash_weights_solve_the_bargaining_equation(tasks: int, extra: int, seed: int) -> None:
     rows = gradients(tasks, tasks + 10 + extra, seed)
     gram = rows @ rows.T
-    weights = gw.nash_mtl(gram, ridge=0.0)
+    weights = nash_mtl(gram, ridge=0.0)
     assert (weights > 0).all()
     torch.testing.assert_close(gram @ weights, 1 / weights)
 
 
 def test_nash_weights_of_orthogonal_gradients_are_inverse_norms() -> None:
     norms = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
-    torch.testing.assert_close(gw.nash_mtl(torch.diag(norms.square()), ridge=0.0), 1 / norms)
+    torch.testing.assert_close(nash_mtl(torch.diag(norms.square()), ridge=0.0), 1 / norms)
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
@@ -207,8 +209,8 @@ def test_weights_do_not_depend_on_the_order_of_tasks(name: str, tasks: int, seed
     order = torch.randperm(tasks, generator=torch.Generator().manual_seed(seed))
     gram, permuted = rows @ rows.T, rows[order] @ rows[order].T
     if name == "pcgrad":  # the random orders move along with their tasks
-        orders, place = gw.random_orders(tasks, seed), order.argsort()
-        ours, moved = gw.pcgrad(gram, orders), gw.pcgrad(permuted, place[orders[order]])
+        orders, place = random_orders(tasks, seed), order.argsort()
+        ours, moved = pcgrad(gram, orders), pcgrad(permuted, place[orders[order]])
     else:
         ours, moved = WEIGHTINGS[name](gram), WEIGHTINGS[name](permuted)
     torch.testing.assert_close(moved, ours[order], atol=1e-6, rtol=1e-6)

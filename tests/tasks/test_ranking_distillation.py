@@ -11,7 +11,7 @@ from rayrec.batch import Batch
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy
-from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.methods.perturbation import PerturbationConfig
@@ -140,7 +140,7 @@ def test_ukdsl_lspr_and_multibalance_balance_every_head(small_log, labeled, unla
         small_log,
         DistillationConfig(labeled_weight=0.5, head=head),
         perturbation=PerturbationConfig("lspr", 0.3),
-        balancing=BalancingConfig(),
+        balancing=Multibalance(),
     )
     loss = task.loss(task.build(), labeled, unlabeled)
     loss.total.backward()

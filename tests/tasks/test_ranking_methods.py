@@ -14,7 +14,14 @@ from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy
-from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.balancing import Balancing
+from rayrec.methods.balancing.fixed import Fixed
+from rayrec.methods.balancing.gradnorm import Gradnorm
+from rayrec.methods.balancing.multibalance import Multibalance
+from rayrec.methods.balancing.pcgrad import Pcgrad
+from rayrec.methods.balancing.running_min_norm import RunningMinNorm
+from rayrec.methods.balancing.uncertainty import Uncertainty
+from rayrec.methods.balancing.uniform import Uniform
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
@@ -27,7 +34,7 @@ from tests.conftest import write_small_log
 
 TOGETHER = RankingConfig(
     architecture=RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,), dropout=0.1),
-    balancing=BalancingConfig(),
+    balancing=RunningMinNorm(),
     perturbation=PerturbationConfig("lspr", 0.3, feature_dropout=0.05, item_drop=0.05, row_fraction=0.5),
 )
 
@@ -84,7 +91,7 @@ def test_methods_of_no_strength_train_the_very_weights_of_plain_training(
 ) -> None:
     plain = replace(TOGETHER, balancing=None, perturbation=None)
     off = replace(TOGETHER, balancing=None, perturbation=PerturbationConfig("scr", 0.0, category_swap=0.5))
-    uniform = replace(plain, balancing=BalancingConfig(method="uniform"))
+    uniform = replace(plain, balancing=Uniform())
     weights = [
         best_weights(train(replace(experiment, ranking=ranking), tmp_path / str(i)))
         for i, ranking in enumerate((plain, off, uniform))
@@ -133,12 +140,21 @@ def test_scr_takes_unlabeled_rows_along_and_asks_for_them(small_log: Path, tmp_p
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["multibalance", "pcgrad", "gradnorm", "uncertainty"])
-@pytest.mark.parametrize("level", ["representation", "parameters"])
+@pytest.mark.parametrize(
+    "balancing",
+    [
+        Uncertainty(),
+        *(
+            kind(level=level)
+            for kind in (Multibalance, RunningMinNorm, Pcgrad, Gradnorm)
+            for level in ("representation", "parameters")
+        ),
+    ],
+    ids=str,
+)
 def test_every_kind_of_balancing_trains_with_sparse_tables(
-    experiment: RankerExperiment, tmp_path: Path, method: str, level: str
+    experiment: RankerExperiment, tmp_path: Path, balancing: Balancing
 ) -> None:
-    balancing = BalancingConfig(method=method, level=level)  # type: ignore[arg-type]
     ranking = replace(TOGETHER, balancing=balancing, perturbation=None)
     short = replace(experiment, ranking=ranking, loop=replace(experiment.loop, epochs=1))
     progress = read_progress(train(short, tmp_path / "run"))
@@ -147,13 +163,13 @@ def test_every_kind_of_balancing_trains_with_sparse_tables(
 
 def test_the_summed_gradient_statistic_knows_the_representations_width(small_log: Path) -> None:
     for architecture in (RankerArchitecture(), RankerArchitecture(experts=3), RankerArchitecture(structure="parallel")):
-        config = RankingConfig(architecture=architecture, balancing=BalancingConfig(statistic="summed_gradient"))
+        config = RankingConfig(architecture=architecture, balancing=RunningMinNorm(statistic="summed_gradient"))
         task = RankingTask(Log.open(small_log).schema, config)
         task.loss(task.build(), first_batch(small_log)).total.backward()
 
 
 def test_a_balancing_config_that_does_not_fit_the_tasks_is_refused(small_log: Path) -> None:
-    config = RankingConfig(balancing=BalancingConfig(method="fixed", shares=(1.0,)))
+    config = RankingConfig(balancing=Fixed(shares=(1.0,)))
     with pytest.raises(ConfigError, match="balancing: shares has 1"):
         RankingTask(Log.open(small_log).schema, config)
 

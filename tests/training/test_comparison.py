@@ -14,7 +14,7 @@ from rayrec.data.log.schema import read_schema, write_schema
 from rayrec.data.log.streams import StreamConfig
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
-from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.balancing.pcgrad import Pcgrad
 from rayrec.metrics.paired import paired_difference
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.runs.comparison import (
@@ -69,12 +69,11 @@ def state_of(values: Mapping[str, Mapping[int, tuple[float, float | None]]], bas
 
 
 def test_every_seed_of_an_experiment_is_the_trials(base: RankerExperiment) -> None:
-    base = replace(base, ranking=replace(base.ranking, balancing=BalancingConfig(method="pcgrad")))
+    base = replace(base, ranking=replace(base.ranking, balancing=Pcgrad()))
     seeded = with_seed(base, 7)
     assert isinstance(seeded, RankerExperiment)
     assert (seeded.loop.seed, seeded.stream.seed) == (7, 7)
-    assert seeded.ranking.balancing is not None
-    assert seeded.ranking.balancing.seed == 7
+    assert seeded.ranking.balancing == Pcgrad(seed=7)
     assert with_seed(seeded, 0) == base
 
 

@@ -16,7 +16,7 @@ from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.families.ranker.scoring import CalibrationConfig
 from rayrec.families.ranker.task import RankingConfig
-from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
@@ -97,7 +97,7 @@ def test_ukdsl_lspr_multibalance_and_rowwise_adagrad_train_together_resume_and_g
         architecture=ARCHITECTURE,
         distillation=DistillationConfig(labeled_weight=0.5, head="auxiliary"),
         perturbation=PerturbationConfig("lspr", 0.3, row_fraction=0.5),
-        balancing=BalancingConfig(),
+        balancing=Multibalance(),
     )
     together = replace(student, ranking=ranking, loop=replace(student.loop, epochs=2))
     assert together.optimizer.embeddings == "rowwise_adagrad"

@@ -14,7 +14,7 @@ from rayrec.data.log.streams import StreamConfig
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
-from rayrec.methods.balancing import BalancingConfig
+from rayrec.methods.balancing.cagrad import Cagrad
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.runs.sweeping import SweepConfig, SweepSpace, apply_parameters, sweep
@@ -101,7 +101,7 @@ def test_swept_values_reach_nested_fields_and_task_weights(base: RankerExperimen
 
 def test_a_part_that_is_not_set_comes_to_be_with_its_defaults(base: RankerExperiment) -> None:
     swept = apply_parameters(base, {"ranking.balancing.method": "cagrad", "ranking.balancing.conflict_aversion": 0.3})
-    assert swept.ranking.balancing == BalancingConfig(method="cagrad", conflict_aversion=0.3)
+    assert swept.ranking.balancing == Cagrad(conflict_aversion=0.3)
     with pytest.raises(ConfigError, match=r"balancing\.conflict"):
         apply_parameters(base, {"ranking.balancing.conflict": 0.3})
 

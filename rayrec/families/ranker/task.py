@@ -12,7 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.batch import Batch
 from rayrec.data.log.schema import LogSchema
-from rayrec.methods.balancing import Balancer, BalancingConfig
+from rayrec.families.ranker.balancing_json import AnyBalancing
+from rayrec.methods.balancing import Balancer
 from rayrec.methods.distillation import DistillationConfig, distillation_terms
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.methods.perturbation import Perturbation, PerturbationConfig, PerturbedPair, divergence, perturbed_loss
@@ -47,7 +48,7 @@ class RankingConfig:
     architecture: RankerArchitecture = field(default_factory=RankerArchitecture)
     task_weights: Mapping[str, float] = field(default_factory=dict)
     objective: Literal["normalized_entropy", "log_loss", "auc"] = "normalized_entropy"
-    balancing: BalancingConfig | None = None
+    balancing: AnyBalancing | None = None
     perturbation: PerturbationConfig | None = None
     distillation: DistillationConfig | None = None
     inverse_propensity: InversePropensity | None = None
@@ -103,7 +104,7 @@ class RankingTask:
         self.balancer: Balancer | None = None
         if config.balancing is not None:
             try:
-                self.balancer = Balancer(config.balancing, len(self.heads), self._representation_width())
+                self.balancer = config.balancing.balancer(len(self.heads), self._representation_width())
             except ValueError as error:
                 raise ConfigError(f"balancing: {error}") from None
         self.perturbation: Perturbation | None = None
@@ -226,8 +227,6 @@ class RankingTask:
         return tuple(config.column(name) for name in self.distilled)
 
     def _representation_width(self) -> int:
-        if self.config.balancing is None or self.config.balancing.statistic != "summed_gradient":
-            return 0
         with torch.device("meta"):
             return self.build().representation_width
 

@@ -1,0 +1,30 @@
+"""Fixed factors of the tasks' gradients in the trunk; towers get their plain gradients, unlike with ``task_weights``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rayrec.methods.balancing.tracked import Tracked, TrackedBalancer
+
+
+@dataclass(frozen=True)
+class Fixed(Tracked):
+    """shares: one number >= 0 a task, in schema order."""
+
+    method: Literal["fixed"] = "fixed"
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shares or any(not share >= 0 for share in self.shares):
+            raise ValueError(f"shares: method fixed needs one number >= 0 a task, not {self.shares}")
+
+    def balancer(self, tasks: int, width: int) -> TrackedBalancer:
+        if len(self.shares) != tasks:
+            raise ValueError(f"shares has {len(self.shares)} numbers, but there are {tasks} tasks")
+        return super().balancer(tasks, width)
+
+    def weights(self, gram: Tensor, present: Tensor, last: Tensor, step: Tensor) -> Tensor:
+        return torch.tensor(self.shares).to(last)
