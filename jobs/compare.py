@@ -252,7 +252,7 @@ def _report(state: ComparisonState, split: str, choices: Mapping[str, ArmChoice]
         of_metric = [outcome for outcome in found if outcome.metric == metric and outcome.split == split]
         print(f"\n{metric}, {split} split: mean ± standard error")
         print(text_table(means_table(of_metric, comparison.reported_arms, comparison.baseline)))
-        print(f"difference to {comparison.baseline} [95 % bootstrap interval]")
+        print(f"difference to {comparison.baseline} [95 % t interval], * where told from 0 in this table")
         print(text_table(differences_table(of_metric, comparison.reported_arms)))
     sections = comparison_sections(state, split)
     if choices:

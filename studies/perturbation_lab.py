@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rayrec.errors import told
 from rayrec.files import write_text_atomically
-from rayrec.metrics.paired import mean_estimate, paired_difference
+from rayrec.metrics.paired import holm, mean_estimate, paired_difference
 from rayrec.registry import runs_folder
 from rayrec.reporting import Section, Table, write_page
 from studies.perturbation_problems import (
@@ -206,7 +206,7 @@ def alignment_by_noise(lab: Lab) -> dict[str, dict[float, float]]:
 
 
 def lspr_over_scr(cells: Sequence[Cell]) -> tuple[float, str]:
-    """Share of cells where LSPR's mean cosine is at least SCR's; and in words, in how many the paired interval excludes 0."""
+    """Share of cells where LSPR's mean cosine is at least SCR's; and in words, in how many they are told apart."""
     pairs = [
         (lspr, scr)
         for lspr in cells
@@ -214,9 +214,11 @@ def lspr_over_scr(cells: Sequence[Cell]) -> tuple[float, str]:
         if (lspr.kind, scr.kind) == ("lspr", "scr") and (lspr.base_rate, lspr.rows) == (scr.base_rate, scr.rows)
     ]
     differences = [paired_difference(lspr.cosines, scr.cosines) for lspr, scr in pairs]
-    above, below = (sum(d.excludes_zero and sign * d.mean > 0 for d in differences) for sign in (1, -1))
+    p_values = holm([1.0 if d.p_value is None else d.p_value for d in differences])
+    told = [d.mean for d, p_value in zip(differences, p_values, strict=True) if p_value <= 0.05]
+    above, below = sum(mean > 0 for mean in told), sum(mean < 0 for mean in told)
     share = sum(lspr.cosine >= scr.cosine for lspr, scr in pairs) / len(pairs)
-    return share, f"paired 95 % intervals: above in {above}, below in {below}"
+    return share, f"told from 0 (paired t, Holm): above in {above}, below in {below}"
 
 
 def _drawn_extra_loss(method: LinearMethod, logits: Tensor, y: Tensor, length: float, seed: int) -> float:

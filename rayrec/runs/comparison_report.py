@@ -8,7 +8,7 @@ from math import ceil
 
 from matplotlib.figure import Figure
 
-from rayrec.metrics.paired import MeanEstimate, PairedDifference, mean_estimate, paired_difference
+from rayrec.metrics.paired import MeanEstimate, PairedDifference, holm, mean_estimate, paired_difference
 from rayrec.reporting import Section, Table
 from rayrec.runs.comparison import ComparisonState, TrialKey, describe_left
 from rayrec.training.checkpoint import Progress
@@ -16,6 +16,11 @@ from rayrec.training.task import COUNTS
 from rayrec.typed_json import to_json
 
 OVERALL = "mean of tasks"
+SIGNIFICANT = 0.05
+DIFFERENCE_LEGEND = (
+    "Mean of the differences of equal seeds, and its 95 % t interval; a star marks one that is told from 0 with all others of "
+    "the table counted (Holm, 5 % a table)."
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def comparison_sections(state: ComparisonState, split: str) -> tuple[Section, ..
         sections.append(
             Section(
                 f"{metric.replace('_', ' ')}: difference to {comparison.baseline}",
-                "Mean of the differences of equal seeds, and their 95 % bootstrap interval; a star marks one without 0.",
+                DIFFERENCE_LEGEND,
                 table=differences_table(of_metric, arms),
                 figures={f"difference_{split}_{metric}": difference_plot(of_metric, comparison.baseline)},
             )
@@ -93,12 +98,30 @@ def means_table(found: Sequence[Outcome], arms: Sequence[str], baseline: str) ->
 
 
 def differences_table(found: Sequence[Outcome], arms: Sequence[str]) -> Table:
-    """Rows: arms but the baseline. Columns: tasks. Cells: mean difference [interval], starred where it excludes 0."""
+    """Rows: arms but the baseline. Columns: tasks. Cells: mean difference [interval], starred where ``told_apart``."""
     tasks = list(dict.fromkeys(outcome.task for outcome in found))
     cells = {(outcome.arm, outcome.task): outcome.difference for outcome in found}
+    starred = told_apart(found)
     shown = [arm for arm in arms if any(cells.get((arm, task)) is not None for task in tasks)]
-    rows = tuple((arm, *(_difference(cells.get((arm, task))) for task in tasks)) for arm in shown)
+    rows = tuple(
+        (arm, *(_difference(cells.get((arm, task)), (arm, task) in starred) for task in tasks)) for arm in shown
+    )
     return Table(("arm", *tasks), rows)
+
+
+def told_apart(found: Sequence[Outcome]) -> frozenset[tuple[str, str]]:
+    """(arm, task) of one table's differences that are not 0, any of them wrongly so in at most 5 % of tables."""
+    return frozenset(place for place, p_value in adjusted(found).items() if p_value <= SIGNIFICANT)
+
+
+def adjusted(found: Sequence[Outcome]) -> dict[tuple[str, str], float]:
+    """Holm's p-values by (arm, task) of the differences of one metric on one split, of two seeds or more."""
+    known = {
+        (o.arm, o.task): o.difference.p_value
+        for o in found
+        if o.difference is not None and o.difference.count > 1 and o.difference.p_value is not None
+    }
+    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 def difference_plot(found: Sequence[Outcome], baseline: str) -> Figure:
@@ -110,6 +133,7 @@ def difference_plot(found: Sequence[Outcome], baseline: str) -> Figure:
     columns = min(count, 3)
     size = (4.2 * columns, (0.9 + 0.32 * max(len(arms), 1)) * ceil(count / columns))
     figure = Figure(figsize=size, layout="constrained")
+    starred = told_apart(found)
     for i, task in enumerate(tasks):
         panel = figure.add_subplot(ceil(count / columns), columns, i + 1)
         panel.spines[["top", "right", "left"]].set_visible(False)
@@ -123,7 +147,7 @@ def difference_plot(found: Sequence[Outcome], baseline: str) -> Figure:
             difference = outcome.difference
             if outcome.task != task or difference is None:
                 continue
-            color = "#1d6fb8" if difference.excludes_zero else "#98a2b3"
+            color = "#1d6fb8" if (outcome.arm, task) in starred else "#98a2b3"
             place = arms.index(outcome.arm)
             panel.plot([difference.low, difference.high], [place, place], color=color, linewidth=2)
             panel.plot(difference.mean, place, "o", color=color, markersize=5)
@@ -136,11 +160,17 @@ def results_csv(found: Sequence[Outcome]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ("arm", "split", "task", "metric", "mean", "standard_error", "seeds", "difference", "difference_standard_error",
-         "low", "high", "pairs")
+         "low", "high", "pairs", "p_value", "p_holm")
     )  # fmt: skip
+    tables: dict[tuple[str, str], list[Outcome]] = {}
+    for o in found:
+        tables.setdefault((o.split, o.metric), []).append(o)
+    p_holm = {place: adjusted(table) for place, table in tables.items()}
     for o in found:
         d = o.difference
-        paired = ("", "", "", "", "") if d is None else (d.mean, d.standard_error, d.low, d.high, d.count)
+        paired = ("",) * 7 if d is None else (
+            d.mean, d.standard_error, d.low, d.high, d.count, d.p_value, p_holm[o.split, o.metric].get((o.arm, o.task), ""),
+        )  # fmt: skip
         e = o.estimate
         writer.writerow((o.arm, o.split, o.task, o.metric, e.mean, e.standard_error, e.count, *paired))
     return text.getvalue()
@@ -151,8 +181,8 @@ def _introduction(state: ComparisonState, split: str) -> str:
     text = (
         f"{len(comparison.parts)} arms, seeds {', '.join(map(str, comparison.seeds))}, judged on the {split} split at the best "
         f"evaluation of each trial; {comparison.baseline} is the baseline. {describe_left(state)}.\n"
-        "Differences are paired: equal seeds share initialization and order of rows. The bootstrap resamples the pairs; with 5 "
-        "seeds its 95 % interval holds the true mean in about 84 of 100 cases, with 10 in about 90."
+        "Differences are paired: equal seeds share initialization and order of rows. Intervals are "
+        "those of the t distribution, each for itself; stars count all comparisons of their table."
     )
     if state.failed:
         text += "\nFailed: " + "; ".join(f"{key}: {error}" for key, error in state.failed.items())
@@ -192,8 +222,8 @@ def _estimate(estimate: MeanEstimate | None) -> str:
     return f"{estimate.mean:.5f}{error}"
 
 
-def _difference(difference: PairedDifference | None) -> str:
+def _difference(difference: PairedDifference | None, starred: bool) -> str:
     if difference is None:
         return "n/a"
     interval = f" [{difference.low:+.5f}, {difference.high:+.5f}]" if difference.count > 1 else ""
-    return f"{difference.mean:+.5f}{interval}{' *' if difference.excludes_zero else ''}"
+    return f"{difference.mean:+.5f}{interval}{' *' if starred else ''}"

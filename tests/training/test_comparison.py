@@ -36,6 +36,7 @@ from rayrec.runs.comparison_report import (
     means_table,
     outcomes,
     results_csv,
+    told_apart,
 )
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
@@ -96,11 +97,28 @@ def test_tables_show_means_paired_differences_and_the_mean_over_tasks(base: Rank
     assert table.rows[0][:3] == ("plain", "3", "0.71000 ± 0.00577")
     assert table.highlighted == 0
     (row,) = differences_table(outcomes(state), ["plain", "better"]).rows
-    assert row[1] == f"+0.01333 [{expected.low:+.5f}, {expected.high:+.5f}] *"
-    assert "*" not in row[2]
+    assert row[1] == f"+0.01333 [{expected.low:+.5f}, {expected.high:+.5f}]"
     lines = list(csv.DictReader(io.StringIO(results_csv(outcomes(state)))))
     assert len(lines) == 6
     assert float(lines[3]["difference"]) == expected.mean
+
+
+def test_stars_count_all_comparisons_of_their_table(base: RankerExperiment) -> None:
+    """A difference of p = .019 has a star alone, and none among three."""
+    plain = dict.fromkeys(range(3), (0.7, 0.6))
+    gains = (0.010, 0.012, 0.016)  # t 7.2, p .019
+    good = {seed: (0.7 + gain, 0.6) for seed, gain in enumerate(gains)}
+    both = outcomes(state_of({"plain": plain, "good": good}, base))
+    click = [o for o in both if o.task == "click"]
+    assert click[-1].difference is not None
+    assert click[-1].difference.p_value == pytest.approx(0.0187, abs=1e-3)
+    assert told_apart(click) == {("good", "click")}
+    assert told_apart(both) == frozenset()  # buy does not differ, the mean of tasks as much as click: 3 x .0187
+    starred = differences_table(click, ["plain", "good"]).rows[0][1]
+    assert starred.endswith("*")
+    assert "*" not in "".join(differences_table(both, ["plain", "good"]).rows[0])
+    lines = {(line["arm"], line["task"]): line for line in csv.DictReader(io.StringIO(results_csv(both)))}
+    assert float(lines["good", "click"]["p_holm"]) == pytest.approx(3 * float(lines["good", "click"]["p_value"]))
 
 
 def test_only_seeds_that_both_arms_have_are_paired_and_undefined_metrics_are_left_out(base: RankerExperiment) -> None:
