@@ -148,11 +148,15 @@ class Liger(Retriever[Tensor]):
         real = (history > 0).repeat_interleave(levels, 1)
         return self.encoder(x, real), real
 
-    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
-        return self.loss(history, target)
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        return {"dense": self.config.dense_weight, "generative": self.config.generative_weight}
 
-    def loss(self, history: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Means () over the batch: "loss" is the weighted sum of "dense" and "generative", as far as there are such heads.
+    def loss_sizes(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        return {"dense": self.seen[target].sum(), "generative": torch.tensor(len(target), device=target.device)}
+
+    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        """ "dense" and "generative", as far as there are such heads.
 
         Targets never seen in training take no part in the dense loss, neither do such items as its candidates.
         """
@@ -165,8 +169,6 @@ class Liger(Retriever[Tensor]):
             tokens = self.item_tokens[target]  # (B, M)
             logits = self.head(self._decode(tokens[:, :-1], self.decoder.cache(states, real)))
             parts["generative"] = cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
-        weights = {"dense": config.dense_weight, "generative": config.generative_weight}
-        parts["loss"] = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return parts
 
     def query(self, history: Tensor) -> Tensor:

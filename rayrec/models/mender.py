@@ -118,15 +118,22 @@ class _Mender(Retriever[Steered]):
         """What the decoder attends to: states (B, K, D) and which are real (B, K) bool."""
         raise NotImplementedError
 
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        return {"next_item": 1.0, "wanted": 0.0, "unwanted": 0.0}  # the latter two are told, not learned
+
+    def loss_sizes(self, history: Steered, target: Tensor) -> Mapping[str, Tensor]:
+        return dict.fromkeys(self.loss_weights, torch.tensor(len(target), device=target.device))
+
     def losses(self, history: Steered, target: Tensor) -> Mapping[str, Tensor]:
         """Mean over the batch of sign * cross-entropy: Mender-All's w+ CE+ - w- CE- with the weights as batch fractions."""
         each = self.tuples.cross_entropies(self.item_tokens[target], *self.encode(self._some_without(history)))
         if history.sign is None:
-            return {"loss": each.mean()}
+            return {"next_item": each.mean()}
         unwanted = history.sign < 0
         away = each.clamp_max(self.config.ascent_limit)
         signed = torch.where(unwanted, -away, each)
-        parts = {"loss": signed.mean(), "wanted": each[~unwanted].sum() / len(each)}
+        parts = {"next_item": signed.mean(), "wanted": each[~unwanted].sum() / len(each)}
         return parts | {"unwanted": each[unwanted].sum() / len(each)}
 
     def decoding(self, history: Steered) -> TupleDecoding:

@@ -13,7 +13,7 @@ with 0, newest item last; results do not depend on how much padding there is.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.nn.functional import gelu, normalize
 
 from rayrec.models.catalogue import Catalogue
 from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, sampled_softmax_loss, shifted_scores
+from rayrec.models.layers.packed_histories import PackedHistories
 from rayrec.models.layers.short_attention import attend
 from rayrec.retrieval.repeats import Repeats
 from rayrec.retrieval.retriever import DenseHead, Retriever
@@ -34,6 +35,7 @@ class SASRecConfig:
     sampled_items: negatives of the sampled softmax; 0 = full softmax (best, while the catalogue is below some 100,000 items).
     temperature: logits are cosines of states and items over it; None = inner products.
     repeat_bias: learn one number that logits of the history's own items get on top (not in the paper); full softmax only.
+    weighting: of the loss's terms: each position counts the same, or each window, that is nearly each user, whatever its length.
     """
 
     needs_semantic_ids: ClassVar[bool] = False
@@ -50,6 +52,7 @@ class SASRecConfig:
     sampled_items: int = 0
     temperature: float | None = None
     repeat_bias: bool = False
+    weighting: Literal["position", "window"] = "position"
 
     def __post_init__(self) -> None:
         if min(self.dim, self.layers, self.heads, self.max_length, self.feed_forward) < 1 or self.sampled_items < 0:
@@ -106,7 +109,7 @@ class SASRec(Retriever[Tensor]):
 
     def forward(self, history: Tensor) -> Tensor:
         """The predicted next item's embedding (B, D) of histories (B, L); zeros where a history is empty."""
-        places = _Places(history[:, -self.config.max_length :])
+        places = PackedHistories(history[:, -self.config.max_length :])
         if not len(places.items):
             return self.items.weight.new_zeros(len(history), self.config.dim)
         states = self._states(places)
@@ -136,27 +139,37 @@ class SASRec(Retriever[Tensor]):
             return None
         return Repeats(once_each(history[:, -self.config.max_length :]), self.repeat_shift())
 
-    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
-        return {"loss": self.loss(history, target, *self._negatives())}
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        return {"next_item": 1.0}
 
-    def loss(
+    def loss_sizes(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        real = history[:, -self.config.max_length :] > 0
+        return {"next_item": real.sum() if self.config.weighting == "position" else real.any(1).sum()}
+
+    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        return {"next_item": self.next_item_loss(history, target, *self._negatives())}
+
+    def next_item_loss(
         self, inputs: Tensor, targets: Tensor, sampled: Tensor | None = None, log_sampling: Tensor | None = None
     ) -> Tensor:
-        """Mean cross-entropy () over the real positions of inputs and targets (B, L), both 0-padded at the left.
+        """Mean cross-entropy () over the real positions of inputs and targets (B, L), both 0-padded at the left, or the mean over
+        rows of each row's mean.
 
         With ``sampled`` (S,) items and their ``log_sampling`` (num_items + 1,) the sampled softmax.
         """
-        places = _Places(inputs[:, -self.config.max_length :])
+        places = PackedHistories(inputs[:, -self.config.max_length :])
         queries, packed_targets = (
             self._queries(self._states(places)),
             targets[:, -self.config.max_length :][places.real],
         )
-        items = self.item_vectors()
-        if self.config.repeat_bias:
-            return full_softmax_loss(queries, items, packed_targets, shifted=places.before(), shift=self.repeat_shift())
-        if sampled is None or log_sampling is None:
-            return full_softmax_loss(queries, items, packed_targets)
-        return sampled_softmax_loss(queries, items, packed_targets, sampled, log_sampling)
+        items, weights = self.item_vectors(), None
+        if self.config.weighting == "window":
+            weights = (places.real / places.real.sum(1, keepdim=True).clamp_min(1))[places.real]
+        if sampled is not None and log_sampling is not None:
+            return sampled_softmax_loss(queries, items, packed_targets, sampled, log_sampling, weights)
+        shifted, shift = (places.before(), self.repeat_shift()) if self.config.repeat_bias else (None, None)
+        return full_softmax_loss(queries, items, packed_targets, shifted=shifted, shift=shift, weights=weights)
 
     def _negatives(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Items drawn by their popularity (S,) and the log-probability of each item to be drawn (N + 1,)."""
@@ -178,44 +191,13 @@ class SASRec(Retriever[Tensor]):
         scale = self.config.dim**0.5 if self.config.temperature is None else 1 / self.config.temperature
         return self.repeat * scale
 
-    def _states(self, places: "_Places") -> Tensor:
+    def _states(self, places: PackedHistories) -> Tensor:
         """States (T, D) of the real positions, row by row of the batch."""
         x = self.dropout(self.items(places.items) * self.config.dim**0.5 + self.positions(places.position))
         for block in self.blocks:
             x = block(x, places)
         states: Tensor = self.norm(x)
         return states
-
-
-class _Places:
-    """Where the T real positions of a batch of left-padded histories (B, L) lie."""
-
-    def __init__(self, history: Tensor) -> None:
-        length = history.shape[1]
-        self.shape, self.history = history.shape, history
-        self.real = history > 0  # (B, L)
-        self.items = history[self.real]  # (T,)
-        self.flat = self.real.flatten().nonzero().squeeze(1)  # (T,)
-        self.position = (self.real.cumsum(1) - 1)[self.real]  # (T,) counted from the oldest item
-        causal = torch.ones(length, length, dtype=torch.bool, device=history.device).tril()
-        own = torch.eye(length, dtype=torch.bool, device=history.device)  # padding sees itself, so that no row is empty
-        visible = (causal & self.real.unsqueeze(1)) | own  # (B, L, L)
-        self.bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, -math.inf).unsqueeze(1)
-
-    def before(self) -> Tensor:
-        """(T, L) the items that each real position has read, its own among them, each once; the rest is 0."""
-        length = self.shape[1]
-        row, column = self.flat // length, self.flat % length
-        read = torch.arange(length, device=self.flat.device) <= column.unsqueeze(1)
-        return once_each(self.history)[row] * read
-
-    def spread(self, x: Tensor) -> Tensor:
-        """(T, C) to (B, L, C), zeros at padding."""
-        return x.new_zeros(self.shape.numel(), x.shape[1]).index_copy(0, self.flat, x).view(*self.shape, -1)
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, L, C) to (T, C)."""
-        return x.flatten(0, 1)[self.flat]
 
 
 class _Block(nn.Module):
@@ -232,13 +214,13 @@ class _Block(nn.Module):
         self.expand, self.contract = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, places: _Places) -> Tensor:
+    def forward(self, x: Tensor, places: PackedHistories) -> Tensor:
         x = x + self.dropout(self._attend(self.attention_norm(x), places))
         hidden = self.dropout(gelu(self.expand(self.feed_forward_norm(x))))
         output: Tensor = x + self.dropout(self.contract(hidden))
         return output
 
-    def _attend(self, x: Tensor, places: _Places) -> Tensor:
+    def _attend(self, x: Tensor, places: PackedHistories) -> Tensor:
         spread = places.spread(self.query_key_value(x)).unflatten(2, (3, self.heads, -1))  # (B, L, 3, H, d)
         query, key, value = spread.permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0

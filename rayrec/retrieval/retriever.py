@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from rayrec.retrieval.beam_search import Decoding
@@ -98,6 +99,24 @@ class Retriever(nn.Module, Generic[H]):
     def growing(self) -> Growing | None:
         return None
 
-    def losses(self, history: H, target: Tensor) -> Mapping[str, Tensor]:
-        """Scalars () by name: "loss" is what is minimized, the others are its parts. target: (B,), or (B, L) for windows."""
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Weight of each part of the loss, by name."""
         raise NotImplementedError
+
+    def loss_sizes(self, history: H, target: Tensor) -> Mapping[str, Tensor]:
+        """Over how many terms () the mean of each part runs. target: (B,), or (B, L) for models that read windows."""
+        raise NotImplementedError
+
+    def losses(self, history: H, target: Tensor) -> Mapping[str, Tensor]:
+        """Means () by part; 0, with a gradient of 0, where a part has no term."""
+        raise NotImplementedError
+
+    def loss(self, history: H, target: Tensor, joint_sizes: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The parts and "loss", their weighted sum. joint_sizes: () by part, what its sum is divided by; None = its own size."""
+        parts = dict(self.losses(history, target))
+        if joint_sizes is not None:
+            own = self.loss_sizes(history, target)
+            parts = {n: v * (own[n] / joint_sizes[n].clamp_min(1e-12)).to(v.dtype) for n, v in parts.items()}
+        total = torch.stack([self.loss_weights[name] * value for name, value in parts.items()]).sum()
+        return {**parts, "loss": total}

@@ -205,21 +205,14 @@ def learning_rate_factor(config: LoopConfig, steps: int) -> Callable[[int], floa
     return factor
 
 
-@dataclass(frozen=True)
-class UpdateShare:
-    """A batch's place among the ``batches`` of one update."""
-
-    batches: int
-    first: bool
-    last: bool
-
-
-def share_of_update(next_batch: int, batches_per_epoch: int, accumulate: int) -> UpdateShare:
-    """The place of the batch before ``next_batch`` (0: the epoch's last batch). No update spans two epochs."""
-    index = (next_batch or batches_per_epoch) - 1
-    start = index - index % accumulate
-    batches = min(accumulate, batches_per_epoch - start)
-    return UpdateShare(batches, index == start, index == start + batches - 1)
+def updates_of(stream: TrainingStream[B], accumulate: int) -> Iterator[list[tuple[B, B | None]]]:
+    """The batches of each update: ``accumulate`` of them, fewer at the end of the epoch, which no update spans."""
+    update = []
+    for pair in stream.epoch_batches():
+        update.append(pair)
+        if len(update) == accumulate or stream.position.step == 0:
+            yield update
+            update = []
 
 
 def reduce_evaluation(evaluation: Evaluation, worker: Worker) -> None:
@@ -238,8 +231,10 @@ class _Step(nn.Module):
         self.task = task
         self.model = model
 
-    def forward(self, batch: Any, unlabeled: Any) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
-        loss = self.task.loss(self.model, batch, unlabeled)
+    def forward(
+        self, batch: Any, unlabeled: Any, joint_sizes: Tensor | None
+    ) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
+        loss = self.task.loss(self.model, batch, unlabeled, joint_sizes)
         return loss.total, loss.parts, loss.outputs
 
 
@@ -292,19 +287,16 @@ class _Loop(Generic[B]):
             group["lr"] = base * factor(state.schedule.last_epoch)
         window = _Window(self.task)
         while state.progress.epoch < config.epochs:
-            for batch, unlabeled in stream.epoch_batches():
+            for batches in updates_of(stream, config.accumulate_batches):
                 position = stream.position  # of the next batch
-                share = share_of_update(position.step, stream.steps_per_epoch, config.accumulate_batches)
-                parts = self._update(batch, unlabeled, window, share)
+                parts = self._update(batches, window)
                 state.progress = replace(
                     state.progress,
                     epoch=position.epoch,
                     step_in_epoch=position.step,
-                    step=state.progress.step + share.last,
-                    rows=state.progress.rows + len(batch) * self.worker.size,
+                    step=state.progress.step + 1,
+                    rows=state.progress.rows + sum(len(batch) for batch, _ in batches) * self.worker.size,
                 )
-                if not share.last:
-                    continue
                 self._show(parts, window, updates_per_epoch)
                 at_end = position.step == 0
                 every, between = config.evaluate_every_steps, config.checkpoint_every_steps
@@ -337,27 +329,36 @@ class _Loop(Generic[B]):
         self._checkpoint()
         return state.progress
 
-    def _update(
-        self, batch: B, unlabeled: B | None, window: "_Window[B]", share: "UpdateShare"
-    ) -> Mapping[str, Tensor]:
-        state, started = self.state, time.perf_counter()
+    def _update(self, batches: list[tuple[B, B | None]], window: "_Window[B]") -> Mapping[str, Tensor]:
+        state, started, device = self.state, time.perf_counter(), self.worker.device
         state.model.train()
-        batch = batch.to(self.worker.device, non_blocking=True)
-        unlabeled = None if unlabeled is None else unlabeled.to(self.worker.device, non_blocking=True)
-        if share.first:
-            state.optimizer.zero_grad(set_to_none=True)
-        with self._gradient_exchange(share.last):
-            with self.autocast():
-                total, parts, outputs = self.step_module(batch, unlabeled)
-            (total / share.batches).backward()
-        if share.last:
-            if self.config.gradient_clip is not None:
-                clip_gradients(state.model.parameters(), self.config.gradient_clip)
-            state.optimizer.step()
-            state.schedule.step()
-        window.add(parts, outputs, batch)
+        here = [
+            (batch.to(device, non_blocking=True), None if more is None else more.to(device, non_blocking=True))
+            for batch, more in batches
+        ]
+        sizes = self._joint_sizes([batch for batch, _ in here])
+        state.optimizer.zero_grad(set_to_none=True)
+        for place, (batch, unlabeled) in enumerate(here, 1):
+            with self._gradient_exchange(place == len(here)):
+                with self.autocast():
+                    total, parts, outputs = self.step_module(batch, unlabeled, sizes)
+                (total / len(here)).backward()
+            window.add(parts, outputs, batch)
+        if self.config.gradient_clip is not None:
+            clip_gradients(state.model.parameters(), self.config.gradient_clip)
+        state.optimizer.step()
+        state.schedule.step()
         state.progress = replace(state.progress, seconds=state.progress.seconds + time.perf_counter() - started)
         return parts
+
+    def _joint_sizes(self, batches: list[B]) -> Tensor | None:
+        """(P,) mean sizes over the batches of an update on all workers; None where there is but one batch."""
+        if len(batches) * self.worker.size == 1:
+            return None
+        sizes = torch.stack([self.task.sizes(self.state.model, batch) for batch in batches]).double().mean(0)
+        if self.worker.size > 1:
+            dist.all_reduce(sizes)
+        return sizes / self.worker.size
 
     def _gradient_exchange(self, wanted: bool) -> AbstractContextManager[None]:
         """Workers exchange gradients once an update, at its last batch."""

@@ -59,7 +59,19 @@ class Task(Protocol[B]):
         """A freshly initialized model (seed torch first)."""
         ...
 
-    def loss(self, model: nn.Module, batch: B, unlabeled: B | None = None) -> Loss: ...
+    def sizes(self, model: nn.Module, batch: B) -> Tensor:
+        """(P,) over how many terms (rows, positions, tokens) of this batch each of the loss's P means runs.
+
+        The loop takes their mean over all batches of an update, on all workers: what ``loss`` then divides by.
+        """
+        ...
+
+    def loss(self, model: nn.Module, batch: B, unlabeled: B | None = None, joint_sizes: Tensor | None = None) -> Loss:
+        """Means over the terms of the whole update, so that averaging over its batches and workers gives the joint batch's loss.
+
+        joint_sizes: (P,) mean ``sizes`` of the update's batches; None = this batch is the whole update.
+        """
+        ...
 
     def predict(self, model: nn.Module, batch: B) -> Tensor:
         """What the metrics need of the model on this batch (logits, ranks, losses by token); called without gradients."""

@@ -28,7 +28,10 @@ def test_full_softmax_loss_and_gradients_equal_cross_entropy(monkeypatch: pytest
     assert torch.equal(gradients[1][0], torch.zeros(6, dtype=torch.float64))  # padding is no candidate
 
 
-def test_shifted_logits_and_their_gradients_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_shifted_logits_and_their_gradients_equal_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, weighted: bool
+) -> None:
     monkeypatch.setattr("rayrec.models.layers.item_softmax._CHUNK", 7)
     generator = torch.Generator().manual_seed(2)
     states, items = (torch.randn(n, 5, generator=generator, dtype=torch.float64, requires_grad=True) for n in (23, 11))
@@ -40,8 +43,11 @@ def test_shifted_logits_and_their_gradients_equal_cross_entropy(monkeypatch: pyt
     logits = states @ items.T
     logits = logits + torch.zeros_like(logits).scatter(1, shifted, 1.0) * shift
     logits = torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits[:, 1:]], 1)
+    weights = torch.rand(23, generator=generator, dtype=torch.float64) if weighted else None
     expected = cross_entropy(logits, targets)
-    loss = full_softmax_loss(states, items, targets, shifted=shifted, shift=shift)
+    if weights is not None:
+        expected = (weights * cross_entropy(logits, targets, reduction="none")).sum() / weights.sum()
+    loss = full_softmax_loss(states, items, targets, shifted=shifted, shift=shift, weights=weights)
     torch.testing.assert_close(loss, expected)
     for found, wanted in zip(
         torch.autograd.grad(loss, (states, items, shift)),
@@ -49,7 +55,7 @@ def test_shifted_logits_and_their_gradients_equal_cross_entropy(monkeypatch: pyt
         strict=True,
     ):
         torch.testing.assert_close(found, wanted)
-    alone = full_softmax_loss(states.detach(), items.detach(), targets, shifted=shifted, shift=shift)
+    alone = full_softmax_loss(states.detach(), items.detach(), targets, shifted=shifted, shift=shift, weights=weights)
     (gradient,) = torch.autograd.grad(alone, shift)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, shift)[0])
     with pytest.raises(ValueError, match="belong together"):

@@ -65,7 +65,7 @@ def test_training_at_every_position_equals_scoring_each_prefix(temperature: floa
     inputs, targets = torch.tensor([[0, 0, 5, 7, 9], [1, 2, 1, 4, 1]]), torch.tensor([[0, 0, 7, 9, 5], [2, 1, 4, 1, 6]])
     prefixes = [(row[: i + 1], t[i]) for row, t in zip(inputs, targets, strict=True) for i in range(5) if row[i] > 0]
     losses = [-model.scores(prefix.unsqueeze(0)).log_softmax(1)[0, target] for prefix, target in prefixes]
-    expected, found = torch.stack(losses).mean(), model.loss(inputs, targets)
+    expected, found = torch.stack(losses).mean(), model.next_item_loss(inputs, targets)
     torch.testing.assert_close(found, expected)
     for wanted, gradient in zip(
         torch.autograd.grad(expected, tuple(model.parameters())),
@@ -94,7 +94,7 @@ def test_the_log_decides_the_sign_of_the_repeat_bias(repeats: bool, sign: int) -
         if repeats:  # some of the same three, nobody can tell which
             rows = rows.gather(1, torch.randint(0, 3, (64, 7)))
         optimizer.zero_grad()
-        model.loss(rows[:, :-1], rows[:, 1:]).backward()
+        model.next_item_loss(rows[:, :-1], rows[:, 1:]).backward()
         optimizer.step()
     assert sign * model.repeat.item() > 0.05
 
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_loss_and_gradients() -> None:
 
     def step() -> list[torch.Tensor]:
         model = small_model().train()
-        loss = model.loss(rows[:, :-1], rows[:, 1:])
+        loss = model.next_item_loss(rows[:, :-1], rows[:, 1:])
         loss.backward()
         return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
@@ -121,7 +121,7 @@ def test_it_learns_that_each_item_is_followed_by_the_next(sampled: bool) -> None
     for _ in range(60):
         rows = (torch.randint(0, 30, (64, 1)) + torch.arange(7)) % 30 + 1
         negatives = torch.randint(1, 31, (20,)) if sampled else None
-        loss = model.loss(rows[:, :-1], rows[:, 1:], negatives, log_q)
+        loss = model.next_item_loss(rows[:, :-1], rows[:, 1:], negatives, log_q)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -34,7 +34,7 @@ def test_tiger_is_transformers_t5_from_tokens_to_tokens_gradients_too() -> None:
     before = torch.cat([torch.zeros(2, 1, dtype=torch.int64), TOKENS[TARGET][:, :-1]], 1)
     mask = (inputs > 0).long()
     wanted = peer(input_ids=inputs, attention_mask=mask, decoder_input_ids=before, labels=TOKENS[TARGET]).loss
-    loss = model.losses(HISTORY, TARGET)["loss"]
+    loss = model.loss(HISTORY, TARGET)["loss"]
     torch.testing.assert_close(loss, wanted)
     wanted.backward()
     loss.backward()

@@ -1,15 +1,17 @@
 """The worker loop with low-rank optimizers: learns, and resumes bit for bit with clipping, warm-up and a schedule."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from rayrec.data.log.streams import StreamPosition
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.optim import OptimizerConfig, ProjectionConfig
 from rayrec.training.checkpoint import best_weights
-from rayrec.training.loop import share_of_update
+from rayrec.training.loop import updates_of
 from tests.training.test_loop import Killed, KilledAfter, experiment, train, train_here  # noqa: F401  (a fixture)
 
 
@@ -49,8 +51,23 @@ def test_accumulated_batches_make_one_update_and_resume_between_updates(
         assert torch.equal(tensor, best_weights(resumed)[name]), name
 
 
-def test_shares_of_an_update_add_up_to_one_within_each_epoch() -> None:
-    shares = [share_of_update((index + 1) % 7, 7, 3) for index in range(7)]
-    assert [share.batches for share in shares] == [3, 3, 3, 3, 3, 3, 1]
-    assert [share.first for share in shares] == [True, False, False, True, False, False, True]
-    assert [share.last for share in shares] == [False, False, True, False, False, True, True]
+class SevenBatches:
+    """A training stream of seven batches an epoch, from a given one on."""
+
+    steps_per_epoch = 7
+
+    def __init__(self, start: int = 0) -> None:
+        self.position = StreamPosition(0, start)
+
+    def epoch_batches(self) -> Iterator[tuple[list[int], None]]:
+        for step in range(self.position.step, 7):
+            self.position = StreamPosition(0, step + 1) if step < 6 else StreamPosition(1, 0)
+            yield [step], None
+
+    def close(self) -> None: ...
+
+
+def test_updates_take_so_many_batches_and_never_span_two_epochs() -> None:
+    updates = [[batch[0] for batch, _ in update] for update in updates_of(SevenBatches(), 3)]
+    assert updates == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [len(update) for update in updates_of(SevenBatches(3), 3)] == [3, 1]

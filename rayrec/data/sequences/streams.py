@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences.batches import (
@@ -48,7 +49,9 @@ class TrainingSequences:
         self._examples = TrainingWindows(split, length) if windows else TrainingPrefixes(split)
         self._rank, self._world_size = rank, world_size
         self._position = start or StreamPosition()
-        self._lengths = np.minimum(self._examples.locate(np.arange(len(self._examples))).positions, length)
+        self._lengths: NDArray[np.int64] | None = None
+        if not windows:  # of which each has one target: those of like length may go together
+            self._lengths = np.minimum(self._examples.locate(np.arange(len(self._examples))).positions, length)
         self.steps_per_epoch = -(-len(self._examples) // config.batch_size) // world_size
         if self.steps_per_epoch == 0:
             raise ValueError(

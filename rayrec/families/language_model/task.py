@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -30,10 +31,18 @@ class LanguageModellingTask:
     def build(self) -> LlamaLanguageModel:
         return LlamaLanguageModel(self.model_config)
 
-    def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss:
+    def sizes(self, model: nn.Module, batch: Batch) -> Tensor:
+        tokens = batch.sequences[0]
+        return torch.tensor([len(tokens) * (tokens.shape[1] - 1)], device=tokens.device)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None, joint_sizes: Tensor | None = None
+    ) -> Loss:
         """Mean cross-entropy in nats over the T predicted tokens of each block."""
         losses = token_losses(model, batch.sequences[0])
         total = losses.mean()
+        if joint_sizes is not None:
+            total = total * (losses.numel() / joint_sizes[0]).to(total.dtype)
         return Loss(total, {"loss": total.detach()}, losses.detach())
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -135,7 +135,13 @@ class RankingTask:
             else ()
         )
 
-    def loss(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Loss:
+    def sizes(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(T,) weight of the rows where the task's label is observed; a method's means run over the rows of all workers."""
+        return observed_weights(batch.labels, self._row_weights(batch)).sum(0)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None, joint_sizes: Tensor | None = None
+    ) -> Loss:
         """Sum over heads of weight * mean cross-entropy on the rows where the task's label is observed; with methods, theirs.
 
         All rows that a method adds go through the towers in one pass, behind those of ``batch``.
@@ -152,7 +158,7 @@ class RankingTask:
         outputs = model.heads(inputs).float()  # (all rows, H)
         predicted = outputs.split([len(block) for block in blocks]) if len(blocks) > 1 else (outputs,)
         logits, *others = (block[:, : len(self.schema.tasks)] for block in predicted)  # (rows, T) each
-        per_task = masked_cross_entropy(logits, batch.labels, weights)  # (T,)
+        per_task = masked_cross_entropy(logits, batch.labels, weights, joint_sizes)  # (T,)
         named = {"loss": per_task}
         losses = per_task
         if self.perturbation is not None:
@@ -286,16 +292,26 @@ def _represent(model: Ranker, blocks: list[Tensor]) -> Tensor:
     return torch.cat([model.represent_embedded(block) for block in blocks])
 
 
-def masked_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def masked_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, joint_sizes: Tensor | None = None
+) -> Tensor:
     """Per-task mean binary cross-entropy (T,) over observed rows: logits (B, T), labels (B, T) with NaN = unobserved.
 
-    A task observed on no row gives 0. Under torch.distributed the mean is over the rows of *all* workers, so that averaging
-    gradients over workers equals one worker with the joint batch, however unevenly the observed rows fall.
+    A task observed on no row gives 0. joint_sizes: (T,) what to divide by; None = the observed weight, under torch.distributed
+    the mean of all workers', so that averaging gradients over workers equals one worker with the joint batch, however unevenly
+    the observed rows fall.
     """
+    row_weights = observed_weights(labels, weights)
+    losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none") * row_weights
+    if joint_sizes is not None:
+        return losses.sum(0) / joint_sizes.to(losses.dtype).clamp_min(1e-12)
+    return joint_mean(losses, row_weights)
+
+
+def observed_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """(B, T) weights of the rows, 0 where the task's label is NaN."""
     observed = ~labels.isnan()
-    row_weights = observed.float() if weights is None else observed * weights.unsqueeze(1)
-    losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none")
-    return joint_mean(losses * row_weights, row_weights)
+    return observed.float() if weights is None else observed * weights.unsqueeze(1)
 
 
 def joint_mean(losses: Tensor, counts: Tensor) -> Tensor:
@@ -332,7 +348,8 @@ def _perturbed(
     differences = [divergence(config.divergence, copy.of(logits), others[0])]
     if len(pairs) > 1:
         differences.append(divergence(config.divergence, others[1], others[2]))
-    return torch.cat(differences).mean(0)
+    each = torch.cat(differences)
+    return joint_mean(each, torch.ones_like(each))
 
 
 def _defined(value: float) -> float | None:

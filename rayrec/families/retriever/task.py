@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ class RetrievalConfig:
         return {**given, "model": "liger", "liger": {**given["liger"], **tiger}}
 
     @property
-    def depth(self) -> int:
+    def list_depth(self) -> int:
         """Places of a list that count, for whatever method."""
         return self.beams
 
@@ -128,8 +129,17 @@ class RetrievalTask:
     def searcher(self, model: Retriever[Any]) -> Searcher[Any]:
         return Searcher(model, beams=self.config.beams)
 
-    def loss(self, model: nn.Module, batch: HistoryBatch, unlabeled: HistoryBatch | None = None) -> Loss:
-        parts = _retriever(model).losses(batch.asked, batch.target)
+    def sizes(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
+        sizes = _retriever(model).loss_sizes(batch.asked, batch.target)
+        return torch.stack([sizes[name] for name in sorted(sizes)])
+
+    def loss(
+        self, model: nn.Module, batch: HistoryBatch, unlabeled: HistoryBatch | None = None,
+        joint_sizes: Tensor | None = None,
+    ) -> Loss:  # fmt: skip
+        retriever = _retriever(model)
+        joint = None if joint_sizes is None else dict(zip(sorted(retriever.loss_weights), joint_sizes, strict=True))
+        parts = retriever.loss(batch.asked, batch.target, joint)
         return Loss(parts["loss"], {name: value.detach() for name, value in parts.items()})
 
     def predict(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
@@ -141,11 +151,11 @@ class RetrievalTask:
         return self.ranks(self._searcher, batch, self._searcher.methods[0])
 
     def ranks(self, searcher: Searcher[Any], batch: HistoryBatch, method: Method, beams: int | None = None) -> Tensor:
-        """Ranks (B,) of the targets among the ``depth`` items that the method finds first; ABSENT beyond.
+        """Ranks (B,) of the targets among the ``list_depth`` items that the method finds first; ABSENT beyond.
 
         Ties count against the target. Raises ConfigError when the model lacks a head.
         """
-        depth = self.config.depth
+        depth = self.config.list_depth
         found = searcher.search(batch.asked, depth + 1, method, beams=beams)  # one more shows a tie at the end
         ranks = list_ranks(found.items, batch.target, found.scores)
         return ranks.masked_fill(ranks > depth, ABSENT)

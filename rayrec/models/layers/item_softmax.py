@@ -17,17 +17,18 @@ _CHUNK = 512  # positions a chunk: 512 x 12,000 float32 logits are 25 MB
 
 def full_softmax_loss(
     states: Tensor, items: Tensor, targets: Tensor, first_item: int = 1,
-    *, shifted: Tensor | None = None, shift: Tensor | None = None,
+    *, shifted: Tensor | None = None, shift: Tensor | None = None, weights: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Mean cross-entropy () of logits states @ items.T: states (T, D), items (V, D), targets (T,) int64.
 
     Items below ``first_item`` (padding) are no candidates. Under autocast the products run in its dtype.
     shifted: (T, R) int64 items whose logits get ``shift`` () on top, each at most once a row; 0 (padding) fills the rows up.
+    weights: (T,) of the positions, in a weighted mean; None = all 1.
     Raises ValueError when one of the two is missing, or 0 is no padding.
     """
     if (shifted is None) != (shift is None) or (shifted is not None and first_item < 1):
         raise ValueError("shifted and shift belong together, and need first_item to be at least 1")
-    loss: Tensor = _FullSoftmax.apply(states, items, targets, first_item, shifted, shift)
+    loss: Tensor = _FullSoftmax.apply(states, items, targets, first_item, shifted, shift, weights)
     return loss
 
 
@@ -43,27 +44,30 @@ def shifted_scores(scores: Tensor, shifted: Tensor, shift: Tensor) -> Tensor:
 
 
 def sampled_softmax_loss(
-    states: Tensor, items: Tensor, targets: Tensor, sampled: Tensor, log_sampling: Tensor
+    states: Tensor, items: Tensor, targets: Tensor, sampled: Tensor, log_sampling: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """Mean cross-entropy () over each target and ``sampled`` (S,) items, drawn with replacement.
 
     log_sampling: (V,) log-probability q of an item to be drawn. Each sampled logit is lowered by log(S * q), which makes the
     sampled partition sum an unbiased estimate of the full one (Bengio and Senecal 2008); the target enters with its own
-    logit, and samples that equal it are left out for that row.
+    logit, and samples that equal it are left out for that row. weights: as in the full loss.
     """
     positive = (states * items[targets]).sum(1, keepdim=True).float()  # (T, 1)
     correction = log_sampling[sampled] + torch.log(torch.tensor(float(len(sampled)), device=states.device))
     negative = (states @ items[sampled].T).float() - correction  # (T, S)
     negative = negative.masked_fill(sampled.unsqueeze(0) == targets.unsqueeze(1), -torch.inf)
     logits = torch.cat([positive, negative], dim=1)
-    return cross_entropy(logits, torch.zeros(len(targets), dtype=torch.long, device=states.device))
+    first = torch.zeros(len(targets), dtype=torch.long, device=states.device)
+    if weights is None:
+        return cross_entropy(logits, first)
+    return (weights * cross_entropy(logits, first, reduction="none")).sum() / weights.sum()
 
 
 class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, states: Tensor, items: Tensor, targets: Tensor, first_item: int,
-        shifted: Tensor | None, shift: Tensor | None,
+        shifted: Tensor | None, shift: Tensor | None, weights: Tensor | None,
     ) -> Tensor:  # fmt: skip
         device = states.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
@@ -88,14 +92,18 @@ class _FullSoftmax(torch.autograd.Function):
                 if first_item:
                     logits[:, :first_item] = -torch.inf
                 probabilities = torch.softmax(logits, 1, out=kept[1][: len(chunk)])
-                losses -= probabilities[rows, target].to(losses.dtype).clamp_min(1e-30).log().sum()
+                each = probabilities[rows, target].to(losses.dtype).clamp_min(1e-30).log()
+                weight = None if weights is None else weights[start : start + _CHUNK]
+                losses -= each.sum() if weight is None else (weight * each).sum()
                 if states_gradient is not None and items_gradient is not None:
                     probabilities[rows, target] -= 1  # now d loss / d logits
+                    if weight is not None:
+                        probabilities *= weight.to(kind).unsqueeze(1)
                     states_gradient[start : start + _CHUNK] = probabilities @ items_cast
                     items_gradient += probabilities.T @ chunk
                     if shifted is not None and shift_gradient is not None:
                         shift_gradient += probabilities.gather(1, own).sum()  # padding has probability 0
-        count = max(len(states), 1)
+        count = max(len(states), 1) if weights is None else weights.sum().clamp_min(1e-12)
         ctx.count = count
         ctx.kinds = states.dtype, items.dtype
         ctx.shift_kind = None if shift is None else shift.dtype
@@ -105,11 +113,12 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, Tensor | None, None]:
         states_gradient, items_gradient, shift_gradient = ctx.saved_tensors
         factor = gradient / ctx.count
         states_kind, items_kind = ctx.kinds
         of_shift = None if shift_gradient is None else (shift_gradient * factor).to(ctx.shift_kind)
         return (
             states_gradient.to(states_kind) * factor, (items_gradient * factor).to(items_kind), None, None, None, of_shift,
+            None,
         )  # fmt: skip
