@@ -18,6 +18,7 @@ from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
 from rayrec.families.retriever.semantic_id_files import read_semantic_ids, write_semantic_ids
 from rayrec.families.retriever.task import ModelName, RetrievalConfig
+from rayrec.models.depth_retriever import DepthRetrieverConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.t5 import T5Config
@@ -37,6 +38,7 @@ METHODS: tuple[Method, ...] = ("dense", "generative", "hybrid")
 T5 = T5Config(dim=16, feed_forward=32, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1, dropout=0.0)
 RETRIEVAL = RetrievalConfig(
     sasrec=SASRecConfig(dim=16, layers=1, max_length=4, dropout=0.0),
+    depth=DepthRetrieverConfig(dim=16, layers=1, max_length=4, dropout=0.0, input_dropout=0.0, item_dropout=0.0),
     tiger=TigerConfig(T5, max_length=4, embedding_std=0.1),
     liger=LigerConfig(T5, projection=(16,), projection_dropout=0.0, input_dropout=0.0, max_length=4),
     beams=10,
@@ -111,7 +113,7 @@ def judged(folders: tuple[Path, Path], bundle: RetrieverBundle, method: Method) 
     return task.summarize(evaluation)
 
 
-@pytest.mark.parametrize("model", ["sasrec", "tiger", "dense", "liger"])
+@pytest.mark.parametrize("model", ["sasrec", "depth", "tiger", "dense", "liger"])
 def test_every_model_trains_is_judged_and_comes_back_from_its_bundle(
     folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle], model: ModelName
 ) -> None:
@@ -123,7 +125,7 @@ def test_every_model_trains_is_judged_and_comes_back_from_its_bundle(
     assert in_set is not None
     assert in_set > 0.8
     assert bundle.names[28] == "item-29"
-    found = judged(folders, bundle, "generative" if model == "tiger" else "dense")
+    found = judged(folders, bundle, "generative" if model in ("depth", "tiger") else "dense")
     assert found["in_set"] == pytest.approx(test["in_set"], abs=1e-9)
     assert found["cold"] == pytest.approx(test["cold"], abs=1e-9)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.metrics.ranking import ABSENT, RankingMetrics, list_ranks
 from rayrec.models.catalogue import Catalogue
+from rayrec.models.depth_retriever import DepthRetrieverConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.mender import MenderEmbConfig, MenderTokConfig
 from rayrec.models.sasrec import SASRecConfig
@@ -20,7 +21,7 @@ from rayrec.retrieval.searching import Method, Searcher
 from rayrec.training.task import Evaluation, Loss
 from rayrec.typed_json import ConfigError
 
-ModelName = Literal["sasrec", "tiger", "dense", "liger", "mender_emb", "mender_tok"]
+ModelName = Literal["sasrec", "depth", "tiger", "dense", "liger", "mender_emb", "mender_tok"]
 
 
 class Architecture(Protocol):
@@ -57,6 +58,7 @@ class RetrievalConfig:
 
     model: ModelName = "sasrec"
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    depth: DepthRetrieverConfig = field(default_factory=DepthRetrieverConfig)
     tiger: TigerConfig = field(default_factory=TigerConfig)
     liger: LigerConfig = field(default_factory=LigerConfig)
     mender_emb: MenderEmbConfig = field(default_factory=MenderEmbConfig)
@@ -95,6 +97,7 @@ class RetrievalConfig:
 
 MODELS: Mapping[ModelName, Callable[[RetrievalConfig], Architecture]] = {
     "sasrec": lambda c: c.sasrec,
+    "depth": lambda c: c.depth,
     "tiger": lambda c: c.tiger,
     "dense": lambda c: replace(c.liger, text=True, dense_weight=1.0, generative_weight=0.0),
     "liger": lambda c: c.liger,

@@ -1,0 +1,334 @@
+"""A generative retriever over items with a depth head: one causal pass over a history learns the codes of every next item.
+
+TIGER reads M tokens an item and encodes each prefix of a history anew. Here a position is an item,
+
+    item = sum of its codes' embeddings / sqrt(M) + its own embedding + position,
+
+a causal transformer gives each position a state h, and a small head beside it emits the M codes of the next item, level by level:
+
+    logits of level m = cosine(h, embedding of each code) / temperature + repeat terms
+    h <- h + norm(embedding of the emitted code);  h <- h + SwiGLU_m(norm(h))
+
+Two things make the difference. The softmax of a level runs over the codes that continue the prefix to a real item only, in
+training as in search, so that the probabilities of all items sum to 1. And each level learns how much more likely the codes
+become that continue the prefix of an item of the history, and of its newest one: what SASRec's repeat bias is to a dense score.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout, normalize, silu
+
+from rayrec.models.catalogue import Catalogue, ItemFeatures
+from rayrec.models.layers.packed_histories import PackedHistories
+from rayrec.models.layers.short_attention import attend
+from rayrec.retrieval.retriever import GenerativeHead, Retriever
+from rayrec.retrieval.trie import ItemTrie
+
+_REPEAT_RATE = 5.0  # a repeat term moves by so many learning rates a step
+
+
+@dataclass(frozen=True)
+class DepthRetrieverConfig:
+    """dim: of items and states. max_length: newest items that are read. feed_forward: inner size, as a multiple of dim.
+
+    dropout: on sublayer outputs and inside of the feed-forward. input_dropout: on the normed input, and on codes that the depth
+    head reads. item_dropout: on the items' own embeddings.
+    temperature: of the cosines. item_embeddings: give each item an embedding of its own beside those of its codes.
+    repeat_terms: learn how much likelier codes of the history's items are.
+    """
+
+    needs_semantic_ids: ClassVar[bool] = True
+    reads_windows: ClassVar[bool] = True
+    reads_preferences: ClassVar[None] = None
+
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    max_length: int = 20
+    feed_forward: int = 2
+    dropout: float = 0.2
+    input_dropout: float = 0.3
+    item_dropout: float = 0.2
+    temperature: float = 0.1
+    item_embeddings: bool = True
+    repeat_terms: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "max_length", "feed_forward"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+        for name in ("dropout", "input_dropout", "item_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
+    def build(self, catalogue: Catalogue) -> "DepthRetriever":
+        assert catalogue.features is not None  # needs_semantic_ids
+        return DepthRetriever(catalogue.features, self)
+
+
+class DepthRetriever(Retriever[Tensor]):
+    """See the module. Items are 1..N; histories (B, L) are left-padded with 0, newest item last."""
+
+    item_tokens: Tensor
+    seen: Tensor
+
+    def __init__(self, items: ItemFeatures, config: DepthRetrieverConfig) -> None:
+        super().__init__()
+        self.config, self.num_tokens = config, items.num_tokens
+        self.levels = items.tokens.shape[1]
+        self.register_buffer("item_tokens", items.tokens.clone())
+        self.register_buffer("seen", items.seen.clone())
+        self._known: _KnownItems | None = None
+        dim = config.dim
+        self.tokens = nn.Embedding(items.num_tokens, dim)
+        self.positions = nn.Embedding(config.max_length, dim)
+        if config.item_embeddings:
+            self.items = nn.Embedding(len(items.tokens), dim)
+        self.input_norm = nn.RMSNorm(dim)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.code_norms = nn.ModuleList(nn.RMSNorm(dim) for _ in range(self.levels - 1))
+        self.depth = nn.ModuleList(_FeedForward(config) for _ in range(self.levels - 1))
+        if config.repeat_terms:
+            self.repeat = nn.Parameter(torch.zeros(2 * self.levels))  # any item of the history, the newest; by level
+        self._initialize()
+        self.register_load_state_dict_post_hook(_forget_known)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_tokens) - 1
+
+    @property
+    def generative(self) -> GenerativeHead[Tensor]:
+        return self
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        return {f"code_{level}": 1.0 for level in range(1, self.levels + 1)}
+
+    def loss_sizes(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        size = (history[:, -self.config.max_length :] > 0).sum()
+        return dict.fromkeys(self.loss_weights, size)
+
+    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+        """Mean cross-entropies () of each code given the right ones before it, over the real positions of history and target
+        (B, L), both 0-padded at the left; their sum is minus the mean log-likelihood of the next item."""
+        packed = PackedHistories(history[:, -self.config.max_length :])
+        goal = target[:, -self.config.max_length :][packed.real]  # (T,)
+        logits = self._teacher_forced(packed, goal)
+        places = self.known.places(goal)  # (T, M)
+        return {
+            f"code_{level + 1}": cross_entropy(z, places[:, level]) if len(goal) else z.sum()
+            for level, z in enumerate(logits)
+        }
+
+    def decoding(self, history: Tensor) -> "DepthDecoding":
+        """For ``rayrec.retrieval.beam_search``."""
+        return DepthDecoding(self, history[:, -self.config.max_length :])
+
+    @property
+    def known(self) -> "_KnownItems":
+        """The trie of the items; made when first needed, since a bundle's tokens come after its model."""
+        if self._known is None or self._known.nodes.device != self.item_tokens.device:
+            self._known = _KnownItems(self.item_tokens)
+        return self._known
+
+    def states(self, packed: PackedHistories) -> Tensor:
+        """(T, D) of the real positions, row by row of the batch."""
+        config = self.config
+        x = self.tokens(self.item_tokens[packed.items]).sum(1) * self.levels**-0.5
+        if config.item_embeddings:
+            x = x + dropout(self.items(packed.items), config.item_dropout, self.training)
+        x = self.input_norm(x + self.positions(packed.position))
+        x = dropout(x, config.input_dropout, self.training)
+        for block in self.blocks:
+            x = block(x, packed)
+        return x
+
+    def descend(self, h: Tensor, tokens: Tensor, level: int) -> Tensor:
+        """The state (..., D) of the next level after ``tokens`` (...) were emitted at ``level`` by states (..., D)."""
+        code = dropout(self.code_norms[level](self.tokens(tokens)), self.config.input_dropout, self.training)
+        h = h + code
+        deeper: Tensor = h + dropout(self.depth[level](h), self.config.dropout, self.training)
+        return deeper
+
+    def logits(self, h: Tensor, level: int, marks: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(..., K) of the codes of a level, from states (..., D). marks: (..., K) which are of the history, of its newest."""
+        codes = normalize(self.tokens.weight[self.known.slices[level]], dim=1)
+        scores = (normalize(h, dim=-1) @ codes.T).float() / self.config.temperature
+        if marks is not None:
+            shift = _REPEAT_RATE * self.repeat[2 * level : 2 * level + 2]
+            scores = scores + marks[0] * shift[0] + marks[1] * shift[1]
+        return scores
+
+    def marks(self, matching: Tensor, history: Tensor, newest: Tensor, level: int) -> tuple[Tensor, Tensor] | None:
+        """Codes (..., K) of a level that continue the prefix of an item of the history, and of the newest one, as 0 and 1.
+
+        matching: (..., L) which items of ``history`` (..., L) have the prefix. newest: (..., L) where the newest one stands.
+        """
+        if not self.config.repeat_terms:
+            return None
+        codes = self.known.slices[level]
+        own = self.item_tokens[history][..., level] - codes.start  # (..., L)
+        size = codes.stop - codes.start
+        blank = torch.zeros(*matching.shape[:-1], size + 1, device=history.device)
+        found = [
+            blank.scatter(-1, own.masked_fill(~some, size), 1.0)[..., :size] for some in (matching, matching & newest)
+        ]
+        return found[0], found[1]
+
+    def _teacher_forced(self, packed: PackedHistories, goal: Tensor) -> list[Tensor]:
+        """By level, logits (T, C) of the children of the goal's prefix, -inf where there are fewer than C."""
+        known, tokens, nodes = self.known, self.item_tokens[goal], self.known.nodes[goal]
+        h = self.states(packed)
+        read, newest = packed.read(), packed.newest()  # (T, L) each
+        matching, found = read > 0, []
+        for level in range(self.levels):
+            scores = self.logits(h, level, self.marks(matching, read, newest, level))
+            _, children, exists = known.trie.children(level, nodes[:, level])  # (T, C)
+            among = scores.gather(1, children - known.slices[level].start)
+            found.append(among.masked_fill(~exists, -torch.inf))
+            matching = matching & (self.item_tokens[read][..., level] == tokens[:, level, None])
+            if level + 1 < self.levels:
+                h = self.descend(h, tokens[:, level], level)
+        return found
+
+    def _initialize(self) -> None:
+        dim = self.config.dim
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=dim**-0.5)
+        if self.config.item_embeddings:
+            nn.init.normal_(self.items.weight, std=0.1 * dim**-0.5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        for block in self.blocks:
+            for last in (block.output, block.feed_forward.contract):
+                nn.init.normal_(last.weight, std=last.in_features**-0.5 / math.sqrt(2 * self.config.layers))
+
+
+def _forget_known(model: nn.Module, keys: object) -> None:
+    """Loaded tokens may be those of other items."""
+    model._known = None  # type: ignore[assignment]
+
+
+class DepthDecoding:
+    """Decoding in progress: one state and one node of the trie a beam; the history is read once."""
+
+    def __init__(self, model: DepthRetriever, history: Tensor) -> None:
+        self._model, self._level = model, 0
+        packed = PackedHistories(history)
+        states = model.states(packed)
+        last = packed.real.sum(1).cumsum(0) - 1  # packed row of each history's newest item
+        empty = ~packed.real.any(1)
+        h = states[last.clamp_min(0)] if len(states) else states.new_zeros(len(history), model.config.dim)
+        self._h = h.masked_fill(empty.unsqueeze(1), 0.0).unsqueeze(1)  # (U, W, D)
+        self._history = history.unsqueeze(1)  # (U, 1, L)
+        self._matching = self._history > 0  # (U, W, L)
+        self._newest = torch.zeros_like(self._matching)
+        self._newest[..., -1] = self._matching[..., -1]
+        self._nodes = torch.zeros(len(history), 1, dtype=torch.int64, device=history.device)
+
+    def first(self) -> Tensor:
+        return self._log_probabilities()
+
+    def next(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        model, level = self._model, self._level
+        own = model.item_tokens[self._history][..., level]  # (U, 1, L)
+        chosen = parents.unsqueeze(2)
+        self._matching = self._matching.gather(1, chosen.expand(-1, -1, self._matching.shape[2]))
+        self._matching = self._matching & (own == tokens.unsqueeze(2))
+        self._nodes = model.known.child(level, self._nodes.gather(1, parents), tokens)
+        h = self._h.gather(1, chosen.expand(-1, -1, self._h.shape[2]))
+        self._h = model.descend(h, tokens, level)
+        self._level += 1
+        return self._log_probabilities()
+
+    def _log_probabilities(self) -> Tensor:
+        """(U, W, V) of the next token; those of codes that lead to no item mean nothing."""
+        model, level = self._model, self._level
+        width = self._nodes.shape[1]
+        history, newest = (x.expand(-1, width, -1) for x in (self._history, self._newest))
+        scores = model.logits(self._h, level, model.marks(self._matching, history, newest, level))  # (U, W, K)
+        codes = model.known.slices[level]
+        _, children, exists = model.known.trie.children(level, self._nodes)
+        among = scores.gather(2, children - codes.start).masked_fill(~exists, -torch.inf)
+        found = scores.new_full((*scores.shape[:2], model.num_tokens), -torch.inf)
+        found[..., codes] = scores - among.logsumexp(2, keepdim=True)
+        return found
+
+
+class _KnownItems:
+    """The trie of the items' tokens, and where each item stands in it.
+
+    slices: tokens of each level. nodes: (N + 1, M + 1) int64 node of each item's prefix by depth; row 0 is padding.
+    """
+
+    def __init__(self, item_tokens: Tensor) -> None:
+        device = item_tokens.device
+        trie = ItemTrie.of(item_tokens)
+        tokens = item_tokens[1:]
+        firsts, lasts = tokens.min(0).values.tolist(), tokens.max(0).values.tolist()
+        self.slices = tuple(slice(first, last + 1) for first, last in zip(firsts, lasts, strict=True))
+        self.trie = trie.to(device)
+        self.nodes = torch.zeros(len(item_tokens), trie.depth + 1, dtype=torch.int64, device=device)
+        for level in range(trie.depth):
+            self.nodes[1:, level + 1] = self.child(level, self.nodes[1:, level], tokens[:, level])
+
+    def places(self, items: Tensor) -> Tensor:
+        """(T, M) the place of each of the items' (T,) nodes among its siblings."""
+        nodes = self.nodes[items]
+        starts = [self.trie.offsets[level][nodes[:, level]] for level in range(self.trie.depth)]
+        return nodes[:, 1:] - torch.stack(starts, 1)
+
+    def child(self, level: int, nodes: Tensor, tokens: Tensor) -> Tensor:
+        """The child (...) of each of ``nodes`` (...) at depth ``level`` by its token (...); its first one where there is none."""
+        children, found, exists = self.trie.children(level, nodes)
+        place = ((found == tokens.unsqueeze(-1)) & exists).int().argmax(-1, keepdim=True)
+        return children.gather(-1, place).squeeze(-1)
+
+
+class _Block(nn.Module):
+    """Pre-norm attention and SwiGLU on packed positions."""
+
+    def __init__(self, config: DepthRetrieverConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.norm = nn.RMSNorm(config.dim)
+        self.query_key_value = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.output = nn.Linear(config.dim, config.dim, bias=False)
+        self.feed_forward = _FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, packed: PackedHistories) -> Tensor:
+        spread = packed.spread(self.query_key_value(self.norm(x))).unflatten(2, (3, self.heads, -1))  # (B, L, 3, H, d)
+        query, key, value = spread.permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key, value, packed.bias, scale=query.shape[-1] ** -0.5)
+        x = x + self.dropout(self.output(packed.pack(mixed.transpose(1, 2).flatten(2))))
+        output: Tensor = x + self.dropout(self.feed_forward(x))
+        return output
+
+
+class _FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020) behind a norm; the residual is the caller's."""
+
+    def __init__(self, config: DepthRetrieverConfig) -> None:
+        super().__init__()
+        inner = config.feed_forward * config.dim
+        self.norm = nn.RMSNorm(config.dim)
+        self.expand = nn.Linear(config.dim, 2 * inner, bias=False)
+        self.contract = nn.Linear(inner, config.dim, bias=False)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.expand(self.norm(x)).chunk(2, -1)
+        output: Tensor = self.contract(dropout(silu(gate) * value, self.dropout, self.training))
+        return output
