@@ -12,6 +12,7 @@ from rayrec.models.t5 import T5Config
 from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking
+from rayrec.retrieval.searching import Searcher
 from rayrec.retrieval.semantic_ids import resolve_collisions
 from rayrec.retrieval.trie import ItemTrie
 
@@ -55,6 +56,24 @@ def test_dense_scores_equal_explicit_cosines() -> None:
             wanted = cosine_similarity(states[row, -1], projected[item], dim=0)
             torch.testing.assert_close(scores[row, item], wanted)
     assert (scores[:, 0] == -torch.inf).all()
+
+
+def test_the_input_is_the_normed_sum_of_code_text_place_and_level() -> None:
+    liger = model()
+    projection, history = liger.projection, HISTORY[:2]
+    text = liger.item_text[history]  # (2, 5, E)
+    first, relu, _, last = projection.network
+    projected = text @ projection.linear.weight.T + projection.linear.bias
+    projected = projected + relu(text @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    place = liger.position_embedding.weight[[4, 3, 2, 1, 0]]  # counted from the newest item
+    tokens = liger.token_embedding.weight[liger.item_tokens[history]]  # (2, 5, 3, D)
+    summed = tokens + projected.unsqueeze(2) + place[:, None] + liger.level_embedding.weight
+    normed = (summed - summed.mean(-1, keepdim=True)) / (summed.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    normed = normed * liger.input_norm.weight + liger.input_norm.bias
+    wanted = liger.encoder(normed.flatten(1, 2), (history > 0).repeat_interleave(3, 1))
+    torch.testing.assert_close(liger.encode(history)[0], wanted)
+    given = liger.encode(history, projection(liger.item_text))[0]  # as the loss passes it
+    torch.testing.assert_close(given, wanted)
 
 
 def test_losses_equal_their_formulas_and_weigh_in_one_sum() -> None:
@@ -170,8 +189,9 @@ def test_both_heads_learn_that_each_item_is_followed_by_the_next() -> None:
         projection=(32,), projection_dropout=0.0, input_dropout=0.0, max_length=3,
     )  # fmt: skip
     torch.manual_seed(0)
-    items = features()
-    liger = Liger(ItemFeatures(items.tokens, items.num_tokens, torch.randn(ITEMS + 1, 16), items.seen), config)
+    items, text = features(), torch.randn(ITEMS + 1, 16)
+    text[17] = text[10] + 0.1 * torch.randn(16)  # never seen, and described nearly as item 10 is
+    liger = Liger(ItemFeatures(items.tokens, items.num_tokens, text, items.seen), config)
     optimizer = torch.optim.AdamW(liger.parameters(), lr=3e-3)
     allowed = torch.tensor([i for i in range(1, ITEMS - 1) if not {i, i + 1, i + 2} & {3, 17, 40}])
     for _ in range(120):
@@ -184,6 +204,11 @@ def test_both_heads_learn_that_each_item_is_followed_by_the_next() -> None:
     found = beam_search(ItemTrie.of(liger.item_tokens), liger.decoding(history), 5).items[:, 0]
     assert (found == allowed + 2).float().mean() > 0.9
     assert (liger.dense_scores(history).argmax(1) == allowed + 2).float().mean() > 0.9
+    searcher = Searcher(liger, beams=5)
+    for method in ("dense", "hybrid"):  # the cold item stands where its text says: beside item 10, in no other list
+        best = searcher.search(history, 2, method).items  # type: ignore[arg-type]
+        assert {10, 17} == set(best[history[:, 1] == 9][0].tolist())
+        assert (best == 17).any(1).float().mean() < 0.2
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,30 @@ def test_straight_through_has_the_quantized_value_and_the_identity_gradient() ->
     torch.testing.assert_close(through, identity)
 
 
+def test_rqvae_loss_and_gradients_equal_those_written_by_hand() -> None:
+    """Linear encoder z = x W' + b and decoder y = s V' + c: the reconstruction passes straight through the codes s, and the
+    commitment pulls z to the sums of 1, 2, ... M codewords, averaged over all of them."""
+    torch.manual_seed(0)
+    config = RqVaeConfig(hidden=(), latent=3, levels=2, codebook_size=4, commitment=0.25)
+    model, x = RqVae(5, config).eval(), torch.randn(7, 5)
+    (encoder,), (decoder,) = model.encoder, model.decoder
+    with torch.no_grad():
+        z = x @ encoder.weight.T + encoder.bias
+        sums = model.codebooks.quantize(z).sums  # (2, 7, 3)
+        wrong = sums[-1] @ decoder.weight.T + decoder.bias - x
+        reconstruction = 2 / wrong.numel() * wrong @ decoder.weight
+        commitment = 2 / sums.numel() * (z - sums).sum(0)
+        to_encoder = reconstruction + 0.25 * commitment
+    total, error, pull = model.loss(x)
+    torch.testing.assert_close(error, wrong.square().mean())
+    torch.testing.assert_close(pull, (z - sums).square().mean())
+    torch.testing.assert_close(total, error + 0.25 * pull)
+    total.backward()
+    torch.testing.assert_close(encoder.weight.grad, to_encoder.T @ x)
+    torch.testing.assert_close(encoder.bias.grad, to_encoder.sum(0))
+    torch.testing.assert_close(decoder.weight.grad, 2 / wrong.numel() * wrong.T @ sums[-1])
+
+
 def test_codebooks_follow_the_closed_form_of_the_moving_averages() -> None:
     books = ResidualCodebooks(2, 2, 1, decay=0.9, dead_below=0.0)
     books.start_at(torch.tensor([[[0.0], [10.0]], [[-1.0], [1.0]]]))
