@@ -35,7 +35,7 @@ class RetrieveRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     history: list[str] = Field(min_length=1, max_length=MAX_LIST, description="Items of the user, oldest first")
     k: int = Field(10, ge=1, le=MAX_K, description="How many items are wanted")
-    method: Literal["dense", "generative", "hybrid"] | None = Field(None, description="Default: the best the model can")
+    method: Literal["dense", "generative", "hybrid"] | None = Field(None, description="Default: the best on validation")
     exclude: list[str] = Field(default_factory=list, max_length=MAX_LIST, description="Items not to return")
     exclude_history: bool = Field(False, description="Do not return items of the history")
 
@@ -77,7 +77,7 @@ class ServedRetriever:
         self._encoding = threading.Lock()
         self._searcher = Searcher(bundle.model, index, beams)
         self._searcher.prepare()
-        self.methods = tuple(reversed(self._searcher.methods))  # the default first
+        self.methods = bundle.saved.by_default_first(self._searcher.methods)
         self._ids = None if bundle.saved.ids is None else _semantic_ids(bundle)
         self._catch_up()
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,17 @@ def test_items_text_that_is_not_finite_is_not_served(bundle: Path, tmp_path: Pat
     (spoiled / "config.json").write_text(json.dumps(config))
     with pytest.raises(BundleError, match=f"{name.removeprefix('model.')} has values that are not finite"):
         load_served_retriever(ModelReference(str(spoiled)), tmp_path / "items", IndexConfig())
+
+
+def test_the_default_method_is_the_one_that_validation_chose(bundle: Path, tmp_path: Path) -> None:
+    chosen = served(bundle, tmp_path).bundle
+    validated: dict[Any, float] = {"dense": 0.3, "generative": 0.1, "hybrid": 0.2}
+    retriever = ServedRetriever(
+        replace(chosen, saved=replace(chosen.saved, validated=validated)), "liger", "1", tmp_path / "j", IndexConfig()
+    )
+    client = client_of(retriever)
+    assert client.post("/v1/retrieve", json={"history": HISTORY}).json()["method"] == "dense"
+    assert client.get("/v1/model").json()["methods"] == ["dense", "hybrid", "generative"]
 
 
 def test_a_request_gets_the_same_answer_alone_and_in_a_batch(bundle: Path, tmp_path: Path) -> None:

@@ -143,6 +143,26 @@ def test_hybrid_ranks_cold_items_at_least_as_well_as_dense_alone(
     assert (recalls["generative"]["in_set"]["recall@5"] or 0.0) > 0.8
 
 
+def test_a_bundle_answers_by_the_method_that_was_best_on_validation(
+    folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle]
+) -> None:
+    wanted, bundle = experiment(folders, "liger"), trained("liger")
+    validation, task = wanted.data(Worker()).open_evaluation("valid", 1), wanted.task()
+    for method in METHODS:
+        evaluation = task.new_evaluation()
+        for batch in validation.epoch_batches():
+            task.observe(evaluation, task.ranks(task.searcher(bundle.model), batch, method), batch)
+        assert bundle.saved.validated is not None
+        assert bundle.saved.validated[method] == pytest.approx(task.summarize(evaluation)["all"]["ndcg@10"])
+    for best in METHODS:
+        saved = replace(bundle.saved, validated={method: 0.1 + 0.2 * (method == best) for method in METHODS})
+        assert saved.by_default_first(METHODS)[0] == best
+    assert (
+        replace(bundle.saved, validated=None).by_default_first(METHODS)[0] == "hybrid"
+    )  # as bundles of before answered
+    assert trained("sasrec").saved.validated is None
+
+
 def test_sampled_softmax_draws_from_the_training_popularity(folders: tuple[Path, Path]) -> None:
     retrieval = replace(RETRIEVAL, sasrec=replace(RETRIEVAL.sasrec, sampled_items=15))
     wanted = replace(experiment(folders, "sasrec"), retrieval=retrieval)

@@ -4,7 +4,7 @@ Semantic IDs, text embeddings and which items training saw are buffers of the mo
 ``model.safetensors``. <bundle>/items.json: names, item i + 1 at place i.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rayrec.families.retriever.preferences import SavedPreferences, empty_prompt
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.retrieval.retriever import Retriever
+from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import SemanticTokenizer, TokenizerConfig
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json
 
@@ -39,6 +40,8 @@ class SavedRetriever:
 
     catalogue: fingerprint of the items; None in bundles from before there were fingerprints.
     preferences: None for a model that is blind to them.
+    validated: the objective over all validation targets by each method that the model has, where it has several; None in bundles
+    from before the method was chosen by it.
     """
 
     retrieval: RetrievalConfig
@@ -46,6 +49,15 @@ class SavedRetriever:
     ids: SavedIds | None
     catalogue: str | None = None
     preferences: SavedPreferences | None = None
+    validated: Mapping[Method, float] | None = None
+
+    def by_default_first(self, methods: Sequence[Method]) -> tuple[Method, ...]:
+        """The methods of the model, what answers unless another is asked for first: the best on validation.
+
+        Without validated methods hybrid before dense before generative, as it was before there was a choice.
+        """
+        ranks, order = self.validated or {}, ("hybrid", "dense", "generative")
+        return tuple(sorted(methods, key=lambda m: (-ranks.get(m, 0.0), order.index(m))))
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,10 @@ class RetrieverExperiment:
         task, saved = self.task(), self.ids()
         model = task.build()
         model.load_state_dict(best_weights(checkpoint))
+        validated = None
+        if len(task.searcher(model).methods) > 1:
+            validation = self.data(Worker()).open_evaluation("valid", 1)
+            validated = task.validated(model, validation.epoch_batches)
         names = tuple(_data(self.sequences).items.names.to_pylist())
         ids, tokenizer = None, None
         if saved is not None:
@@ -191,6 +195,7 @@ class RetrieverExperiment:
                 ids,
                 _data(self.sequences).items.fingerprint,
                 self._saved_preferences(task.catalogue),
+                validated,
             ),
             names=names,
             metrics=read_progress(checkpoint).evaluations,

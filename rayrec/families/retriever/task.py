@@ -1,6 +1,6 @@
 """The retrieval task: the next item of a history by SASRec, TIGER, a dense text retriever or LIGER, judged by full ranking."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -162,6 +162,18 @@ class RetrievalTask:
         found = searcher.search(batch.asked, depth + 1, method, beams=beams)  # one more shows a tie at the end
         ranks = list_ranks(found.items, batch.target, found.scores)
         return ranks.masked_fill(ranks > depth, ABSENT)
+
+    @torch.no_grad()
+    def validated(self, model: Retriever[Any], batches: Callable[[], Iterable[HistoryBatch]]) -> dict[Method, float]:
+        """The objective over all targets of ``batches()``, cold ones too, by each method of the model."""
+        model.eval()
+        searcher, found = self.searcher(model), {}
+        for method in searcher.methods:
+            evaluation = self.new_evaluation()
+            for batch in batches():
+                self.observe(evaluation, self.ranks(searcher, batch, method), batch)
+            found[method] = self.summarize(evaluation)["all"][self.config.objective] or 0.0
+        return found
 
     def observe(self, evaluation: Evaluation, outputs: Tensor, batch: HistoryBatch) -> None:
         assert isinstance(evaluation, RankingMetrics)
