@@ -210,9 +210,10 @@ class DepthRetriever(Retriever[Tensor]):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        for block in self.blocks:
-            for last in (block.output, block.feed_forward.contract):
-                nn.init.normal_(last.weight, std=last.in_features**-0.5 / math.sqrt(2 * self.config.layers))
+        for module in self.blocks.modules():
+            if isinstance(module, _Block):
+                for last in (module.output, module.feed_forward.contract):
+                    nn.init.normal_(last.weight, std=last.in_features**-0.5 / math.sqrt(2 * self.config.layers))
 
 
 def _forget_known(model: nn.Module, keys: object) -> None:
