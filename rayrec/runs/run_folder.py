@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What ``run.json`` holds."""
+    """What ``run.json`` holds. data: fingerprint of what the experiment reads; None = begun before there were fingerprints."""
 
     experiment: AnyExperiment
     mlflow_run: str
     tracking_uri: str
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None)
     if record_file.is_file():
         record = from_json(RunRecord, record_file.read_bytes(), str(record_file))
         if record.experiment == experiment:
+            if record.data not in (None, experiment.fingerprint()):
+                raise ConfigError(
+                    f"run {name!r} was begun on other data than what lies there now ({record_file}); choose another name, or "
+                    "remove that folder"
+                )
             return folder, record
         if newest_checkpoint(folder / "train") is not None or (folder / "bundle").exists():
             raise ConfigError(
@@ -83,7 +89,8 @@ def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None)
         raise ConfigError(f"{folder}: is a sweep or a comparison; choose another name")
     make_folder(folder)
     tracker = Tracker()
-    record = RunRecord(experiment, tracker.start(name, experiment, parent=parent), tracker.uri)
+    started = tracker.start(name, experiment, parent=parent)
+    record = RunRecord(experiment, started, tracker.uri, experiment.fingerprint())
     write_text_atomically(record_file, to_json(record))
     return folder, record
 

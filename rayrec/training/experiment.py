@@ -44,6 +44,10 @@ class Experiment(Protocol):
         """Open and check all inputs. Raises ValueErrors that name the file, column or field that is wrong."""
         ...
 
+    def fingerprint(self) -> str:
+        """Of all data that it reads, not of where that lies: a run goes on with the data that it was begun on, or not at all."""
+        ...
+
     def task(self) -> Task[Any]: ...
 
     def data(self, worker: Worker) -> TrainingData[Any]:

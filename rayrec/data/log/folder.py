@@ -6,6 +6,7 @@
 <log>/quarantine/part-00000.parquet   rows set aside: reason, source, row, values
 """
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -101,6 +102,14 @@ class Log:
         for file in files:
             check_columns(file, read_footer(file).schema.to_arrow_schema(), self.schema)
         return files
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the schema and of the names and sizes of all files: equal ones hold the same log."""
+        files = (file for split in SPLITS for file in sorted((self.path / split).glob("part-*.parquet")))
+        described = [f"{file.parent.name}/{file.name} {file.stat().st_size}" for file in files]
+        text = (self.path / "schema.json").read_text(encoding="utf-8") + "\n".join(described)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def rows(self, split: str) -> int:
         return sum(read_footer(file).num_rows for file in self.files(split))

@@ -46,6 +46,9 @@ class LanguageModelExperiment:
     def check(self) -> None:
         open_corpus(self.corpus)
 
+    def fingerprint(self) -> str:
+        return open_corpus(self.corpus)[0].fingerprint
+
     def task(self) -> LanguageModellingTask:
         _, tokenizer = open_corpus(self.corpus)
         return LanguageModellingTask(LlamaConfig(tokenizer.vocabulary, SHAPES[self.shape]))

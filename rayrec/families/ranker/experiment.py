@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rayrec.batch import Batch
+from rayrec.bundle import read_metadata
 from rayrec.data.log import Log
 from rayrec.data.log.schema import LogSchema
 from rayrec.data.log.streams import LogStream, StreamConfig, StreamPosition, ZippedStreams
@@ -80,6 +81,13 @@ class RankerExperiment:
         if self.taught:
             assert self.teacher is not None
             _check_teacher(self, load_bundle(self.teacher.bundle).schema, logs)
+
+    def fingerprint(self) -> str:
+        logs = (self.log,) if self.unlabeled is None else (self.log, self.unlabeled)
+        parts = [Log.open(log).fingerprint for log in logs]
+        if self.teacher is not None:
+            parts += read_metadata(self.teacher.bundle, "ranker", ()).sha256.values()
+        return "-".join(part[:16] for part in parts)
 
     def task(self) -> RankingTask:
         """Distillation that no row takes part in is left out: the run is plain training, bit for bit."""

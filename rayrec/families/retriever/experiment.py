@@ -1,5 +1,6 @@
 """A retriever experiment from config to bundle; see ``rayrec.training.experiment``."""
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -89,6 +90,16 @@ class RetrieverExperiment:
 
     def check(self) -> None:
         self.task()
+
+    def fingerprint(self) -> str:
+        """Items, events and, where they are read, semantic IDs."""
+        data, ids = _data(self.sequences), self.ids()
+        digest = hashlib.sha256(data.items.fingerprint.encode())
+        for part in (data.interactions.offsets, data.interactions.items):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        if ids is not None:
+            digest.update(ids.items.ids.codes.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def task(self) -> RetrievalTask:
         data = _data(self.sequences)
