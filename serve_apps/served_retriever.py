@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
+from rayrec.families.retriever.preferences import PreferenceReader
 from rayrec.retrieval.index import IndexConfig
+from rayrec.retrieval.retriever import Steered
 from rayrec.retrieval.searching import HEADS, Method, Searcher
 from rayrec.retrieval.semantic_ids import SemanticIds, add_item
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
@@ -24,20 +26,37 @@ from serve_apps.model_reference import ModelReference, refuse_non_finite
 from serve_apps.refusals import Problem, RequestError
 
 MAX_NAME, MAX_TEXT, MAX_LIST, MAX_K = 500, 20_000, 1000, 200
+MAX_PREFERENCE, MAX_PREFERENCES = 2_000, 20
 _MAX_BEAMS = 256  # cost and memory of a search grow with its beams, whatever a request excludes
 _MAX_BEAM_ROWS = 4096  # users times beams of one search
 logger = logging.getLogger("ray.serve")
+
+
+Preference = Annotated[str, Field(max_length=MAX_PREFERENCE)]
 
 
 class RetrieveRequest(BaseModel):
     """What a client asks for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    history: list[str] = Field(min_length=1, max_length=MAX_LIST, description="Items of the user, oldest first")
+    history: list[str] = Field(
+        max_length=MAX_LIST, description="Items of the user, oldest first; may be empty beside a preference"
+    )
     k: int = Field(10, ge=1, le=MAX_K, description="How many items are wanted")
     method: Literal["dense", "generative", "hybrid"] | None = Field(None, description="Default: the best on validation")
     exclude: list[str] = Field(default_factory=list, max_length=MAX_LIST, description="Items not to return")
     exclude_history: bool = Field(False, description="Do not return items of the history")
+    preference: Preference | Annotated[list[Preference], Field(max_length=MAX_PREFERENCES)] | None = Field(
+        None, description="What the user wants, in plain words; several are joined; empty = none"
+    )
+    ignore_preference: bool = Field(False, description="Answer without it where the model cannot read preferences")
+
+    @property
+    def wish(self) -> str:
+        """The preference as one text, "" for none."""
+        given = [self.preference] if isinstance(self.preference, str) else self.preference or []
+        cleaned = [" ".join(text.encode("utf-8", "replace").decode().split()) for text in given]
+        return ". ".join(text.rstrip(". ") if len(cleaned) > 1 else text for text in cleaned if text)
 
 
 class NewItem(BaseModel):
@@ -50,12 +69,16 @@ class NewItem(BaseModel):
 
 @dataclass(frozen=True)
 class Retrieved:
-    """items: at most k names, best first. scores: by which they are ordered. ignored: unknown items of the history."""
+    """items: at most k names, best first. scores: by which they are ordered. ignored: unknown items of the history.
+
+    preference: whether one was used.
+    """
 
     items: list[str]
     scores: list[float]
     method: Method
     ignored: list[str]
+    preference: bool
 
 
 class ServedRetriever:
@@ -79,6 +102,8 @@ class ServedRetriever:
         self._searcher.prepare()
         self.methods = bundle.saved.by_default_first(self._searcher.methods)
         self._ids = None if bundle.saved.ids is None else _semantic_ids(bundle)
+        saved = bundle.saved.preferences
+        self._reader = None if saved is None else PreferenceReader(saved, bundle.saved.retrieval)
         self._catch_up()
 
     @property
@@ -96,6 +121,7 @@ class ServedRetriever:
             "methods": list(self.methods),
             "items": len(self._names),
             "items_added": len(self._names) - self.bundle.saved.num_items,
+            "reads_preferences": self._reader is not None,
             "created": metadata.created,
             "rayrec": metadata.rayrec,
             "metrics": metadata.metrics,
@@ -111,7 +137,11 @@ class ServedRetriever:
             if method not in self.methods:
                 have = " and ".join(self.methods)
                 answers[i] = _refusal("method", f"this model retrieves by {have}, not by {method}")
-            elif not any(item in self._numbers for item in request.history):
+            elif request.wish and self._reader is None and not request.ignore_preference:
+                answers[i] = _refusal(
+                    "preference", "this model cannot read preferences; set ignore_preference to go without"
+                )
+            elif not (request.wish and self._reader) and not any(item in self._numbers for item in request.history):
                 answers[i] = _refusal("history", "holds no item that this model knows")
             else:
                 width = self._width(request) if "generative" in HEADS[method] else 0
@@ -184,7 +214,10 @@ class ServedRetriever:
         known = [[self._numbers[item] for item in r.history if item in self._numbers] for r in requests]
         barred = [self._barred(request, numbers) for request, numbers in zip(requests, known, strict=True)]
         most = max(request.k for request in requests)
-        found = self._searcher.search(_rows(known), most, method, beams=width or None, barred=_rows(barred))
+        history: Tensor | Steered = _rows(known)
+        if self._reader is not None:
+            history = Steered(_rows(known), self._reader.read([request.wish for request in requests]))
+        found = self._searcher.search(history, most, method, beams=width or None, barred=_rows(barred))
         return [
             self._answer(request, method, items, scores)
             for request, items, scores in zip(requests, found.items.tolist(), found.scores.tolist(), strict=True)
@@ -197,7 +230,8 @@ class ServedRetriever:
     def _answer(self, request: RetrieveRequest, method: Method, items: list[int], scores: list[float]) -> Retrieved:
         kept = [(self._names[i - 1], s) for i, s in zip(items, scores, strict=True) if i > 0][: request.k]
         ignored = [item for item in request.history if item not in self._numbers]
-        return Retrieved([name for name, _ in kept], [score for _, score in kept], method, ignored)
+        used = bool(request.wish) and self._reader is not None
+        return Retrieved([name for name, _ in kept], [score for _, score in kept], method, ignored, used)
 
     def _catch_up(self) -> None:
         """Take in what any replica has written to the journal since."""

@@ -31,10 +31,13 @@ class Phrases:
 
     def __init__(self, labels: Sequence[Sequence[str]], names: Names, things: str, *, commonest: float = 0.5) -> None:
         self._things = things
-        found = [list(dict.fromkeys(phrase(label) for label in own if not label.startswith(BRAND))) for own in labels]
+        nameless = {
+            label for own in labels for label in own if not label.startswith(BRAND) and names.found_in(label) is None
+        }
+        found = [list(dict.fromkeys(phrase(label) for label in own if label in nameless)) for own in labels]
         counts = Counter(text for own in found for text in own)
         most = commonest * max(len(labels), 1)
-        allowed = {t for t, count in counts.items() if t and count <= most and names.found_in(t) is None}
+        allowed = {t for t, count in counts.items() if t and count <= most}
         self.of_item = [sorted((t for t in own if t in allowed), key=lambda t: (counts[t], t)) for own in found]
         self.all = sorted(allowed)
 

@@ -7,6 +7,8 @@ import pytest
 
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.typed_json import ConfigError
@@ -45,3 +47,16 @@ def test_a_space_of_another_family_and_one_that_does_not_exist_are_refused(small
         find_space("sasrec").of(RankerExperiment(small_log))
     with pytest.raises(ConfigError, match=r"'no_such'; there are apollo, .*ukdsl"):
         find_space("no_such")
+
+
+@pytest.mark.parametrize("model", ["mender_emb", "mender_tok"])
+def test_the_space_of_mender_is_of_the_base_s_variant(model: str) -> None:
+    base = RetrieverExperiment(Path("s"), Path("i"), retrieval=RetrievalConfig(model=model))  # type: ignore[arg-type]
+    swept = find_space("mender").of(base)
+    trials = [apply_parameters(base, {path: d.sample() for path, d in swept.items()}) for _ in range(5)]
+    assert len(set(map(str, trials))) == 5
+    assert ("retrieval.mender_tok.lora_rank" in swept) == (model == "mender_tok")
+    frozen = replace(base.retrieval, mender_tok=replace(base.retrieval.mender_tok, tune="frozen"))
+    assert "retrieval.mender_tok.lora_rank" not in find_space("mender").of(replace(base, retrieval=frozen))
+    with pytest.raises(ConfigError, match="'tiger' reads no preferences"):
+        find_space("mender").of(replace(base, retrieval=replace(base.retrieval, model="tiger")))

@@ -51,6 +51,10 @@ class EvaluateRetriever:
         experiment = from_plain(RetrieverExperiment, dict(bundle.metadata.run_config), f"{bundle.path}: run_config")
         if self.sequences is not None:
             experiment = replace(experiment, sequences=self.sequences.resolve())
+        if self.benchmark is not None:  # instead of the one that it was trained with, which may be gone
+            experiment = replace(
+                experiment, preferences=replace(experiment.preferences, benchmark=self.benchmark.resolve())
+            )
         if tuple(read_sequences(experiment.sequences).items.names.to_pylist()) != bundle.names:
             raise ConfigError(f"{experiment.sequences}: other items than those of {bundle.path}")
         return bundle, experiment

@@ -1,5 +1,7 @@
 """What a retriever that preferences steer is built, trained and stored with: the benchmark's texts in the form that it reads."""
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from rayrec.data.preferences.pools import Axis
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Prompts
 from rayrec.models.prompt import PromptTokens
-from rayrec.text.encoder import TextEncoder, TextEncoderConfig
+from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
 from rayrec.text.prompt_tokens import EncoderTexts, PromptTokenizer, empty_text_encoder, load_text_encoder
 
 _TITLE, _PREFERENCE = 32, 128  # tokens of each that are read
@@ -76,22 +78,39 @@ def benchmark_features(benchmark: Benchmark, config: RetrievalConfig, texts: Enc
 
 
 class PreferenceReader:
-    """Preferences as a stored model reads them: what serving gives it. The encoder is loaded with the first one."""
+    """Preferences as a stored model reads them, for serving; the newest ``kept`` ones are kept as they were read.
 
-    def __init__(self, saved: SavedPreferences, config: RetrievalConfig) -> None:
-        self._saved, self._reads = saved, config.architecture.reads_preferences
+    Raises EncoderError at once when the text encoder that the model was trained with is not there. Not thread-safe.
+    """
+
+    def __init__(self, saved: SavedPreferences, config: RetrievalConfig, kept: int = 10_000) -> None:
+        self._dim, self._kept = saved.dim, kept
         self._encoder: TextEncoder | None = None
-        self._tokenizer = None if saved.texts is None else PromptTokenizer(saved.texts)
+        self._tokenizer: PromptTokenizer | None = None
+        if config.architecture.reads_preferences == "tokens":
+            assert saved.texts is not None
+            self._tokenizer = PromptTokenizer(saved.texts)
+        else:
+            self._encoder = TextEncoder(TextEncoderConfig(saved.encoder))
+            if self._encoder.dim != saved.dim:
+                raise EncoderError(
+                    f"{saved.encoder!r} embeds in {self._encoder.dim} dimensions, the model reads {saved.dim}"
+                )
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
 
-    def read(self, preferences: list[str]) -> Tensor:
-        """(n, E) vectors or (n, P) tokens; "" is no preference. Raises EncoderError when the encoder is not there."""
-        if self._reads == "tokens":
-            assert self._tokenizer is not None
+    def read(self, preferences: Sequence[str]) -> Tensor:
+        """(n, E) vectors or (n, P) tokens; "" is no preference."""
+        if self._tokenizer is not None:
             return self._tokenizer.matrix(preferences, _PREFERENCE)
-        found = torch.zeros(len(preferences), self._saved.dim)
-        given = [i for i, text in enumerate(preferences) if text]
-        if given:
-            if self._encoder is None:
-                self._encoder = TextEncoder(TextEncoderConfig(self._saved.encoder))
-            found[given] = self._encoder([preferences[i] for i in given])
+        assert self._encoder is not None
+        new = [text for text in dict.fromkeys(preferences) if text and text not in self._known]
+        if new:
+            self._known.update(zip(new, self._encoder(new), strict=True))
+        found = torch.zeros(len(preferences), self._dim)
+        for i, text in enumerate(preferences):
+            if text:
+                self._known.move_to_end(text)
+                found[i] = self._known[text]
+        while len(self._known) > self._kept:
+            self._known.popitem(last=False)
         return found

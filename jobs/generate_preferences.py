@@ -1,0 +1,210 @@
+"""Preferences of users from their newest items: python -m jobs.generate_preferences extractive --sequences S --out PREFERENCES.
+
+extractive   phrases of the items' own categories, without a language model; labelled extractive
+llm          asked of an OpenAI-compatible endpoint; --dry-run prints prompts and an estimate and asks nothing. Answers are kept
+             in OUT.answers.db the moment they are there: a run that was killed goes on, and nothing is paid twice. The key is
+             read from the environment (RAYREC_LLM_KEY unless another variable is named) and never written.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import tyro
+
+from rayrec.data.preferences.table import PreferenceRecord, PreferenceRow, obeying, write_preferences
+from rayrec.data.sequences import SequenceData, read_sequences
+from rayrec.errors import told
+from rayrec.text.answer_store import AnswerStore
+from rayrec.text.asking import Bill, ask_all, estimate
+from rayrec.text.chat_endpoint import EndpointConfig
+from rayrec.text.extractive import BRAND, Phrases, extract
+from rayrec.text.preferences import NEEDED, Names, parsed
+from rayrec.text.prompts import read_prompt
+from rayrec.typed_json import ConfigError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """For whom and when.
+
+    sequences: folder of jobs.import_sequences. out: folder to write.
+    recent: newest items that are looked at. first: earliest position of a history at which preferences are made.
+    newest: of each user, at the last so many positions; None = at all. users: the first so many users; None = all.
+    """
+
+    sequences: Path
+    out: Path
+    recent: int = 5
+    first: int = 2
+    newest: int | None = None
+    users: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("recent", "first", "newest", "users"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+    def each(self, data: SequenceData) -> Iterator[tuple[int, int, list[int]]]:
+        """(user row, position, newest items before it, newest last)."""
+        interactions = data.interactions
+        for user in range(min(interactions.num_users, self.users or interactions.num_users)):
+            items = interactions.items[interactions.offsets[user] : interactions.offsets[user + 1]].tolist()
+            start = self.first if self.newest is None else max(self.first, len(items) + 1 - self.newest)
+            for position in range(start, len(items) + 1):
+                yield user, position, items[max(0, position - self.recent) : position]
+
+
+At = Annotated[Moments, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Extractive:
+    """Without a language model. things: what the items are ("films")."""
+
+    at: At
+    things: str = "products"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Llm:
+    """By a language model.
+
+    prompt: a file of rayrec/text/prompts. reviews: table with columns user, item and review, which are shown with the items.
+    answers: most that are paid for one prompt, the refused ones included. cache: None = OUT.answers.db.
+    dry_run: print ``shown`` prompts and the estimate, ask nothing.
+    """
+
+    at: At
+    endpoint: EndpointConfig
+    prompt: str = "preferences.v1"
+    reviews: Path | None = None
+    answers: int = 3
+    cache: Path | None = None
+    dry_run: bool = False
+    shown: int = 2
+
+
+def run(command: Extractive | Llm) -> Path | None:
+    """Make, write and print what is there; None after a dry run. Raises ConfigError or ChatError that say what is wrong."""
+    data = read_sequences(command.at.sequences)
+    return _extractive(command, data) if isinstance(command, Extractive) else _asked(command, data)
+
+
+def names_of(data: SequenceData) -> Names:
+    """All brands and titles of a catalogue."""
+    labels = data.items.labels.to_pylist()
+    brands = {label.removeprefix(BRAND) for own in labels for label in own if label.startswith(BRAND)}
+    return Names(brands, data.items.titles.to_pylist())
+
+
+def _extractive(command: Extractive, data: SequenceData) -> Path:
+    labels, names = data.items.labels.to_pylist(), names_of(data)
+    if not any(labels):
+        raise ConfigError(
+            f"{command.at.sequences}: its items have no labels; import the data again, from files with categories"
+        )
+    phrases, users = Phrases(labels, names, command.things), data.users.to_pylist()
+    interactions, empty = data.interactions, 0
+
+    def rows() -> Iterator[PreferenceRow]:
+        nonlocal empty
+        for user, position, recent in command.at.each(data):
+            start = interactions.offsets[user]
+            known = interactions.items[start : start + position].tolist()  # nothing of later items is told
+            touched = frozenset(text for item in known for text in phrases.of_item[item - 1])
+            found = extract(phrases, recent, touched, np.random.default_rng((command.seed, user, position)))
+            empty += not found
+            if found:
+                yield PreferenceRow(users[user], position, found)
+
+    kept, refused = obeying(rows(), names, NEEDED)
+    if empty:
+        refused["no phrase"] = empty
+    maker = f"extractive, seed {command.seed}, newest {command.at.recent} items"
+    folder = write_preferences(command.at.out, kept, PreferenceRecord("extractive", maker, 0, refused))
+    print(f"{folder}: {len(kept):,} rows; left out: {refused or 'none'}")
+    return folder
+
+
+def _asked(command: Llm, data: SequenceData) -> Path | None:
+    names, template, reviews = names_of(data), read_prompt(command.prompt), _reviews(command.reviews)
+    texts, item_names, users = (column.to_pylist() for column in (data.items.texts, data.items.names, data.users))
+    moments = list(command.at.each(data))
+    if not moments:
+        raise ConfigError(f"{command.at.sequences}: no history has {command.at.first} items: nothing to ask")
+
+    def line(user: int, item: int) -> str:
+        said = reviews.get((str(users[user]), str(item_names[item - 1])))
+        return f"- {texts[item - 1] or item_names[item - 1]}" + (f" Review: {said}" if said else "")
+
+    questions = [
+        template.substitute(items="\n".join(line(user, item) for item in recent)) for user, _, recent in moments
+    ]
+    cache = command.cache or command.at.out.with_name(f"{command.at.out.name}.answers.db")
+    with AnswerStore(cache) as store:
+        before = estimate(questions, command.endpoint, store)
+        print(
+            f"{len(moments):,} preferences to make, {before.cached:,} answers known; {before.questions:,} to ask: about "
+            f"{before.input_tokens:,} tokens in, at most {before.most_output_tokens:,} out, cost at most {before.most_cost:.4f}"
+        )
+        if command.dry_run:
+            for question in questions[: command.shown]:
+                print(f"--- prompt\n{question}")
+            return None
+        replies, bill = ask_all(
+            questions, lambda question, answer: parsed(answer, names), command.endpoint, store,
+            answers=command.answers, progress=_say,
+        )  # fmt: skip
+    rows, problems = [], dict[str, int]()
+    for (user, position, _), reply in zip(moments, replies, strict=True):
+        if reply.value is None:
+            problems[reply.problem] = problems.get(reply.problem, 0) + 1
+        else:
+            rows.append(PreferenceRow(str(users[user]), position, reply.value))
+    maker = f"{command.endpoint.model}, prompt {command.prompt}, newest {command.at.recent} items"
+    folder = write_preferences(command.at.out, rows, PreferenceRecord("llm", maker, 0, problems))
+    _say(len(questions), len(questions), bill)
+    print(f"{folder}: {len(rows):,} rows, {len(moments) - len(rows):,} without an answer that obeys the rules")
+    for problem, count in sorted(problems.items(), key=lambda pair: -pair[1])[:5]:
+        print(f"{count:,} x {problem}")
+    return folder
+
+
+def _say(done: int, total: int, bill: Bill) -> None:
+    if done % 100 == 0 or done == total:
+        print(
+            f"{done:,} of {total:,}: {bill.asked:,} paid, {bill.cached:,} known, {bill.refused:,} refused, "
+            f"{bill.requests:,} requests, {bill.input_tokens:,} + {bill.output_tokens:,} tokens"
+            + (f" ({bill.uncounted:,} answers not counted by the endpoint)" if bill.uncounted else "")
+            + f", cost {bill.cost:.4f}",
+            flush=True,
+        )
+
+
+def _reviews(file: Path | None) -> dict[tuple[str, str], str]:
+    if file is None:
+        return {}
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file")
+    table = pq.read_table(file) if file.suffix == ".parquet" else pacsv.read_csv(file)
+    for name in ("user", "item", "review"):
+        if name not in table.column_names:
+            raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
+    columns = [table.column(name).to_pylist() for name in ("user", "item", "review")]
+    return {(str(user), str(item)): str(text) for user, item, text in zip(*columns, strict=True) if text}
+
+
+def main() -> None:
+    commands: dict[str, Callable[..., Extractive | Llm]] = {"extractive": Extractive, "llm": Llm}
+    with told():
+        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

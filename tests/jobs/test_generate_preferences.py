@@ -1,0 +1,128 @@
+"""Both ways to preferences give the same table under the same rules."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.generate_preferences import Extractive, Llm, Moments, names_of, run
+from rayrec.data.preferences.table import read_preferences
+from rayrec.data.sequences import Interactions, ItemTable, SequenceData, write_sequences
+from rayrec.text.chat_endpoint import EndpointConfig
+from rayrec.text.preferences import checked, is_negative
+from rayrec.typed_json import ConfigError
+from tests.llm_stub import GOOD, Stub, first_times, running_stub, said
+
+ITEMS = 40
+BRAND = json.dumps({"preferences": ["Find Scotch tape", "Find b c", "Find c d", "Find d e", "Find e f"]})
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with running_stub() as found:
+        yield found
+
+
+def sequences(folder: Path) -> SequenceData:
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(3, 8, 25)
+    items = np.concatenate([generator.permutation(ITEMS)[:n] + 1 for n in lengths]).astype(np.int32)
+    kinds = ("Glues", "Wood Screws", "PVC Tape", "Scotch Tools", "3D Printing")
+    labels = [
+        []
+        if i == 7
+        else ["category: Everything", f"category: {kinds[i % 5]}", f"category: Kind {i % 9}", "brand: Scotch"]
+        for i in range(1, ITEMS + 1)
+    ]
+    titles = [f"Scotch Tough Thing {i}" for i in range(1, ITEMS + 1)]
+    table = ItemTable.of([f"i{i}" for i in range(1, ITEMS + 1)], [f"Title: {t}." for t in titles], None, titles, labels)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    data = SequenceData(Interactions(offsets, items, ITEMS), table, pa.array([f"u{i}" for i in range(25)]), "toy")
+    write_sequences(folder, data)
+    return data
+
+
+def test_extractive_preferences_obey_the_rules_know_nothing_later_and_are_the_same_each_time(tmp_path: Path) -> None:
+    data = sequences(tmp_path / "seq")
+    folder = run(Extractive(Moments(tmp_path / "seq", tmp_path / "pref")))
+    assert folder is not None
+    found, names = read_preferences(folder, data), names_of(data)
+    assert found.record.origin == "extractive"
+    assert len(found.texts) == int((data.interactions.lengths - 1).sum())  # positions 2 .. length
+    for user, position, texts in zip(found.users, found.positions, found.texts, strict=True):
+        assert checked(texts, names) == texts
+        assert len(texts) == 5
+        assert sum(map(is_negative, texts)) == 1
+        start = data.interactions.offsets[user]
+        known = data.interactions.items[start : start + position]
+        own = {f"kind {item % 9}" for item in known if item != 7}
+        avoided = next(text for text in texts if is_negative(text)).removeprefix("Avoid ")
+        assert avoided not in own
+        recent = data.interactions.items[start + max(0, position - 5) : start + position]
+        allowed = {
+            t
+            for i in recent
+            if i != 7
+            for t in (f"kind {i % 9}", "glues products", "wood screws", "PVC tape", "3D printing")
+        }
+        for text in texts[:4]:
+            assert any(text.endswith(f" {phrase}") for phrase in allowed), text
+        assert not any("everything" in text for text in texts)
+    again = run(Extractive(Moments(tmp_path / "seq", tmp_path / "again")))
+    assert again is not None
+    assert read_preferences(again, data).texts == found.texts
+    run(Extractive(Moments(tmp_path / "seq", tmp_path / "last", newest=1, users=3)))
+    last = read_preferences(tmp_path / "last", data)
+    assert last.positions.tolist() == data.interactions.lengths[:3].tolist()
+
+
+def test_a_language_model_is_asked_once_for_each_and_a_dry_run_asks_nothing(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = sequences(tmp_path / "seq")
+    endpoint = EndpointConfig(stub.url, "stub", first_wait=0.01, input_price=1.0, output_price=1.0)
+    moments = Moments(tmp_path / "seq", tmp_path / "pref", users=4)
+    (tmp_path / "reviews.csv").write_text("user,item,review\nu0,i1,not for me\n")
+    command = Llm(moments, endpoint, reviews=tmp_path / "reviews.csv")
+    assert run(Llm(moments, endpoint, dry_run=True)) is None
+    printed = capsys.readouterr().out
+    assert "Never name a brand" in printed
+    assert "- Title: Scotch Tough Thing" in printed
+    assert "cost at most 0." in printed
+    assert not stub.seen
+    stub.behaviours["*"] = first_times(1, said(BRAND))  # refused: the catalogue has that brand
+    folder = run(command)
+    assert folder is not None
+    found = read_preferences(folder, data)
+    wanted = int((data.interactions.lengths[:4] - 1).sum())
+    assert len(found.texts) == wanted
+    assert set(found.texts) == {tuple(json.loads(GOOD)["preferences"])}
+    assert found.record.origin == "llm"
+    assert found.record.maker == "stub, prompt preferences.v1, newest 5 items"
+    assert set(stub.paid.values()) == {2}
+    paid = sum(stub.paid.values())
+    run(command)
+    assert sum(stub.paid.values()) == paid
+    assert "0 paid" in capsys.readouterr().out
+
+
+def test_answers_that_never_obey_are_told_and_data_without_labels_is_refused(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = sequences(tmp_path / "seq")
+    stub.behaviours["*"] = said("[]")
+    moments = Moments(tmp_path / "seq", tmp_path / "pref", users=1, newest=1)
+    run(Llm(moments, EndpointConfig(stub.url, "stub"), answers=2))
+    found = read_preferences(tmp_path / "pref", data)
+    assert found.texts == ()
+    assert found.record.refused == {"2 answers refused; the last: 0 different preferences, expected at least 5": 1}
+    assert "1 without an answer that obeys the rules" in capsys.readouterr().out
+    bare = SequenceData(data.interactions, ItemTable.of(data.items.names), data.users)
+    write_sequences(tmp_path / "bare", bare)
+    with pytest.raises(ConfigError, match="no labels"):
+        run(Extractive(Moments(tmp_path / "bare", tmp_path / "p")))
+    with pytest.raises(ConfigError, match="no such file"):
+        run(Llm(moments, EndpointConfig(stub.url, "stub"), reviews=tmp_path / "absent.csv"))
