@@ -39,6 +39,10 @@ class UserError(ValueError):
     """Something given is wrong; the message is one line that names it and what was expected."""
 
 
+class DivergedError(UserError):
+    """Training ran away: a loss or gradient is no longer finite."""
+
+
 class DiskError(UserError):
     """A file cannot be written: the disk is full, read-only or closed to this user."""
 

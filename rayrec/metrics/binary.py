@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from rayrec.errors import DivergedError
+
 _BINS = 16_384
 _LIMIT = 16.0  # logits beyond +-16 fall into the outermost bins
 _POSITIVE, _NEGATIVE, _PREDICTED = (
@@ -72,7 +74,7 @@ class BinaryMetrics:
         logits = logits.detach().double()
         observed = ~labels.isnan()
         if bool((observed & ~logits.isfinite()).any()):
-            raise ValueError("a logit is NaN or infinite: training has diverged, or the model is broken")
+            raise DivergedError("a logit is NaN or infinite: training has diverged; lower the learning rate")
         labels = labels.double().nan_to_num(0.0)
         mass = observed.double() if weights is None else observed * weights.double().unsqueeze(1)  # (B, T)
         positive = mass * labels

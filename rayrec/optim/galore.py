@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from rayrec.errors import DivergedError
 from rayrec.optim.apollo_groups import matrix_rank, matrix_shape
 
 
@@ -82,7 +83,14 @@ class Galore(torch.optim.Optimizer):
 
 
 def singular_vectors(matrices: Tensor, rank: int) -> Tensor:
-    """The first ``rank`` singular vectors of the smaller side of each of (k, m, n), as rows: (k, rank, min(m, n))."""
+    """The first ``rank`` singular vectors of the smaller side of each of (k, m, n), as rows: (k, rank, min(m, n)).
+
+    Raises DivergedError for matrices that are not finite.
+    """
+    if not torch.isfinite(matrices).all():
+        raise DivergedError(
+            "a gradient is not finite (NaN or infinite): training has diverged; lower the learning rate"
+        )
     left, _, right = torch.linalg.svd(matrices.float(), full_matrices=False)
     vectors = right[:, :rank] if matrices.shape[1] >= matrices.shape[2] else left[:, :, :rank].mT
     return vectors.to(matrices.dtype).contiguous()

@@ -1,10 +1,10 @@
 """Errors that end a run under Ray Train at once, instead of four attempts of a minute each.
 
-Ray Train starts its workers again after any error. A worker whose error no attempt can change leaves a note in the run's folder
-and returns as if it were done; the others, cut off from it, find the note and return too; the driver raises what it says.
+Ray Train starts its workers again after any error. A worker whose error no attempt can change leaves a note in the run's folder;
+alone it then returns as if it were done, while one of several fails, so that none waits for it, and those that are started again
+find the note and return. The driver raises what it says.
 """
 
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,6 @@ from rayrec.errors import UserError, disk_trouble
 from rayrec.files import write_text_atomically
 from rayrec.training.checkpoint import read_progress
 from rayrec.typed_json import from_json, to_json
-
-WAIT_SECONDS = 2.0  # for the note of the worker that failed first
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Ending:
 
 
 def ends_run(folder: Path, rank: int, error: Exception, checkpoint: Path | None) -> bool:
-    """Note a worker's error. True when the run ends: the user must mend it, it came from the same checkpoint before, or that of
-    another worker ends it."""
+    """Note a worker's error. True when the run ends: the user must mend it, or it came from the same checkpoint before."""
     line = _user_line(error)
     note = _note(folder, rank)
     step = 0 if checkpoint is None else read_progress(checkpoint).step
@@ -41,13 +38,18 @@ def ends_run(folder: Path, rank: int, error: Exception, checkpoint: Path | None)
         same = (before.step, before.kind, before.text.splitlines()[-1:]) == (step, ending.kind, text.splitlines()[-1:])
         ending = Ending(step, ending.kind, text, None, ends=same)
     write_text_atomically(note, to_json(ending))
-    return ending.ends or _another_ends(folder)
+    return ending.ends
 
 
 def clear_endings(folder: Path) -> None:
     """Before a run is begun or goes on: what was wrong may have been mended."""
     for note in folder.glob(".ending-*.json"):
         note.unlink()
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a note ends the run: there is nothing to try again."""
+    return bool(_endings(folder))
 
 
 def raise_ending(folder: Path) -> None:
@@ -66,15 +68,6 @@ def _user_line(error: BaseException) -> str | None:
         if isinstance(one, UserError):
             return str(one).strip().splitlines()[-1] if one is error and cause is not None else str(one)
     return disk_trouble(error)
-
-
-def _another_ends(folder: Path) -> bool:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if _endings(folder):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def _endings(folder: Path) -> list[Ending]:

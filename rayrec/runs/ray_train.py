@@ -9,12 +9,11 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from rayrec.runs.cluster import connect, gpus, joined_cluster
-from rayrec.runs.endings import clear_endings, ends_run, raise_ending
+from rayrec.runs.endings import clear_endings, ends_run, has_ended, raise_ending
 from rayrec.runs.run_folder import RunRecord
 from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import Worker
@@ -71,8 +70,10 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
         scaling_config=settings.scaling_config,
         run_config=settings.run_config,
     )
-    result = trainer.fit()
-    raise_ending(folder)
+    try:
+        result = trainer.fit()
+    finally:
+        raise_ending(folder)
     if result.error is not None:
         raise result.error
 
@@ -88,10 +89,12 @@ class _OwnClusterTrainer(TorchTrainer):
 
 def worker_loop(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs; ``config`` holds the run's record as plain JSON, its folder and where to begin."""
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told once
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     record = from_plain(RunRecord, config["record"], "the run's record")
     folder = Path(config["folder"])
+    if has_ended(folder):
+        return
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     worker = Worker(context.get_world_rank(), context.get_world_size(), device)
@@ -112,10 +115,8 @@ def worker_loop(config: dict[str, Any]) -> None:
             log_metrics=(lambda values, step: None) if metrics is None else metrics.log,
         )
     except Exception as error:
-        if not ends_run(folder, worker.rank, error, reporter.latest()):
+        if not ends_run(folder, worker.rank, error, reporter.latest()) or worker.size > 1:
             raise  # Ray Train starts the workers again, from the last checkpoint
-        if dist.is_initialized():
-            dist.destroy_process_group()  # the other workers wait for this one
     finally:
         if metrics is not None:
             metrics.close()

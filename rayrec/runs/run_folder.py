@@ -10,7 +10,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from rayrec.families.table import AnyExperiment
 from rayrec.files import locked, make_folder, write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
+from rayrec.training.experiment import decides_the_same
 from rayrec.training.metric_queue import send_unsent
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, to_json
@@ -73,12 +74,15 @@ def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None)
     record_file = folder / "run.json"
     if record_file.is_file():
         record = from_json(RunRecord, record_file.read_bytes(), str(record_file))
-        if record.experiment == experiment:
+        if decides_the_same(record.experiment, experiment):
             if record.data not in (None, experiment.fingerprint()):
                 raise ConfigError(
                     f"run {name!r} was begun on other data than what lies there now ({record_file}); choose another name, or "
                     "remove that folder"
                 )
+            if record.experiment != experiment:
+                record = replace(record, experiment=experiment)
+                write_text_atomically(record_file, to_json(record))
             return folder, record
         if newest_checkpoint(folder / "train") is not None or (folder / "bundle").exists():
             raise ConfigError(

@@ -13,6 +13,7 @@ from rayrec.optim import OptimizerConfig
 from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import Task
+from rayrec.typed_json import to_plain
 
 
 class Experiment(Protocol):
@@ -93,6 +94,23 @@ def train_here(
         log_metrics=log_metrics,
         say=say,
     )
+
+
+# How a run is run, not what model comes out: a run may go on with others of them.
+RUN_OPTIONS = {"loop": ("threads", "progress_seconds"), "stream": ("reader", "read_ahead")}
+
+
+def decides_the_same(one: Experiment, other: Experiment) -> bool:
+    """Whether two experiments train the same model: equal but for how they are run (``RUN_OPTIONS``)."""
+    return _without_run_options(one) == _without_run_options(other)
+
+
+def _without_run_options(experiment: Experiment) -> dict[str, Any]:
+    plain: dict[str, Any] = to_plain(experiment)
+    for part, names in RUN_OPTIONS.items():
+        if part in plain:
+            plain[part] = {name: value for name, value in plain[part].items() if name not in names}
+    return plain
 
 
 def check_streams(experiment: Experiment, workers: int) -> None:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from rayrec.data.log.streams import StreamPosition
+from rayrec.errors import DivergedError
 from rayrec.metrics import BinaryMetrics
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
 from rayrec.training.checkpoint import (
@@ -213,6 +214,11 @@ def updates_of(stream: TrainingStream[B], accumulate: int) -> Iterator[list[tupl
         if len(update) == accumulate or stream.position.step == 0:
             yield update
             update = []
+
+
+def state_rate(state: TrainingState) -> float:
+    """The learning rate of the first group."""
+    return float(state.optimizer.param_groups[0]["lr"])
 
 
 def reduce_evaluation(evaluation: Evaluation, worker: Worker) -> None:
@@ -424,7 +430,13 @@ class _Loop(Generic[B]):
                 for name, values in self.task.summarize(window.evaluation).items()
                 for metric in self.task.curve_metrics
             ]
-        points += [CurvePoint(step, step / steps_per_epoch, "train", "", n, v) for n, v in window.mean_parts().items()]
+        parts = window.mean_parts()
+        if not math.isfinite(parts.get("loss", 0.0)):
+            raise DivergedError(
+                f"the loss is {parts['loss']} before step {step:,}: training has diverged; lower the learning rate "
+                f"(now {state_rate(self.state):g}) or gradient_clip"
+            )
+        points += [CurvePoint(step, step / steps_per_epoch, "train", "", n, v) for n, v in parts.items()]
         self.state.progress = replace(self.state.progress, curve=self.state.progress.curve + tuple(points))
         if self.leads:
             metrics = {f"train/{p.task}/{p.metric}" if p.task else f"train/{p.metric}": p.value for p in points}

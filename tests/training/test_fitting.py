@@ -12,12 +12,13 @@ import torch
 
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.streams import LogStream, StreamConfig, StreamPosition, fitting_batch_size
-from rayrec.errors import DiskError, UserError
+from rayrec.errors import DiskError, DivergedError, UserError
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.files import locked
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.runs.endings import clear_endings, ends_run, raise_ending
+from rayrec.optim import OptimizerConfig
+from rayrec.runs.endings import clear_endings, ends_run, has_ended, raise_ending
 from rayrec.runs.fitting import fit
 from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
@@ -258,11 +259,7 @@ def test_a_store_of_another_mlflow_is_one_line_that_names_the_command(runs: Path
         fit("old", experiment, in_process=True)
 
 
-def test_an_error_ends_a_run_when_it_is_the_user_s_or_comes_again_from_the_same_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rayrec.runs.endings.WAIT_SECONDS", 0.1)
-
+def test_an_error_ends_a_run_when_it_is_the_user_s_or_comes_again_from_the_same_place(tmp_path: Path) -> None:
     def raised(error: Exception) -> Exception:
         try:
             raise error
@@ -277,7 +274,8 @@ def test_an_error_ends_a_run_when_it_is_the_user_s_or_comes_again_from_the_same_
     assert not ends_run(tmp_path, 0, raised(RuntimeError("other")), checkpoint)  # it came further
     raise_ending(tmp_path)
     assert ends_run(tmp_path, 0, raised(RuntimeError("other")), checkpoint)
-    assert ends_run(tmp_path, 1, raised(RuntimeError("cut off")), checkpoint)
+    assert not ends_run(tmp_path, 1, raised(RuntimeError("cut off")), checkpoint)
+    assert has_ended(tmp_path)
     with pytest.raises(RuntimeError, match=r"the same error came twice from step 7:\n(.|\n)*RuntimeError: other"):
         raise_ending(tmp_path)
     clear_endings(tmp_path)
@@ -295,3 +293,32 @@ def test_a_checkpoint_that_is_not_whole_is_never_gone_on_from(tmp_path: Path) ->
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
     assert newest_checkpoint(tmp_path / "none") is None
     assert json.loads((tmp_path / "checkpoint_a" / "progress.json").read_text())["workers"] == 0
+
+
+def test_a_run_may_go_on_with_other_run_options_and_with_no_other_model(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 30, Interrupted())
+        with pytest.raises(Interrupted):
+            fit("options", experiment, in_process=True)
+    other = replace(
+        experiment,
+        loop=replace(experiment.loop, threads=None, progress_seconds=1.0),
+        stream=replace(experiment.stream, reader="in_process", read_ahead=5),
+    )
+    with pytest.raises(ConfigError, match="exists with another config"):
+        fit("options", replace(other, stream=replace(other.stream, window_rows=1000)), in_process=True)
+    assert fit("options", other, in_process=True).progress.rows == 46 * 256
+    assert '"read_ahead": 5' in (runs / "options" / "run.json").read_text()
+
+
+@pytest.mark.parametrize("method", ["adamw", "galore"])
+def test_a_run_that_diverges_ends_with_one_line(runs: Path, experiment: RankerExperiment, method: str) -> None:
+    wild = replace(
+        experiment,
+        optimizer=OptimizerConfig(optimizer=method, learning_rate=1e30),  # type: ignore[arg-type]
+        loop=replace(experiment.loop, gradient_clip=None),
+    )
+    with pytest.raises(DivergedError, match=r"training has diverged; lower the learning rate"):
+        fit("wild", wild, in_process=True)
