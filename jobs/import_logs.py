@@ -15,7 +15,7 @@ from rayrec.data.importing.table import TableFiles, TextFormat, import_table
 from rayrec.data.log import SPLITS, Log
 from rayrec.data.log.splitting import ColumnSplit, FileSplit, HashSplit, OrderSplit, TimeSplit
 from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName, import_public
-from rayrec.errors import told
+from rayrec.errors import printable, told
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,25 @@ def print_summary(path: Path) -> None:
     found = json.loads((path / "import.json").read_text(encoding="utf-8"))
     width = max(12, *(len(task) + 2 for task in log.schema.task_names))
     rows = sum(found["rows"].values())
-    print(f"{path}: {rows:,} rows in {found['seconds']:.1f} s ({rows / max(found['seconds'], 0.001):,.0f} rows/s)")
+    print(
+        printable(
+            f"{path}: {rows:,} rows in {found['seconds']:.1f} s ({rows / max(found['seconds'], 0.001):,.0f} rows/s)"
+        )
+    )
     print(f"{'split':<8}{'rows':>14}" + "".join(f"{task:>{width}}" for task in log.schema.task_names))
     for split in SPLITS:
         if split in found["rows"]:
             counts = [found["labels"][split][task] for task in log.schema.task_names]
             cells = [f"{c['positive'] / c['observed']:.4f}" if c["observed"] else "no labels" for c in counts]
             print(f"{split:<8}{found['rows'][split]:>14,}" + "".join(f"{cell:>{width}}" for cell in cells))
+    for note, count in found.get("notes", {}).items():
+        print(f"note: {note}" + (f": {count:,}" if count is not None else ""))
     if not found["quarantined"]:
         print("quarantined: none")
     else:
-        print(f"quarantined: {sum(found['quarantined'].values()):,} rows, in {path / 'quarantine'}")
+        print(f"quarantined: {sum(found['quarantined'].values()):,} rows, in {printable(str(path / 'quarantine'))}")
         for reason, count in sorted(found["quarantined"].items(), key=lambda item: -item[1]):
-            print(f"{count:>14,}  {reason}")
+            print(printable(f"{count:>14,}  {reason}"))
 
 
 def main() -> None:

@@ -60,12 +60,17 @@ def told(*, go_on: str = "run the same command again") -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     except Exception as error:
         line = disk_trouble(error)
         if line is None:
             raise
-        sys.exit(f"error: {line}")
+        sys.exit(printable(f"error: {line}"))
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal might obey (escape sequences of a file's name or header, marks of direction) spelled out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def disk_trouble(error: BaseException, folder: Path | None = None) -> str | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rayrec.data.importing.reading import RawChunk, SourceError
 from rayrec.data.log import QUARANTINE_SCHEMA
-from rayrec.data.log.raw_columns import Bad
+from rayrec.data.log.raw_columns import PLAIN, Bad, NumberSpelling
 from rayrec.data.log.row_checks import CheckedColumns, ColumnError, check_rows
 from rayrec.data.log.schema import LogSchema
 from rayrec.data.log.splitting import NO_SPLIT, RowSplitter, SplitInput
@@ -31,6 +31,7 @@ class RawSource:
 
     columns: raw columns that must be there. columns_of: from the raw columns of a chunk to those of the schema (renamed, joined,
     derived); the raw ones are what the quarantine shows and what rows are split by. unlabeled: label columns may be absent.
+    spelling: how text files write numbers.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RawSource:
     columns: tuple[str, ...] = ()
     columns_of: Callable[[pa.Table], pa.Table] = _same
     unlabeled: bool = False
+    spelling: NumberSpelling = PLAIN
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def checked_chunks(source: RawSource, schema: LogSchema, splitter: RowSplitter) 
             file.require_some_good()
             file = FileHealth(chunk.source)
         try:
-            checked = check_rows(schema, source.columns_of(chunk.table), unlabeled=source.unlabeled)
+            columns = source.columns_of(chunk.table)
+            checked = check_rows(schema, columns, unlabeled=source.unlabeled, spelling=source.spelling)
             splits = splitter.assign(SplitInput(chunk.table, position, chunk.split))
         except ColumnError as error:
             raise SourceError(f"{chunk.source}: {error}") from None
@@ -138,7 +141,9 @@ class FileHealth:
     def update(self, chunk: RawChunk, checked: CheckedColumns) -> None:
         self.rows += checked.rows + len(chunk.rejected)
         for rejected in chunk.rejected[:1]:
-            self.examples.setdefault(_REJECTED, f"row {rejected.row}: {rejected.reason}, in {rejected.text!r:.80}")
+            hint = f"; {rejected.hint}" if rejected.hint else ""
+            example = f"row {rejected.row}: {rejected.reason}, in {rejected.text!r:.80}{hint}"
+            self.examples.setdefault(_REJECTED, example)
         self.bad[_REJECTED] += len(chunk.rejected)
         wrong: dict[str, Bad] = {}
         for problem in checked.problems:
@@ -148,6 +153,7 @@ class FileHealth:
                 raw = chunk.table
                 given = raw.column(problem.column)[row].as_py() if problem.column in raw.column_names else None
                 shown = "" if given is None else f" (given: {given!r:.80})"
+                shown += f"; {problem.hint}" if problem.hint else ""
                 self.examples[problem.column] = f"row {chunk.row_numbers[row]}: {problem.what}{shown}"
         for column, rows in wrong.items():
             self.bad[column] += int(rows.sum())

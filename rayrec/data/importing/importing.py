@@ -25,6 +25,8 @@ from rayrec.data.log.schema import LogSchema
 from rayrec.data.log.splitting import TRAIN, RowSplitter, SplitInput, SplitRule, prepare
 from rayrec.typed_json import to_plain
 
+_OVER_LINES = "rows with a value over more than one line (if none should be: --no-quoting)"
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -53,9 +55,13 @@ def import_log(
     splitter = _prepared(source, schema, split, options)
     fitted, extra_types = _fit(source, schema, splitter, options)
     with LogWriter(out, fitted, overwrite=options.overwrite, extra_types=extra_types) as writer:
-        labels = _write(source, fitted, splitter, writer, options)
+        labels, over_lines = _write(source, fitted, splitter, writer, options)
+        notes: dict[str, int | None] = {splitter.note: None} if splitter.note else {}
+        if over_lines:
+            notes[_OVER_LINES] = over_lines
         writer.finish(
             {
+                "notes": notes,
                 "importer": source.name,
                 "split": {"rule": type(split).__name__, **to_plain(split)},
                 "labels": labels,
@@ -78,7 +84,7 @@ def _prepared(source: RawSource, schema: LogSchema, split: SplitRule, options: I
             progress.advance(chunk.table.num_rows)
 
     try:
-        return prepare(split, schema.timestamp, scan)
+        return prepare(split, schema.timestamp, scan, schema.time_spelling)
     except ColumnError as error:
         raise SourceError(f"{current}: {error}") from None
 
@@ -123,10 +129,12 @@ def _fit(
 
 def _write(
     source: RawSource, schema: LogSchema, splitter: RowSplitter, writer: LogWriter, options: ImportOptions
-) -> dict[str, Any]:
-    """Pass 2: every row into its split or into quarantine. Returns observed and positive labels by split and task."""
+) -> tuple[dict[str, Any], int]:
+    """Pass 2: every row into its split or into quarantine. Returns observed and positive labels by split and task, and how many
+    rows have a value over more than one line."""
     progress = ImportProgress("pass 2 of 2, writing", quiet=options.quiet)
     encoder = LogEncoder(schema)
+    over_lines = 0
     labels: dict[str, dict[str, Counter[str]]] = {}
     for chunk in checked_chunks(source, schema, splitter):
         for split, table in _encoded(chunk, encoder):
@@ -137,8 +145,9 @@ def _write(
                 by_task[task.name]["observed"] += len(column) - column.null_count
                 by_task[task.name]["positive"] += int(pc.sum(column).as_py() or 0)
         writer.quarantine(chunk.quarantine())
+        over_lines += chunk.raw.over_lines
         progress.advance(chunk.rows)
-    return labels
+    return labels, over_lines
 
 
 def _encoded(chunk: CheckedChunk, encoder: LogEncoder) -> Iterator[tuple[str, pa.Table]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rayrec.data.importing.checking import RawSource
 from rayrec.data.importing.importing import ImportOptions, import_log
 from rayrec.data.importing.reading import RawChunk, SourceError, find_files, read_delimited, read_parquet
+from rayrec.data.log.raw_columns import NumberSpelling
 from rayrec.data.log.schema import LogSchema, read_schema
 from rayrec.data.log.splitting import ColumnSplit, FileSplit, HashSplit, Split, SplitRule, TimeSplit
 
@@ -25,6 +26,12 @@ class TextFormat:
     """Names of the columns, where the files have no header."""
     quoting: bool = True
     """Values may stand in double quotes, with delimiters and line ends in them."""
+    decimal: str = "."
+    """What stands before the fraction of a number; "," in much of Europe."""
+    thousands: str = ""
+    """What stands between groups of three digits: "," or "." or " "."""
+    encoding: str = "utf-8"
+    """As Python names it: latin-1, cp1252, utf-16, ..."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,11 @@ def import_table(
     def chunks() -> Iterator[RawChunk]:
         return chain.from_iterable(_read(file, part, text, needed) for file, part in parts)
 
-    return import_log(RawSource(declared.name, chunks, unlabeled=unlabeled), declared, split, out, options)
+    if text.decimal == text.thousands or len(text.decimal) != 1 or len(text.thousands) > 1:
+        raise SourceError(f"decimal {text.decimal!r} and thousands {text.thousands!r} must be two different characters")
+    spelling = NumberSpelling(text.decimal, text.thousands)
+    source = RawSource(declared.name, chunks, unlabeled=unlabeled, spelling=spelling)
+    return import_log(source, declared, split, out, options)
 
 
 def _read(file: Path, split: Split, text: TextFormat, needed: tuple[str, ...] | None) -> Iterator[RawChunk]:
@@ -77,8 +88,12 @@ def _read(file: Path, split: Split, text: TextFormat, needed: tuple[str, ...] | 
     suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
     delimiter = text.delimiter if text.delimiter is not None else _DELIMITERS.get(suffix)
     if delimiter is None:
-        raise SourceError(f"{file}: the delimiter is not told by the name; give one")
-    return read_delimited(file, delimiter, columns=text.columns or None, split=split, quoting=text.quoting)
+        raise SourceError(f"{file}: the delimiter is not told by the name; give one, --delimiter")
+    if len(delimiter) != 1:
+        raise SourceError(f"the delimiter must be one character, not {delimiter!r}")
+    return read_delimited(
+        file, delimiter, columns=text.columns or None, split=split, quoting=text.quoting, encoding=text.encoding
+    )
 
 
 def _needed_columns(schema: LogSchema, split: SplitRule, *, unlabeled: bool) -> tuple[str, ...] | None:

@@ -33,6 +33,7 @@ from rayrec.files import make_folder, put_in_place, raise_disk_error, temporary_
 
 SPLITS = ("train", "valid", "test")
 ROW_GROUP_ROWS = 65_536
+ROW_GROUP_BYTES = 64 << 20
 ROWS_PER_FILE = 1_048_576
 QUARANTINE_SCHEMA = pa.schema(
     [("reason", pa.string()), ("source", pa.string()), ("row", pa.int64()), ("values", pa.string())]
@@ -146,7 +147,8 @@ def check_columns(file: Path | str, found: pa.Schema, schema: LogSchema) -> None
 class LogWriter:
     """Writes a log shard by shard beside its place and renames it on success: a log is whole or not there.
 
-    Rows are buffered to ``ROW_GROUP_ROWS`` per split, so memory stays constant. Use as a context manager: leaving it by an
+    Rows are buffered to ``ROW_GROUP_ROWS`` or ``ROW_GROUP_BYTES`` per split, so memory stays constant.
+    Use as a context manager: leaving it by an
     exception removes what was written. Raises LogError when ``path`` exists already and ``overwrite`` is false, or is
     anything but a log.
     """
@@ -170,6 +172,7 @@ class LogWriter:
         self._partial = temporary_beside(self.path)
         self._buffers: dict[str, list[pa.Table]] = {}
         self._buffered: Counter[str] = Counter()
+        self._buffered_bytes: Counter[str] = Counter()
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._file_rows: Counter[str] = Counter()
         self._file_count: Counter[str] = Counter()
@@ -240,8 +243,10 @@ class LogWriter:
     def _append(self, name: str, table: pa.Table) -> None:
         self._buffers.setdefault(name, []).append(table)
         self._buffered[name] += table.num_rows
-        if self._buffered[name] >= ROW_GROUP_ROWS:
-            self._flush(name, everything=False)
+        self._buffered_bytes[name] += table.nbytes
+        large = self._buffered_bytes[name] >= ROW_GROUP_BYTES
+        if large or self._buffered[name] >= ROW_GROUP_ROWS:
+            self._flush(name, everything=large)
 
     def _flush(self, name: str, *, everything: bool) -> None:
         pending = pa.concat_tables(self._buffers[name])
@@ -253,6 +258,7 @@ class LogWriter:
             pending = pending.slice(ROW_GROUP_ROWS)
         self._buffers[name] = [pending] if pending.num_rows else []
         self._buffered[name] = pending.num_rows
+        self._buffered_bytes[name] = pending.nbytes
 
     def _open_next_file(self, name: str, columns: pa.Schema) -> None:
         if name in self._writers:

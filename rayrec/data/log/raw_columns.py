@@ -4,6 +4,7 @@ Nothing here raises for a bad value: it is marked, so that its row can be set as
 number belongs) raises ColumnTypeError.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ _NULL_HASH = np.uint64(1)
 _SMALL = 512  # below this many rows, looking up each value is faster than finding the distinct ones first
 _NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[nN][aA][nN]|[iI][nN][fF]([iI][nN][iI][tT][yY])?)$"
 _INTEGER = r"^-?(0|[1-9]\d{0,17})$"
+_COUNT = r"^-?(0|[1-9]\d{0,17}|[1-8]\d{18})$"  # nanoseconds since 1970 have 19 digits
 _ISO_TIME = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?"
 _ZONE = r":\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)$"
 Bad = NDArray[np.bool_]
@@ -33,6 +35,17 @@ class Numbers:
     values: NDArray[np.float64]
     null: Bad
     bad: Bad
+
+
+@dataclass(frozen=True)
+class NumberSpelling:
+    """How text files write numbers. thousands: what stands between groups of three digits; empty = nothing."""
+
+    decimal: str = "."
+    thousands: str = ""
+
+
+PLAIN = NumberSpelling()
 
 
 @dataclass(frozen=True)
@@ -61,15 +74,20 @@ class Integers:
     bad: Bad
 
 
-def as_numbers(column: pa.ChunkedArray | pa.Array) -> Numbers:
-    """Integers, floats, decimals, booleans, or strings that spell a number (empty = missing)."""
+def as_numbers(
+    column: pa.ChunkedArray | pa.Array, missing: tuple[str, ...] = (), spelling: NumberSpelling = PLAIN
+) -> Numbers:
+    """Integers, floats, decimals, booleans, or strings that spell a number (empty = missing).
+
+    missing: further spellings of missing; one that spells a number stands for that number, however it is written.
+    """
     array = _plain(column)
     kind = array.type
     none = np.zeros(len(array), np.bool_)
     if pa.types.is_null(kind):
         return Numbers(np.full(len(array), np.nan), ~none, none)
     if _is_string(kind):
-        array, bad = _spelled_numbers(array)
+        array, bad = _spelled_numbers(array, missing, spelling)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         array, bad = array.cast(pa.float64(), safe=False), none
     elif pa.types.is_boolean(kind):
@@ -77,7 +95,12 @@ def as_numbers(column: pa.ChunkedArray | pa.Array) -> Numbers:
     else:
         raise ColumnTypeError(f"is {kind}, expected numbers")
     null = none if array.null_count == 0 else array.is_null().to_numpy(zero_copy_only=False)
-    return Numbers(array.to_numpy(zero_copy_only=False), null & ~bad, bad)
+    values = array.to_numpy(zero_copy_only=False)
+    if missing:
+        numbers = pa.array([value.strip() for value in missing if re.match(_NUMBER, value.strip())], pa.string())
+        absent = np.isin(values, numbers.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        null, values = null | absent, np.where(absent, np.nan, values)
+    return Numbers(values, null & ~bad, bad)
 
 
 def as_codes(column: pa.ChunkedArray | pa.Array, *, strip: bool = False) -> Codes:
@@ -141,7 +164,7 @@ def as_times(column: pa.ChunkedArray | pa.Array) -> Integers:
     array = pc.utf8_trim_whitespace(array)
     array = pc.if_else(pc.equal(array, ""), None, array)
     null = array.is_null().to_numpy(zero_copy_only=False)
-    whole = pc.fill_null(pc.match_substring_regex(array, _INTEGER), False)
+    whole = pc.fill_null(pc.match_substring_regex(array, _COUNT), False)
     parsed = pc.if_else(whole, array, None).cast(pa.int64())
     if parsed.null_count > array.null_count:
         rest = pc.if_else(whole, None, array)
@@ -269,16 +292,32 @@ def _as_strings(values: pa.Array) -> tuple[pa.StringArray, Bad | None]:
     return digits, ~whole & ~np.isnan(numbers)
 
 
-def _spelled_numbers(array: pa.Array) -> tuple[pa.DoubleArray, Bad]:
-    try:
-        return array.cast(pa.float64()), np.zeros(len(array), np.bool_)
-    except pa.ArrowInvalid:
-        pass
+def _spelled_numbers(array: pa.Array, missing: tuple[str, ...], spelling: NumberSpelling) -> tuple[pa.DoubleArray, Bad]:
+    if spelling == PLAIN:
+        try:
+            return array.cast(pa.float64()), np.zeros(len(array), np.bool_)
+        except pa.ArrowInvalid:
+            pass
     array = pc.utf8_trim_whitespace(array)
-    array = pc.if_else(pc.equal(array, ""), None, array)
+    empty = pa.array(["", *(value.strip() for value in missing)], array.type)
+    array = pc.if_else(pc.is_in(array, value_set=empty), None, array)
+    if spelling != PLAIN:
+        array = _plainly_spelled(array, spelling)
     spelled = pc.fill_null(pc.match_substring_regex(array, _NUMBER), True)
     parsed = pc.utf8_ltrim(pc.if_else(spelled, array, None), characters="+").cast(pa.float64())
     return parsed, ~spelled.to_numpy(zero_copy_only=False)
+
+
+def _plainly_spelled(array: pa.StringArray, spelling: NumberSpelling) -> pa.StringArray:
+    """1.234,5 as 1234.5; what is not spelled so becomes text that is no number."""
+    point, groups = re.escape(spelling.decimal), r"\d+"
+    if spelling.thousands:
+        groups = rf"(\d{{1,3}}({re.escape(spelling.thousands)}\d{{3}})+|\d+)"
+    pattern = rf"^[+-]?({groups}({point}\d*)?|{point}\d+)([eE][+-]?\d+)?$"
+    spelled = pc.match_substring_regex(array, pattern)
+    if spelling.thousands:
+        array = pc.replace_substring(array, pattern=spelling.thousands, replacement="")
+    return pc.if_else(spelled, pc.replace_substring(array, pattern=spelling.decimal, replacement="."), "no number")
 
 
 def _milliseconds(times: pa.TimestampArray) -> pa.Int64Array:

@@ -11,20 +11,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayrec.data.log.raw_columns import (
+    PLAIN,
     Bad,
     CodeLists,
     Codes,
     ColumnTypeError,
     Integers,
     Numbers,
+    NumberSpelling,
     as_code_lists,
     as_codes,
     as_identifiers,
     as_numbers,
     as_text,
-    as_times,
 )
-from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
 from rayrec.errors import UserError
 
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
@@ -37,11 +38,12 @@ class ColumnError(UserError):
 
 @dataclass(frozen=True)
 class RowProblem:
-    """Rows (n,) bool whose value of ``column`` is wrong in the same way."""
+    """Rows (n,) bool whose value of ``column`` is wrong in the same way. hint: what may help, for a column wholly wrong."""
 
     column: str
     what: str
     rows: Bad
+    hint: str = ""
 
     @property
     def reason(self) -> str:
@@ -57,10 +59,10 @@ class CheckedColumns:
     others: dict[str, pa.Array] = field(default_factory=dict)
     problems: list[RowProblem] = field(default_factory=list)
 
-    def note(self, column: str, what: str, rows: Bad) -> None:
+    def note(self, column: str, what: str, rows: Bad, hint: str = "") -> None:
         """Remember bad rows; nothing when there are none."""
         if rows.any():
-            self.problems.append(RowProblem(column, what, rows))
+            self.problems.append(RowProblem(column, what, rows, hint))
 
     def good(self) -> Bad:
         """(n,) bool: rows without a problem."""
@@ -70,7 +72,9 @@ class CheckedColumns:
         return good
 
 
-def check_features(schema: LogSchema, raw: pa.Table, *, stripped: bool = False) -> CheckedColumns:
+def check_features(
+    schema: LogSchema, raw: pa.Table, *, stripped: bool = False, spelling: NumberSpelling = PLAIN
+) -> CheckedColumns:
     """Read and check the features only. Raises ColumnError when a column is absent or of a hopeless type.
 
     stripped: categories have no blanks around them already.
@@ -79,7 +83,8 @@ def check_features(schema: LogSchema, raw: pa.Table, *, stripped: bool = False) 
     strip = schema.strips_blanks and not stripped
     for feature in schema.features:
         if isinstance(feature, DenseFeature):
-            _check_dense(checked, feature, _read(raw, feature.name, as_numbers))
+            reader = partial(as_numbers, missing=feature.missing_values, spelling=spelling)
+            _check_dense(checked, feature, _read(raw, feature.name, reader))
         elif isinstance(feature, CategoricalFeature):
             _check_categorical(checked, feature, _read(raw, feature.name, partial(as_codes, strip=strip)))
         elif isinstance(feature, SequenceFeature):
@@ -96,29 +101,35 @@ def check_features(schema: LogSchema, raw: pa.Table, *, stripped: bool = False) 
     return checked
 
 
-def check_rows(schema: LogSchema, raw: pa.Table, *, unlabeled: bool = False) -> CheckedColumns:
+def check_rows(
+    schema: LogSchema, raw: pa.Table, *, unlabeled: bool = False, spelling: NumberSpelling = PLAIN
+) -> CheckedColumns:
     """Read and check all columns of the schema. unlabeled: label columns may be absent; then no label is observed."""
-    checked = check_features(schema, raw)
+    checked = check_features(schema, raw, spelling=spelling)
     for task in schema.tasks:
         if unlabeled and task.column not in raw.column_names:
             checked.others[task.column] = pa.nulls(raw.num_rows, pa.float32())
         else:
-            _check_label(checked, task.column, _read(raw, task.column, as_numbers))
+            _check_label(checked, task, _read(raw, task.column, partial(_as_label, task=task)))
     if schema.weight is not None:
-        weight = _read(raw, schema.weight, as_numbers)
+        weight = _read(raw, schema.weight, partial(as_numbers, spelling=spelling))
         checked.note(schema.weight, "weight is missing", weight.null)
         checked.note(schema.weight, "weight is not a number", weight.bad)
         wrong = ~(weight.values >= 0) | (weight.values > _FLOAT32_LIMIT)
         checked.note(schema.weight, "weight is negative or not finite", wrong & ~weight.null & ~weight.bad)
         checked.others[schema.weight] = pa.array(weight.values.astype(np.float32), from_pandas=True)
     if schema.timestamp is not None:
-        _check_integers(checked, schema.timestamp, "a time", _read(raw, schema.timestamp, as_times))
+        times = _read(raw, schema.timestamp, schema.time_spelling.read)
+        form = "" if schema.timestamp_format is None else f" of the format {schema.timestamp_format!r}"
+        _check_integers(checked, schema.timestamp, f"a time{form}", times)
+        for what, hint, rows in schema.time_spelling.outside(times):
+            checked.note(schema.timestamp, what, rows, hint)
     if schema.request_id is not None:
         _check_integers(checked, schema.request_id, "an id", _read(raw, schema.request_id, as_identifiers))
     if schema.stage is not None:
         checked.others[schema.stage] = _read(raw, schema.stage, as_text)
     for name in schema.extras:
-        numbers = _read(raw, name, as_numbers)
+        numbers = _read(raw, name, partial(as_numbers, spelling=spelling))
         checked.note(name, "is not a number", numbers.bad)
         column = raw.column(name)
         if pa.types.is_integer(column.type) and column.type != pa.uint64():
@@ -161,12 +172,36 @@ def _check_categorical(checked: CheckedColumns, feature: CategoricalFeature, cod
     checked.columns[feature.name] = codes
 
 
-def _check_label(checked: CheckedColumns, name: str, numbers: Numbers) -> None:
+def _as_label(column: pa.ChunkedArray, task: TaskLabel) -> Numbers:
+    """0 and 1 as numbers, true and false, or as the task spells them."""
+    if not task.positive:
+        numbers = as_numbers(column, task.missing_values)
+        if not numbers.bad.any():
+            return numbers
+        words = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.string())))
+        digits = pc.if_else(
+            pc.equal(words, "true"), "1", pc.if_else(pc.equal(words, "false"), "0", column.cast(pa.string()))
+        )
+        return as_numbers(digits, task.missing_values)
+    codes = as_codes(column, strip=True)
+    spelled: dict[str | None, float] = dict.fromkeys(("", *task.missing_values), np.nan)
+    spelled |= dict.fromkeys(task.negative, 0.0) | dict.fromkeys(task.positive, 1.0)
+    of_values = np.array([*(spelled.get(value, -1.0) for value in codes.values.to_pylist()), np.nan])
+    values = of_values[codes.index]
+    bad = codes.bad | (values < 0)
+    values[bad] = np.nan
+    return Numbers(values, np.isnan(values) & ~bad, bad)
+
+
+def _check_label(checked: CheckedColumns, task: TaskLabel, numbers: Numbers) -> None:
+    name = task.column
     values: NDArray[np.float64] = numbers.values
     not_a_number = np.isnan(values) & ~numbers.null & ~numbers.bad
-    checked.note(name, "label is not a number", numbers.bad)
+    hint = 'say how it is spelled: "positive": [...], "negative": [...] of the task'
+    spellings = " or ".join(map(repr, (*task.positive, *task.negative)))
+    checked.note(name, f"label is not {spellings or 'a number'}", numbers.bad, hint)
     checked.note(name, "label is NaN", not_a_number)
-    checked.note(name, "label is not 0 or 1", (values != 0) & (values != 1) & ~np.isnan(values))
+    checked.note(name, "label is not 0 or 1", (values != 0) & (values != 1) & ~np.isnan(values), hint)
     checked.others[name] = pa.array(values.astype(np.float32), mask=np.isnan(values))
 
 

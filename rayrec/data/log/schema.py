@@ -4,6 +4,7 @@ A *declared* schema says what the columns are. A *fitted* one also holds what on
 vocabularies and dense statistics. Logs on disk always carry a fitted schema (``schema.json``).
 """
 
+import codecs
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from rayrec.data.log.times import TimeSpelling, TimeUnit
 from rayrec.files import write_text_atomically
 from rayrec.typed_json import ConfigError, from_json, to_json
 
@@ -43,12 +45,14 @@ class DenseFeature:
     """A number. Logs store it in raw units (float32, null = missing); the model's input layer applies the transform.
 
     transform: "standardize" (x - mean) / std; "log1p" standardizes sign(x) * log1p(|x|); "none" passes x on.
+    missing_values: spellings of missing besides the empty one; of a number ("-999") every spelling.
     """
 
     name: str
     kind: Literal["dense"] = "dense"
     transform: Literal["standardize", "log1p", "none"] = "standardize"
     allow_missing: bool = True
+    missing_values: tuple[str, ...] = ()
     statistics: DenseStatistics | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -128,11 +132,16 @@ class TaskLabel:
     """One binary task. ``label`` is its column (default: the task's name), float32 in {0, 1}, null = not observed.
 
     observed_when: name of another task; where that task's label is not 1, this label is masked (conversion after click).
+    positive, negative: how raw files spell 1 and 0 ("yes", "no"); both or neither. Neither: numbers 0 and 1, or true and false.
+    missing_values: spellings of "not observed" besides the empty one.
     """
 
     name: str
     label: str | None = None
     observed_when: str | None = None
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    missing_values: tuple[str, ...] = ()
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     @property
@@ -144,6 +153,7 @@ class TaskLabel:
 class LogSchema:
     """All that is known of a log's columns. ``extras`` are numeric columns carried along (float64 or int64, by name).
 
+    timestamp_unit, timestamp_format: how raw files write the timestamp, see ``TimeSpelling``; a log holds milliseconds.
     version: in a schema of version 1, of logs and bundles that were made before there was 2, blanks around a category are part of
     it; since 2 they are not.
     """
@@ -153,6 +163,8 @@ class LogSchema:
     tasks: Annotated[tuple[TaskLabel, ...], Field(max_length=MAX_COLUMNS)]
     weight: str | None = None
     timestamp: str | None = None
+    timestamp_unit: TimeUnit | None = None
+    timestamp_format: str | None = None
     request_id: str | None = None
     stage: str | None = None
     extras: tuple[str, ...] = ()
@@ -173,8 +185,17 @@ class LogSchema:
         if len(set(task_names)) < len(task_names):
             raise SchemaError(f"schema {self.name!r}: two tasks have the same name")
         for task in self.tasks:
+            spelled = (*task.positive, *task.negative, *task.missing_values)
+            if bool(task.positive) != bool(task.negative):
+                raise SchemaError(f"task {task.name!r}: positive and negative are declared together or not at all")
+            if len(set(spelled)) < len(spelled):
+                raise SchemaError(
+                    f"task {task.name!r}: a label is spelled the same twice: {', '.join(map(repr, spelled))}"
+                )
             if task.observed_when is not None and task.observed_when not in task_names:
                 raise SchemaError(f"task {task.name!r}: observed_when names no task: {task.observed_when!r}")
+        if self.timestamp_unit is not None and self.timestamp_format is not None:
+            raise SchemaError(f"schema {self.name!r}: the timestamp has a unit or a format, not both")
         by_name: Mapping[str, Feature] = dict(zip(names, self.features, strict=True))
         for feature in self.features:
             if isinstance(feature, CategoricalFeature | SequenceFeature):
@@ -208,6 +229,10 @@ class LogSchema:
     @property
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def time_spelling(self) -> TimeSpelling:
+        return TimeSpelling(self.timestamp_unit, self.timestamp_format)
 
     @property
     def strips_blanks(self) -> bool:
@@ -245,7 +270,7 @@ def read_schema(path: Path) -> LogSchema:
     if not path.is_file():
         raise SchemaError(f"{path}: no such schema file")
     try:
-        return from_json(LogSchema, path.read_bytes(), str(path))
+        return from_json(LogSchema, path.read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     except ConfigError as error:
         raise SchemaError(str(error)) from None
 

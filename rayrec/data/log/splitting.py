@@ -12,8 +12,9 @@ from pydantic import ConfigDict
 
 from rayrec.data.log import SPLITS
 from rayrec.data.log.hashing import hash_strings, mix, uniform
-from rayrec.data.log.raw_columns import ColumnTypeError, as_codes, as_times, hash_rows
+from rayrec.data.log.raw_columns import ColumnTypeError, as_codes, hash_rows
 from rayrec.data.log.row_checks import ColumnError
+from rayrec.data.log.times import TimeSpelling
 from rayrec.typed_json import ConfigError
 
 Split = Literal["train", "valid", "test"]
@@ -21,6 +22,7 @@ T = TypeVar("T")
 TRAIN, VALID, TEST = range(3)
 NO_SPLIT = -1
 _KEPT_TIMES = 1 << 22
+_TIMES = TimeSpelling()
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -103,17 +105,22 @@ class SplitInput:
 
 @dataclass
 class RowSplitter:
-    """A rule with what one look at all rows found (``prepare``). Assigns by content alone, whatever the chunking."""
+    """A rule with what one look at all rows found (``prepare``). Assigns by content alone, whatever the chunking.
+
+    times: how the column of a split by time is read. note: what a user should know of the split; empty = nothing.
+    """
 
     rule: SplitRule
     boundaries: tuple[int, int] = (0, 0)
+    times: TimeSpelling = _TIMES
+    note: str = ""
 
     def assign(self, rows: SplitInput) -> NDArray[np.int8]:
         """(n,) int8: an index into SPLITS, or -1 where the row tells no split. Raises ColumnError when a column is absent."""
         rule, table = self.rule, rows.table
         if isinstance(rule, TimeSplit):
             assert rule.column is not None  # prepare fills it in
-            times = _column(table, rule.column, as_times)
+            times = _column(table, rule.column, self.times.read)
             splits = np.searchsorted(np.array(self.boundaries), times.values, side="right").astype(np.int8)
             splits[times.null | times.bad] = NO_SPLIT
             return splits
@@ -136,15 +143,23 @@ class RowSplitter:
         return np.full(table.num_rows, SPLITS.index(rows.given), np.int8)
 
 
-def prepare(rule: SplitRule, timestamp: str | None, scan: Callable[[], Iterator[SplitInput]]) -> RowSplitter:
+def prepare(
+    rule: SplitRule,
+    timestamp: str | None,
+    scan: Callable[[], Iterator[SplitInput]],
+    times: TimeSpelling = _TIMES,
+) -> RowSplitter:
     """The splitter of a rule. By time and by position need one look at all rows, ``scan``; at most 4 million times are kept (of
-    more rows, a fixed sample). Raises ConfigError when the rule lacks a time column, ColumnError when it is absent."""
+    more rows, a fixed sample). times: how ``timestamp`` is read; any other column holds times or numbers that order the rows.
+
+    Raises ConfigError when the rule lacks a time column, ColumnError when it is absent or the same in all rows."""
     if isinstance(rule, TimeSplit):
         column = rule.column if rule.column is not None else timestamp
         if column is None:
             raise ConfigError("a split by time needs a column: name one, or declare the schema's timestamp")
         rule = TimeSplit(rule.valid_share, rule.test_share, column)
-        return RowSplitter(rule, _time_boundaries(rule, column, scan))
+        times = times if column == timestamp else TimeSpelling("order")
+        return _splitter_by_time(rule, column, times, scan)
     if isinstance(rule, OrderSplit):
         rows = sum(part.table.num_rows for part in scan())
         test = round(rows * (1 - rule.test_share))
@@ -152,22 +167,36 @@ def prepare(rule: SplitRule, timestamp: str | None, scan: Callable[[], Iterator[
     return RowSplitter(rule)
 
 
-def _time_boundaries(rule: TimeSplit, column: str, scan: Callable[[], Iterator[SplitInput]]) -> tuple[int, int]:
+def _splitter_by_time(
+    rule: TimeSplit, column: str, spelling: TimeSpelling, scan: Callable[[], Iterator[SplitInput]]
+) -> RowSplitter:
     kept = TimeSample()
     for part in scan():
-        times = _column(part.table, column, as_times)
+        times = _column(part.table, column, spelling.read)
         positions = part.position + np.arange(part.table.num_rows)
         good = ~(times.null | times.bad)
+        for _, _, outside in spelling.outside(times):
+            good &= ~outside
         kept.add(times.values[good], positions[good])
     times_kept = kept.sorted()
     if not len(times_kept):
-        return 0, 0
+        return RowSplitter(rule, times=spelling)
+    if len(times_kept) > 1 and times_kept[0] == times_kept[-1]:
+        raise ColumnError(
+            f"column {column!r} is the same in all rows, but a split by time needs an order; try split:by-hash"
+        )
     cuts = (1 - rule.test_share - rule.valid_share, 1 - rule.test_share)
     end = int(times_kept[-1]) + 1
     valid, test = (
         int(times_kept[cut]) if (cut := round(len(times_kept) * share)) < len(times_kept) else end for share in cuts
     )
-    return valid, test
+    after = 1 - np.searchsorted(times_kept, (valid, test)) / len(times_kept)
+    shares = {"validation": (rule.valid_share, after[0] - after[1]), "test": (rule.test_share, after[1])}
+    uneven = [
+        f"{got:.0%} instead of {asked:.0%} for {of}" for of, (asked, got) in shares.items() if abs(got - asked) > 0.05
+    ]
+    note = f"rows of equal {column!r} stay together, so the split has {' and '.join(uneven)}" if uneven else ""
+    return RowSplitter(rule, (valid, test), spelling, note)
 
 
 class TimeSample:
@@ -212,7 +241,9 @@ def _by_hash(table: pa.Table, rule: HashSplit) -> NDArray[np.int8]:
 def _column(table: pa.Table, name: str, reader: Callable[[pa.ChunkedArray], T]) -> T:
     index = table.schema.get_field_index(name)
     if index < 0:
-        raise ColumnError(f"column {name!r}, by which rows are split, is absent")
+        raise ColumnError(
+            f"column {name!r}, by which rows are split, is absent (columns there: {', '.join(table.column_names[:50])})"
+        )
     try:
         return reader(table.column(index))
     except ColumnTypeError as error:

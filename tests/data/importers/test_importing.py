@@ -479,9 +479,9 @@ def test_a_schema_file_with_a_mistake_names_the_field(tmp_path: Path) -> None:
 
 
 def test_no_row_for_training_is_an_error(tmp_path: Path) -> None:
-    table = changed(good_rows(), "time", pa.array([5] * 200))
+    table = good_rows().append_column("part", pa.array(["test"] * 200))
     with pytest.raises(SourceError, match="none of 200 good rows falls into the training split"):
-        import_parquet(tmp_path, table, TimeSplit())
+        import_parquet(tmp_path, table, ColumnSplit("part"))
 
 
 # Whole or not there

@@ -1,0 +1,32 @@
+"""Stray quotes in delimited text. One that stands at the beginning of a value makes a reader take all that follows for the value,
+up to the next quote: thousands of rows may vanish into it. Here it is found by line."""
+
+from collections.abc import Iterable
+
+MANY_LINES = 3  # line ends within a value from which its inner lines are looked at
+STRAY = "swallowed by a stray quote (if quotes are part of the values: --no-quoting)"
+
+
+def open_quote(lines: Iterable[str], delimiter: str) -> int | None:
+    """Number, from 1, of the line with a quote that opens a value and is never closed; None when there is none."""
+    inside, opened = False, 0
+    for number, line in enumerate(lines, start=1):
+        at = 0
+        while (found := line.find('"', at)) >= 0:
+            if not inside:
+                inside = found == 0 or line[found - 1] == delimiter
+                opened = number
+                at = found + 1
+            elif line[found + 1 : found + 2] == '"':
+                at = found + 2
+            else:
+                inside, at = False, found + 1
+    return opened if inside else None
+
+
+def holds_rows(value: str, delimiter: str, columns: int) -> bool:
+    """Whether most inner lines of a value of several lines look like rows of ``columns`` values."""
+    inner = value.split("\n")[1:-1]
+    if columns < 2 or len(inner) < MANY_LINES - 1:
+        return False
+    return sum(line.count(delimiter) == columns - 1 for line in inner) >= 0.9 * len(inner)
