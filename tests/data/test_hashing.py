@@ -57,3 +57,14 @@ def test_hashes_of_counters_are_uniform() -> None:
 
 def test_mix_is_injective_on_near_inputs() -> None:
     assert len(np.unique(mix(np.arange(1_000_000, dtype=np.uint64)))) == 1_000_000
+
+
+def test_few_long_strings_among_short_ones_hash_word_by_word_as_all_do() -> None:
+    texts = ["ab" * 3000 + "é", "x" * 5001, "short", "", "x" * 257, *("y" * k for k in range(20))]
+    expected = []
+    for text in map(str.encode, texts):
+        state = reference_mix(len(text))
+        for at in range(0, len(text), 8):
+            state = reference_mix(state ^ int.from_bytes(text[at : at + 8], "little"))
+        expected.append(state)
+    assert hash_strings(pa.array(texts)).tolist() == expected
