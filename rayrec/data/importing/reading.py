@@ -207,7 +207,7 @@ def _require_text(path: Path, encoding: str = "utf-8") -> None:
 def _text_lines(path: Path, encoding: str) -> Iterator[str]:
     with (
         gzip.open(path) if _is_gzip(path) else path.open("rb") as file,
-        io.TextIOWrapper(file, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as lines,  # type: ignore[type-var]
+        io.TextIOWrapper(file, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as lines,
     ):
         yield from lines
 

@@ -184,9 +184,9 @@ def _as_label(column: pa.ChunkedArray, task: TaskLabel) -> Numbers:
         )
         return as_numbers(digits, task.missing_values)
     codes = as_codes(column, strip=True)
-    spelled: dict[str | None, float] = dict.fromkeys(("", *task.missing_values), np.nan)
+    spelled = dict.fromkeys(("", *task.missing_values), np.nan)
     spelled |= dict.fromkeys(task.negative, 0.0) | dict.fromkeys(task.positive, 1.0)
-    of_values = np.array([*(spelled.get(value, -1.0) for value in codes.values.to_pylist()), np.nan])
+    of_values = np.array([*(spelled.get(value or "", -1.0) for value in codes.values.to_pylist()), np.nan])
     values = of_values[codes.index]
     bad = codes.bad | (values < 0)
     values[bad] = np.nan
