@@ -15,11 +15,12 @@ import tyro
 
 from benchmarks.trunk_heavy import Measured, Step, measure_in_turn, random_batch, training_step, trunk_heavy_task
 from rayrec.batch import Batch
-from rayrec.families.ranker.task import RankingConfig, masked_cross_entropy
+from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing.mgda import Mgda
 from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.balancing.pcgrad import Pcgrad
 from rayrec.methods.balancing.running_min_norm import RunningMinNorm
+from rayrec.methods.means import masked_cross_entropy
 from rayrec.optim import OptimizerConfig, build_optimizer
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     for name, distillation in HEADS.items():
         for ratio in command.ratios:
             task = trunk_heavy_task(command.tasks, RankingConfig(distillation=distillation))
-            unlabeled = _scored_batch(ratio * command.batch_size, command.tasks, task.teacher_columns).to(
+            unlabeled = _scored_batch(ratio * command.batch_size, command.tasks, task.unlabeled_extras()).to(
                 command.device
             )
             steps[f"{name} {ratio}"] = training_step(task, batch, bf16=command.bf16, unlabeled=unlabeled)

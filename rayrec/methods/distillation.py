@@ -8,7 +8,7 @@ Teacher probabilities are columns of the logs (``jobs.score_log``) or come from 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,11 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from rayrec.batch import Batch
+from rayrec.methods.means import joint_mean
+from rayrec.methods.method import Method, MethodConfig, Rows, Tasks, Term
+from rayrec.typed_json import ConfigError
+
 _EDGE = 1e-6  # probabilities are kept that far from 0 and 1 where their logits are needed
 
 
 @dataclass(frozen=True)
-class DistillationConfig:
+class DistillationConfig(MethodConfig):
     """Where the student learns from a teacher, and how.
 
     labeled_weight, unlabeled_weight: w of the loss above; both 0 is plain training. To count an unlabeled row like a labeled
@@ -52,6 +57,9 @@ class DistillationConfig:
         if self.target == "negative" and (self.labeled_weight or self.loss != "cross_entropy"):
             raise ValueError("target negative is a cross-entropy on unlabeled rows: labeled_weight must be 0")
 
+    def method(self, tasks: Tasks) -> "Distillation":
+        return Distillation(self, tasks)
+
     def column(self, task: str) -> str:
         """The column that holds the teacher's probability for a task."""
         return self.columns.get(task, teacher_column(task))
@@ -59,6 +67,74 @@ class DistillationConfig:
     def acts(self, unlabeled_ratio: float) -> bool:
         """Whether any row gets a term: if not, training is plain."""
         return self.labeled_weight > 0 or (self.unlabeled_weight > 0 and unlabeled_ratio > 0)
+
+
+class Distillation(Method):
+    """Adds the teacher's terms to the losses of the heads that learn from it.
+
+    distilled: names of those tasks. teacher_columns: the extra that holds the teacher's probability, for each of them.
+    """
+
+    places: Tensor
+
+    def __init__(self, config: DistillationConfig, tasks: Tasks) -> None:
+        super().__init__()
+        self.config = config
+        self.distilled = _distilled(config, tasks)
+        self.teacher_columns = () if config.target == "negative" else tuple(map(config.column, self.distilled))
+        places: Iterable[int] = map(tasks.names.index, self.distilled)
+        if config.head == "auxiliary":
+            self.own_heads = {f"{name}_teacher": name for name in self.distilled}
+            places = range(tasks.heads, tasks.heads + len(self.distilled))
+        self.register_buffer("places", torch.tensor(list(places), dtype=torch.int64), persistent=False)
+
+    def labeled_columns(self, *, taught: bool) -> tuple[str, ...]:
+        return self.teacher_columns if self.config.labeled_weight > 0 and not taught else ()
+
+    def unlabeled_columns(self, *, taught: bool) -> tuple[str, ...]:
+        return self.teacher_columns if self.config.unlabeled_weight > 0 and not taught else ()
+
+    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None) -> Term:
+        """Rows: all unlabeled ones, where they count."""
+        config = self.config
+        taught = [("labeled", config.labeled_weight, batch)] if config.labeled_weight > 0 else []
+        if config.unlabeled_weight > 0 and unlabeled is not None:
+            taught.append(("unlabeled", config.unlabeled_weight, unlabeled))
+        places = [rows.whole(some) for _, _, some in taught]
+
+        def add(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+            named = {}
+            for (name, weight, some), place in zip(taught, places, strict=True):
+                named[f"distillation_{name}"] = self.means(outputs[place], some)
+                losses = losses + weight * named[f"distillation_{name}"]
+            return losses, named
+
+        return add
+
+    def means(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """(H,) mean losses at the heads that learn from the teacher, 0 at the others. outputs (n, H)."""
+        places = self.places.to(outputs.device)
+        if self.config.target == "negative":
+            probabilities = outputs.new_zeros(len(batch), len(places))
+        else:
+            absent = [name for name in self.teacher_columns if name not in batch.extras]
+            if absent:
+                raise ConfigError(f"distillation needs a teacher's scores: batches lack {', '.join(absent)}")
+            probabilities = torch.stack([batch.extras[name] for name in self.teacher_columns], dim=1).float()
+        losses, counts = distillation_terms(self.config, outputs[:, places], probabilities)
+        if batch.weights is not None:
+            losses, counts = losses * batch.weights.unsqueeze(1), counts * batch.weights.unsqueeze(1)
+        means = joint_mean(losses, counts)
+        return means.new_zeros(outputs.shape[1]).index_copy(0, places, means)
+
+
+def _distilled(config: DistillationConfig, tasks: Tasks) -> tuple[str, ...]:
+    unknown = sorted({*config.tasks, *config.columns} - set(tasks.names))
+    if unknown:
+        raise ConfigError(f"distillation names no task: {', '.join(unknown)}; tasks: {', '.join(tasks.names)}")
+    if config.tasks:
+        return tuple(name for name in tasks.names if name in config.tasks)
+    return tasks.names if config.target == "teacher" else tasks.independent
 
 
 def teacher_column(task: str) -> str:

@@ -3,14 +3,17 @@
 Unbiased where that chance is known and depends only on what is logged; UKDSL's spec names it as a baseline.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from rayrec.batch import Batch
+from rayrec.methods.method import Method, MethodConfig, Tasks
+
 
 @dataclass(frozen=True)
-class InversePropensity:
+class InversePropensity(MethodConfig):
     """column: the log's column of propensities in (0, 1]. floor: smaller ones count as this, which bounds the variance.
 
     Losses are divided by the sum of the weights of a batch (self-normalized, SNIPS), so that the scale of propensities is free.
@@ -28,3 +31,21 @@ class InversePropensity:
         if bool((~((propensities > 0) & (propensities <= 1))).any()):
             raise ValueError(f"column {self.column!r}: a propensity is missing or lies outside of (0, 1]")
         return propensities.clamp_min(self.floor).reciprocal().to(torch.float32)
+
+    def method(self, tasks: Tasks) -> "Weighing":
+        return Weighing(self)
+
+
+class Weighing(Method):
+    """Multiplies the row weights of labeled rows."""
+
+    def __init__(self, config: InversePropensity) -> None:
+        super().__init__()
+        self.config = config
+
+    def labeled_columns(self, *, taught: bool) -> tuple[str, ...]:
+        return (self.config.column,)
+
+    def weighed(self, batch: Batch) -> Batch:
+        weights = self.config.weights(batch.extras[self.config.column])
+        return replace(batch, weights=weights if batch.weights is None else weights * batch.weights)

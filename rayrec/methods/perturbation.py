@@ -9,18 +9,21 @@ lookup: it is added to the embedded row. Every draw comes from a generator of it
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayrec.batch import Batch
+from rayrec.methods.means import joint_mean, masked_cross_entropy
+from rayrec.methods.method import Embedder, Method, MethodConfig, Rows, Tasks, Term
 
 
 @dataclass(frozen=True)
-class PerturbationConfig:
+class PerturbationConfig(MethodConfig):
     """What is perturbed, how strongly, and what is asked of the prediction.
 
     strength: lambda of the losses above; 0 is plain training, draw for draw. LSPR balanced: at most 1.
@@ -70,15 +73,8 @@ class PerturbationConfig:
     def perturbs_vectors(self) -> bool:
         return max(self.dense_noise, self.embedding_noise) > 0 and self.feature_fraction > 0
 
-
-class Embedder(Protocol):
-    """What perturbation needs of a model: ``embed`` and where the parts of its output lie (see rayrec.models.ranker)."""
-
-    embedding_dim: int
-    embedding_columns: slice
-    dense_columns: slice
-
-    def embed(self, batch: Batch) -> Tensor: ...
+    def method(self, tasks: Tasks) -> "Perturbation | None":
+        return Perturbation(self) if self.strength > 0 else None
 
 
 @dataclass(frozen=True)
@@ -94,19 +90,17 @@ class PerturbedRows:
 
 
 @dataclass(frozen=True)
-class PerturbedPair:
-    """A perturbed copy and the embedded rows (m, N) it is of; None where those are predicted anyway (the labeled batch)."""
+class Compared:
+    """Places of the blocks that SCR compares, m copies and their originals: those at ``chosen`` (m,) of the clean block, None =
+    all. weights: (m,) of the rows, None = all 1."""
 
-    copy: PerturbedRows
-    original: Tensor | None
-
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """The embedded rows to predict."""
-        return (self.copy.x,) if self.original is None else (self.original, self.copy.x)
+    clean: int
+    chosen: Tensor | None
+    perturbed: int
+    weights: Tensor | None
 
 
-class Perturbation(nn.Module):
+class Perturbation(Method):
     """Draws perturbed copies of batches. Its only state, the number of draws, belongs into checkpoints, not into bundles."""
 
     def __init__(self, config: PerturbationConfig) -> None:
@@ -120,16 +114,53 @@ class Perturbation(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.draws = int(state)
 
-    def pairs(self, model: Embedder, batch: Batch, x: Tensor, unlabeled: Batch | None) -> list[PerturbedPair]:
-        """Copies of the labeled batch (x = model.embed(batch)) and, where asked, of the unlabeled one. ValueError without it."""
-        pairs = [PerturbedPair(self.copy_of(model, batch, x), None)]
+    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None) -> Term:
+        """Rows: the perturbed copy, for SCR also of unlabeled rows and these themselves. Raises ValueError where they lack."""
+        copy = self.copy_of(rows.model, batch, rows.embedded(batch))
+        clean, perturbed = rows.whole(batch), rows.add(copy.x)
+        if self.config.loss == "lspr":
+            return self._labeled(batch, copy, perturbed)
+        compared = [Compared(clean, copy.rows, perturbed, None if batch.weights is None else copy.of(batch.weights))]
         if self.config.unlabeled:
             if unlabeled is None:
                 raise ValueError("perturbation.unlabeled needs an unlabeled log and unlabeled_ratio above 0")
-            original = model.embed(unlabeled)
-            copy = self.copy_of(model, unlabeled, original)
-            pairs.append(PerturbedPair(copy, copy.of(original)))
-        return pairs
+            x = rows.embedded(unlabeled)
+            copy = self.copy_of(rows.model, unlabeled, x)
+            # Of a share of the rows only the copies' originals are predicted, in the copies' order.
+            clean = rows.whole(unlabeled) if copy.rows is None else rows.add(copy.of(x))
+            weights = None if unlabeled.weights is None else copy.of(unlabeled.weights)
+            compared.append(Compared(clean, None, rows.add(copy.x), weights))
+        return self._consistent(compared, batch.labels.shape[1])
+
+    def _labeled(self, batch: Batch, copy: PerturbedRows, perturbed: int) -> Term:
+        """LSPR: the cross-entropy of the perturbed rows."""
+
+        def mix(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+            weights = None if batch.weights is None else copy.of(batch.weights)
+            logits = outputs[perturbed][:, : batch.labels.shape[1]]
+            return self._mixed(losses, masked_cross_entropy(logits, copy.of(batch.labels), weights))
+
+        return mix
+
+    def _consistent(self, compared: Sequence[Compared], tasks: int) -> Term:
+        """SCR: the mean divergence over all copies, of labeled and unlabeled rows, each with its row's weight."""
+
+        def mix(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+            divergences, weights = [], []
+            for pair in compared:
+                logits, others = outputs[pair.clean][:, :tasks], outputs[pair.perturbed][:, :tasks]
+                logits = logits if pair.chosen is None else logits[pair.chosen]
+                divergences.append(divergence(self.config.divergence, logits, others))
+                weights.append(others.new_ones(len(others)) if pair.weights is None else pair.weights)
+            counts = torch.cat(weights).unsqueeze(1)  # (m, 1)
+            return self._mixed(losses, joint_mean(torch.cat(divergences) * counts, counts))
+
+        return mix
+
+    def _mixed(self, losses: Tensor, perturbed: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        tasks = len(perturbed)
+        mixed = perturbed_loss(self.config, losses[:tasks], perturbed)
+        return torch.cat([mixed, losses[tasks:]]), {"perturbed": perturbed}
 
     def copy_of(self, model: Embedder, batch: Batch, x: Tensor) -> PerturbedRows:
         """A perturbed copy of (some rows of) ``batch``; x (B, N) = model.embed(batch), looked up again only if ids change."""

@@ -8,7 +8,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
-from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy, ranker_inputs
+from rayrec.families.ranker.task import RankingConfig, RankingTask, ranker_inputs
+from rayrec.methods.means import masked_cross_entropy
 from rayrec.typed_json import ConfigError
 
 

@@ -10,10 +10,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from rayrec.batch import Batch
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
-from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
+from rayrec.methods.means import masked_cross_entropy
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.typed_json import ConfigError
@@ -102,7 +103,8 @@ def test_some_tasks_only_can_be_distilled(small_log, labeled, unlabeled) -> None
 
 def test_negatives_touch_only_tasks_that_hang_on_no_other(small_log, labeled, unlabeled) -> None:
     task = task_of(small_log, DistillationConfig(target="negative"))
-    assert (task.distilled, task.unlabeled_extras()) == (("click",), ())
+    assert task.distillation is not None
+    assert (task.distillation.distilled, task.unlabeled_extras()) == (("click",), ())
     model = task.build().eval()
     loss = task.loss(model, labeled, replace(unlabeled, extras={}))
     expected = -torch.nn.functional.logsigmoid(-model(unlabeled)[:, 0]).mean()

@@ -1,19 +1,21 @@
 """Methods inside the ranking task: none of them changes plain training, and they train, resume and bundle together."""
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from rayrec.batch import Batch
 from rayrec.data.log import Log
 from rayrec.data.log.schema import read_schema, write_schema
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
-from rayrec.families.ranker.task import RankingConfig, RankingTask, masked_cross_entropy
+from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.methods.balancing import Balancing
 from rayrec.methods.balancing.fixed import Fixed
 from rayrec.methods.balancing.gradnorm import Gradnorm
@@ -22,6 +24,9 @@ from rayrec.methods.balancing.pcgrad import Pcgrad
 from rayrec.methods.balancing.running_min_norm import RunningMinNorm
 from rayrec.methods.balancing.uncertainty import Uncertainty
 from rayrec.methods.balancing.uniform import Uniform
+from rayrec.methods.distillation import DistillationConfig
+from rayrec.methods.means import masked_cross_entropy
+from rayrec.methods.method import Method, MethodConfig, Rows, Tasks, Term
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
@@ -205,3 +210,52 @@ def test_tasks_that_cannot_be_learned_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(experiment, tasks=tasks).check()
+
+
+@dataclass(frozen=True)
+class _ShrunkLogits(MethodConfig):
+    """A fifth method, in one file: squared logits of a second look at every row, with a head of its own."""
+
+    strength: float = 0.1
+
+    def method(self, tasks: Tasks) -> Method:
+        return _Shrinking(self.strength, tasks)
+
+
+class _Shrinking(Method):
+    def __init__(self, strength: float, tasks: Tasks) -> None:
+        super().__init__()
+        self.strength = strength
+        self.own_heads = {f"{name}_small": name for name in tasks.names}
+        self.first = tasks.heads
+
+    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None) -> Term:
+        place = rows.add(rows.embedded(batch))
+
+        def add(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+            squares = outputs[place].square().mean(0)
+            return losses + self.strength * squares, {"small": squares}
+
+        return add
+
+
+@dataclass(frozen=True)
+class _FiveMethods(RankingConfig):
+    shrunk: _ShrunkLogits | None = None
+
+
+def test_a_fifth_method_is_one_file_and_the_field_that_switches_it_on(small_log: Path) -> None:
+    architecture = RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,))
+    plain = {"architecture": architecture, "distillation": DistillationConfig(head="auxiliary")}
+    unlabeled = replace(first_batch(small_log), extras={"teacher_click": torch.rand(64), "teacher_buy": torch.rand(64)})
+    task = RankingTask(Log.open(small_log).schema, _FiveMethods(**plain, shrunk=_ShrunkLogits(0.5)))  # type: ignore[arg-type]
+    assert task.heads == ("click", "buy", "click_teacher", "buy_teacher", "click_small", "buy_small")
+    assert "shrunk" in dict(task.methods.named_children())
+    model = task.build()
+    batch = first_batch(small_log)
+    loss = task.loss(model, batch, unlabeled)
+    outputs = model.heads(model.represent(batch))
+    torch.testing.assert_close(loss.parts["small/buy_small"], outputs[:, 5].square().mean().detach())
+    without = [loss.parts[f"{part}/{task}"] for part in ("loss",) for task in ("click", "buy")]
+    without += [loss.parts[f"distillation_unlabeled/{head}"] for head in task.heads[2:4]]
+    torch.testing.assert_close(loss.total.detach(), sum(without) + 0.5 * outputs.square().mean(0).sum().detach())

@@ -172,16 +172,17 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
         )
         if scorer is None:
             return streams
+        assert task.distillation is not None  # a teacher is refused without
         return TaughtStreams(
             streams.labeled,
             streams.unlabeled,
             experiment.unlabeled_ratio,
             teacher=scorer,
-            columns=dict(zip(task.distilled, task.teacher_columns, strict=True)),
+            columns=dict(zip(task.distillation.distilled, task.distillation.teacher_columns, strict=True)),
             read=labeled.schema,
             student=student.schema,
             device=worker.device,
-            labeled_too=bool(task.config.distillation and task.config.distillation.labeled_weight),
+            labeled_too=task.distillation.config.labeled_weight > 0,
         )
 
     def open_evaluation(split: str, epochs: int) -> LogStream:
@@ -227,7 +228,8 @@ def _check_columns(log: Log, columns: tuple[str, ...]) -> None:
 
 
 def _check_teacher(experiment: RankerExperiment, teacher: LogSchema, logs: tuple[Log, Log | None]) -> None:
-    missing = sorted(set(experiment.task().distilled) - set(teacher.task_names))
+    distillation = experiment.task().distillation
+    missing = sorted(set(() if distillation is None else distillation.distilled) - set(teacher.task_names))
     if missing:
         raise ConfigError(f"the teacher has no task {', '.join(missing)}; its tasks: {', '.join(teacher.task_names)}")
     for log in logs:

@@ -1,22 +1,22 @@
 """The ranking task: masked multi-task cross-entropy on a log, judged by normalized entropy, AUC and calibration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import nan
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.batch import Batch
 from rayrec.data.log.schema import LogSchema
 from rayrec.families.ranker.balancing_json import AnyBalancing
 from rayrec.methods.balancing import Balancer
-from rayrec.methods.distillation import DistillationConfig, distillation_terms
+from rayrec.methods.distillation import Distillation, DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
-from rayrec.methods.perturbation import Perturbation, PerturbationConfig, PerturbedPair, divergence, perturbed_loss
+from rayrec.methods.means import masked_cross_entropy, observed_weights
+from rayrec.methods.method import Method, MethodConfig, Rows, Tasks
+from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.metrics import BinaryMetrics
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 from rayrec.training.task import Evaluation, Loss
@@ -40,7 +40,7 @@ class RankingConfig:
     balancing: MultiBalance or another way to combine the tasks' gradients; None = the sum.
     perturbation: SCR or LSPR; None = none.
     distillation: UKDSL: learn from a teacher's scores, on unlabeled rows too; None = not.
-    inverse_propensity: weigh labeled rows by their propensities; None = not.
+    inverse_propensity: weigh labeled rows by their propensities; None = not. Methods act in the order of their fields.
     known_features_split: also judge apart the rows with fewer known features than that, and those with as many or more: metrics
     ``<metric>_few_known`` and ``<metric>_many_known`` of each task; None = not.
     """
@@ -74,8 +74,9 @@ def ranker_inputs(schema: LogSchema) -> RankerInputs:
 class RankingTask:
     """Ties a ranker to a log's schema. Raises ConfigError when the config names no task of the schema.
 
-    distilled: names of the tasks that learn from a teacher. heads: a name for each of the model's heads: the tasks, and with
-    auxiliary heads ``<task>_teacher`` for each distilled one.
+    heads: a name for each of the model's heads: the tasks, then those that methods train beside them (with an auxiliary head for
+    distillation, ``<task>_teacher`` for each task that learns from a teacher).
+    distillation: that method, None = not asked for.
     """
 
     curve_metrics = ("normalized_entropy", "auc", "log_loss")
@@ -91,53 +92,47 @@ class RankingTask:
             raise ConfigError(f"task_weights must be at least 0: {', '.join(negative)}")
         self.schema = schema
         self.config = config
-        self.distilled = _distilled_tasks(schema, config.distillation)
-        auxiliary = config.distillation is not None and config.distillation.head == "auxiliary"
-        own_heads = self.distilled if auxiliary else ()
-        self.heads = (*schema.task_names, *(f"{name}_teacher" for name in own_heads))
+        independent = tuple(task.name for task in schema.tasks if task.observed_when is None)
+        own_heads: dict[str, str] = {}
+        self._methods: dict[str, Method] = {}
+        for name, part in ((part.name, getattr(config, part.name)) for part in fields(config)):
+            if isinstance(part, MethodConfig):
+                tasks = Tasks(schema.task_names, independent, len(schema.tasks) + len(own_heads))
+                if (method := part.method(tasks)) is not None:
+                    self._methods[name] = method
+                    own_heads |= method.own_heads
+        found = self._methods.get("distillation")
+        self.distillation = found if isinstance(found, Distillation) else None
+        self.heads = (*schema.task_names, *own_heads)
         inputs = replace(ranker_inputs(schema), auxiliary_heads=len(own_heads))
         self.model_config = RankerConfig(inputs, config.architecture)
-        self._weights = torch.tensor([config.task_weights.get(name, 1.0) for name in (*schema.task_names, *own_heads)])
-        first = len(schema.tasks)
-        places = range(first, first + len(own_heads)) if auxiliary else map(schema.task_names.index, self.distilled)
-        self._distilled_heads = torch.tensor(list(places), dtype=torch.int64)
+        weighed = (*schema.task_names, *own_heads.values())
+        self._weights = torch.tensor([config.task_weights.get(name, 1.0) for name in weighed])
         self.balancer: Balancer | None = None
         if config.balancing is not None:
             try:
                 self.balancer = config.balancing.balancer(len(self.heads), self._representation_width())
             except ValueError as error:
                 raise ConfigError(f"balancing: {error}") from None
-        self.perturbation: Perturbation | None = None
-        if config.perturbation is not None and config.perturbation.strength > 0:
-            self.perturbation = Perturbation(config.perturbation)
-        methods = {"balancer": self.balancer, "perturbation": self.perturbation}
-        self.methods: nn.Module = nn.ModuleDict(
-            {name: method for name, method in methods.items() if method is not None}
-        )
+        balancer = {} if self.balancer is None else {"balancer": self.balancer}
+        self.methods: nn.Module = nn.ModuleDict({**balancer, **self._methods})
 
     def build(self) -> Ranker:
         return Ranker(self.model_config.inputs, self.model_config.architecture)
 
     def labeled_extras(self, *, taught: bool = False) -> tuple[str, ...]:
         """Columns that labeled batches need beside features and labels; taught: a teacher in the loop brings its own."""
-        distillation, weighing = self.config.distillation, self.config.inverse_propensity
-        scores = (
-            self.teacher_columns if distillation is not None and distillation.labeled_weight > 0 and not taught else ()
-        )
-        return (*scores, *(() if weighing is None else (weighing.column,)))
+        return tuple(column for method in self._methods.values() for column in method.labeled_columns(taught=taught))
 
     def unlabeled_extras(self, *, taught: bool = False) -> tuple[str, ...]:
         """The same of unlabeled batches."""
-        distillation = self.config.distillation
-        return (
-            self.teacher_columns
-            if distillation is not None and distillation.unlabeled_weight > 0 and not taught
-            else ()
-        )
+        return tuple(column for method in self._methods.values() for column in method.unlabeled_columns(taught=taught))
 
     def sizes(self, model: nn.Module, batch: Batch) -> Tensor:
         """(T,) weight of the rows where the task's label is observed; a method's means run over the rows of all workers."""
-        return observed_weights(batch.labels, self._row_weights(batch)).sum(0)
+        for method in self._methods.values():
+            batch = method.weighed(batch)
+        return observed_weights(batch.labels, batch.weights).sum(0)
 
     def loss(
         self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None, joint_sizes: Tensor | None = None
@@ -147,34 +142,22 @@ class RankingTask:
         All rows that a method adds go through the towers in one pass, behind those of ``batch``.
         """
         assert isinstance(model, Ranker)
-        weights = self._row_weights(batch)
-        batch = replace(batch, weights=weights)
-        x = model.embed(batch)
-        pairs = [] if self.perturbation is None else self.perturbation.pairs(model, batch, x, unlabeled)
-        blocks = [x, *(block for pair in pairs for block in pair.blocks)]
-        scored = self._scored_block(model, unlabeled, pairs, blocks)
-        h = _represent(model, blocks)
+        for method in self._methods.values():
+            batch = method.weighed(batch)
+        rows = Rows(model)
+        rows.whole(batch)
+        terms = [method.term(rows, batch, unlabeled) for method in self._methods.values()]
+        h = _represent(model, rows.blocks)
         inputs = h if self.balancer is None else self.balancer.branch(h)
-        outputs = model.heads(inputs).float()  # (all rows, H)
-        predicted = outputs.split([len(block) for block in blocks]) if len(blocks) > 1 else (outputs,)
-        logits, *others = (block[:, : len(self.schema.tasks)] for block in predicted)  # (rows, T) each
-        per_task = masked_cross_entropy(logits, batch.labels, weights, joint_sizes)  # (T,)
-        named = {"loss": per_task}
-        losses = per_task
-        if self.perturbation is not None:
-            named["perturbed"] = _perturbed(self.perturbation.config, pairs, batch, logits, others)
-            losses = perturbed_loss(self.perturbation.config, per_task, named["perturbed"])
-        distillation = self.config.distillation
-        if distillation is not None:
-            losses = torch.cat([losses, losses.new_zeros(len(self.heads) - len(losses))])  # (H,)
-            parts = (
-                ("labeled", distillation.labeled_weight, predicted[0], batch),
-                ("unlabeled", distillation.unlabeled_weight, None if scored is None else predicted[scored], unlabeled),
-            )
-            for name, weight, student, rows in parts:
-                if weight > 0 and student is not None and rows is not None:
-                    named[f"distillation_{name}"] = self._distillation(distillation, student, rows)  # (H,)
-                    losses = losses + weight * named[f"distillation_{name}"]
+        outputs = model.heads(inputs).float().split([len(block) for block in rows.blocks])  # (rows, H) each
+        logits = outputs[0][:, : len(self.schema.tasks)]  # (B, T)
+        per_task = masked_cross_entropy(logits, batch.labels, batch.weights, joint_sizes)  # (T,)
+        named: dict[str, Tensor] = {"loss": per_task}
+        losses = torch.cat([per_task, per_task.new_zeros(len(self.heads) - len(per_task))])  # (H,)
+        for term in terms:
+            if term is not None:
+                losses, added = term(losses, outputs)
+                named |= added
         losses = losses * self._weights.to(losses.device)
         if self.balancer is None:
             total = losses.sum()
@@ -187,50 +170,6 @@ class RankingTask:
             for head, value in zip(self.heads, values.detach().unbind(), strict=False)  # some are (T,), some (H,)
         }
         return Loss(total, {"loss": total.detach(), **parts_by_name}, logits.detach())
-
-    def _row_weights(self, batch: Batch) -> Tensor | None:
-        """(B,) the log's weights times inverse propensities; None = all 1."""
-        weighing = self.config.inverse_propensity
-        if weighing is None:
-            return batch.weights
-        weights = weighing.weights(batch.extras[weighing.column])
-        return weights if batch.weights is None else weights * batch.weights
-
-    def _scored_block(
-        self, model: Ranker, unlabeled: Batch | None, pairs: list[PerturbedPair], blocks: list[Tensor]
-    ) -> int | None:
-        """Place in ``blocks`` of all unlabeled rows, appended unless a perturbation predicts them anyway; None = not needed."""
-        distillation = self.config.distillation
-        if unlabeled is None or distillation is None or distillation.unlabeled_weight == 0:
-            return None
-        if len(pairs) > 1 and pairs[1].copy.rows is None:
-            return 2  # labeled, its copy, unlabeled, its copy
-        blocks.append(model.embed(unlabeled))
-        return len(blocks) - 1
-
-    def _distillation(self, config: DistillationConfig, outputs: Tensor, batch: Batch) -> Tensor:
-        """(H,) mean distillation losses at the heads that learn from the teacher, 0 at the others. outputs (n, H)."""
-        places = self._distilled_heads.to(outputs.device)
-        if config.target == "negative":
-            probabilities = outputs.new_zeros(len(batch), len(places))
-        else:
-            absent = [name for name in self.teacher_columns if name not in batch.extras]
-            if absent:
-                raise ConfigError(f"distillation needs a teacher's scores: batches lack {', '.join(absent)}")
-            probabilities = torch.stack([batch.extras[name] for name in self.teacher_columns], dim=1).float()
-        losses, counts = distillation_terms(config, outputs[:, places], probabilities)
-        if batch.weights is not None:
-            losses, counts = losses * batch.weights.unsqueeze(1), counts * batch.weights.unsqueeze(1)
-        means = joint_mean(losses, counts)
-        return means.new_zeros(len(self.heads)).index_copy(0, places, means)
-
-    @property
-    def teacher_columns(self) -> tuple[str, ...]:
-        """The extra that holds the teacher's probability, for each distilled task."""
-        config = self.config.distillation
-        if config is None or config.target == "negative":
-            return ()
-        return tuple(config.column(name) for name in self.distilled)
 
     def _representation_width(self) -> int:
         with torch.device("meta"):
@@ -290,66 +229,6 @@ def _represent(model: Ranker, blocks: list[Tensor]) -> Tensor:
     if len(blocks) == 1 or blocks[0].is_cuda:
         return model.represent_embedded(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
     return torch.cat([model.represent_embedded(block) for block in blocks])
-
-
-def masked_cross_entropy(
-    logits: Tensor, labels: Tensor, weights: Tensor | None = None, joint_sizes: Tensor | None = None
-) -> Tensor:
-    """Per-task mean binary cross-entropy (T,) over observed rows: logits (B, T), labels (B, T) with NaN = unobserved.
-
-    A task observed on no row gives 0. joint_sizes: (T,) what to divide by; None = the observed weight, under torch.distributed
-    the mean of all workers', so that averaging gradients over workers equals one worker with the joint batch, however unevenly
-    the observed rows fall.
-    """
-    row_weights = observed_weights(labels, weights)
-    losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none") * row_weights
-    if joint_sizes is not None:
-        return losses.sum(0) / joint_sizes.to(losses.dtype).clamp_min(1e-12)
-    return joint_mean(losses, row_weights)
-
-
-def observed_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
-    """(B, T) weights of the rows, 0 where the task's label is NaN."""
-    observed = ~labels.isnan()
-    return observed.float() if weights is None else observed * weights.unsqueeze(1)
-
-
-def joint_mean(losses: Tensor, counts: Tensor) -> Tensor:
-    """(T,) sums of losses (B, T) over the sums of counts (B, T) of *all* workers' rows, scaled so that the mean of the workers'
-    gradients is the joint gradient. 0 where nothing counts."""
-    totals = counts.sum(0)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(totals)
-        totals = totals / dist.get_world_size()
-    return losses.sum(0) / totals.clamp_min(1e-12)
-
-
-def _distilled_tasks(schema: LogSchema, config: DistillationConfig | None) -> tuple[str, ...]:
-    if config is None:
-        return ()
-    unknown = sorted({*config.tasks, *config.columns} - set(schema.task_names))
-    if unknown:
-        raise ConfigError(f"distillation names no task: {', '.join(unknown)}; tasks: {', '.join(schema.task_names)}")
-    if config.tasks:
-        return tuple(name for name in schema.task_names if name in config.tasks)
-    if config.target == "teacher":
-        return schema.task_names
-    return tuple(task.name for task in schema.tasks if task.observed_when is None)
-
-
-def _perturbed(
-    config: PerturbationConfig, pairs: list[PerturbedPair], batch: Batch, logits: Tensor, others: list[Tensor]
-) -> Tensor:
-    """By task (T,): LSPR's cross-entropy of the perturbed rows, or SCR's mean divergence over labeled and unlabeled rows."""
-    copy = pairs[0].copy
-    if config.loss == "lspr":
-        weights = None if batch.weights is None else copy.of(batch.weights)
-        return masked_cross_entropy(others[0], copy.of(batch.labels), weights)
-    differences = [divergence(config.divergence, copy.of(logits), others[0])]
-    if len(pairs) > 1:
-        differences.append(divergence(config.divergence, others[1], others[2]))
-    each = torch.cat(differences)
-    return joint_mean(each, torch.ones_like(each))
 
 
 def _defined(value: float) -> float | None:
