@@ -118,7 +118,7 @@ def test_the_loss_is_the_batch_mean_of_signed_cross_entropies_and_so_is_its_grad
     model = build()
     question, target = asked(model, [[1, 2], [3, 4], [5, 6]]), torch.tensor([7, 8, 9])
     sign = torch.tensor([1.0, -1.0, 1.0])
-    parts = model.losses(replace(question, sign=sign), target)
+    parts = model.loss(replace(question, sign=sign), target)
     levels = model.item_tokens.shape[1]
     each = -model.log_likelihood(question, target.unsqueeze(1)).squeeze(1) / levels
     weights = {"wanted": 2 / 3, "unwanted": 1 / 3}  # batch fractions
@@ -132,13 +132,13 @@ def test_the_loss_is_the_batch_mean_of_signed_cross_entropies_and_so_is_its_grad
         assert (a is None) == (b is None)
         if a is not None and b is not None:
             torch.testing.assert_close(a, b)
-    torch.testing.assert_close(model.losses(question, target)["loss"], each.mean())
+    torch.testing.assert_close(model.loss(question, target)["loss"], each.mean())
 
 
 def test_rows_that_are_pushed_far_enough_push_no_more() -> None:
     model = emb(replace(EMB, ascent_limit=1e-3))
     question = replace(asked(model, [[1, 2], [3, 4]]), sign=torch.tensor([-1.0, -1.0]))
-    loss = model.losses(question, torch.tensor([5, 6]))["loss"]
+    loss = model.loss(question, torch.tensor([5, 6]))["loss"]
     assert loss.item() == pytest.approx(-1e-3)
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -151,12 +151,12 @@ def test_preferences_are_dropped_in_training_alone_and_never_a_wish_without_hist
     question, target = asked(model, [[1, 2], [3, 4]]), torch.tensor([5, 6])
     without = replace(question, preference=torch.full_like(question.preference, model.no_preference))
     with torch.no_grad():
-        torch.testing.assert_close(model.train().losses(question, target), model.losses(without, target))
+        torch.testing.assert_close(model.train().loss(question, target), model.loss(without, target))
         wish = replace(question, history=torch.zeros_like(question.history), sign=torch.ones(2))
-        kept = model.losses(wish, target)["loss"]
+        kept = model.loss(wish, target)["loss"]
         model.config = replace(model.config, preference_dropout=0.0)
-        torch.testing.assert_close(kept, model.losses(wish, target)["loss"])
-        assert not torch.equal(model.eval().losses(question, target)["loss"], model.losses(without, target)["loss"])
+        torch.testing.assert_close(kept, model.loss(wish, target)["loss"])
+        assert not torch.equal(model.eval().loss(question, target)["loss"], model.loss(without, target)["loss"])
 
 
 def test_an_empty_request_has_finite_scores() -> None:
@@ -181,7 +181,7 @@ def test_what_is_tuned_of_the_encoder_is_nothing_low_rank_or_everything() -> Non
     frozen = tok(replace(TOK, tune="frozen")).train()
     assert not frozen.text_encoder.training
     question = asked(frozen, [[1, 2]])
-    frozen.losses(question, torch.tensor([3]))["loss"].backward()
+    frozen.loss(question, torch.tensor([3]))["loss"].backward()
     assert all(p.grad is None for p in frozen.text_encoder.parameters())
 
 
