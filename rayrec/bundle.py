@@ -47,7 +47,7 @@ class BundleError(UserError):
 class BundleMetadata:
     """What ``config.json`` holds. ``metrics``: split -> task -> metric -> value (None where undefined)."""
 
-    kind: Literal["ranker", "language_model", "retriever"]
+    kind: Literal["ranker", "language_model", "retriever", "content"]
     model_config: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     run_config: Mapping[str, Any]
@@ -62,7 +62,7 @@ class BundleMetadata:
 def write_model(
     folder: Path | str,
     *,
-    kind: Literal["ranker", "language_model", "retriever"],
+    kind: Literal["ranker", "language_model", "retriever", "content"],
     model: nn.Module,
     model_config: Any,
     texts: Mapping[str, str],
@@ -110,7 +110,7 @@ def read_metadata(folder: Path, kind: str, texts: Sequence[str]) -> BundleMetada
 
 
 def bundle_kind(folder: Path | str) -> str:
-    """What a bundle holds: "ranker", "language_model" or "retriever"; nothing else of it is read. Raises BundleError."""
+    """What a bundle holds: the name of a family, as "ranker"; nothing else of it is read. Raises BundleError."""
     return _read_config(Path(folder)).kind
 
 

@@ -78,6 +78,15 @@ FAMILIES: tuple[Family, ...] = (
         "language_model",
         "rayrec.families.language_model.evaluation:EvaluateLanguageModel",
     ),
+    Family(
+        "content",
+        "content",
+        "a content ranker over the texts of a log of jobs.import_content",
+        "rayrec.families.content.experiment:ContentExperiment",
+        "rayrec.families.content.bundle:load_content_ranker",
+        "spar",
+        "rayrec.families.content.evaluation:EvaluateContent",
+    ),
 )
 
 

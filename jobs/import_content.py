@@ -1,0 +1,69 @@
+"""Raw files to a content log: python -m jobs.import_content movielens-tastes --source FOLDER --out CONTENT.
+
+Items with text, users with histories and what was written of them, impressions with candidates; see rayrec/data/content/log.py.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import tyro
+
+from rayrec.data.content import ContentLog, write_content
+from rayrec.data.public.content_movielens import MovielensTastes
+from rayrec.errors import told
+
+
+class Reader(Protocol):
+    """An importer: a frozen dataclass of its options."""
+
+    def read(self, source: Path) -> ContentLog: ...
+
+
+@dataclass(frozen=True)
+class Import:
+    """source: folder of the raw files. out: folder to write; it appears whole or not at all."""
+
+    source: Path
+    out: Path
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class _MovielensTastes(Import):
+    """Films that 1,000 users like, with tastes that an LLM wrote of them."""
+
+    reader: Annotated[MovielensTastes, tyro.conf.arg(name="")] = field(default_factory=MovielensTastes)
+
+
+COMMANDS: dict[str, Any] = {"movielens-tastes": _MovielensTastes}
+
+
+def run(command: Any) -> Path:
+    """Import, write and print what is there."""
+    log = command.reader.read(command.source)
+    folder = write_content(command.out, log, overwrite=command.overwrite)
+    shown = log.impressions
+    print(
+        f"{folder}: {len(log.items):,} items, {len(log.users):,} users, {len(log.histories):,} histories "
+        f"(median {int(np.median(log.histories.lengths))} items)"
+    )
+    for split in ("train", "valid", "test"):
+        rows = shown.rows(split)
+        candidates = shown.candidates.lengths[rows]
+        print(f"{split}: {len(rows):,} impressions, {candidates.mean() if len(rows) else 0:.1f} candidates each")
+    for version, texts in log.user_texts.items():
+        print(f"user texts {version!r}: by {texts.generator}")
+    for name, value in log.notes.items():
+        print(f"{name}: {value}")
+    return folder
+
+
+def main() -> None:
+    with told():
+        run(tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

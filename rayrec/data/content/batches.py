@@ -1,0 +1,69 @@
+"""Batches of impressions from a content log and its tokens: each text and each history stands in a batch once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayrec.data.content.lists import Lists
+from rayrec.data.content.log import ContentError, ContentLog
+from rayrec.data.content.tokens import ContentTokens
+from rayrec.models.content_inputs import ContentBatch, Texts
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ContentInputs:
+    """A log beside its tokens. interest, summary: the versions of user texts that models read and learn to write, or None.
+
+    max_history: newest items of a history that are read.
+    """
+
+    log: ContentLog
+    tokens: ContentTokens
+    max_history: int
+    interest: str | None = None
+    summary: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in (self.interest, self.summary):
+            if name is not None and name not in self.tokens.user_texts:
+                there = ", ".join(self.tokens.user_texts) or "none"
+                raise ContentError(f"no user texts of version {name!r} were tokenized; there are: {there}")
+
+    @property
+    def content_slots(self) -> int:
+        """Tokens of the longest item."""
+        return max(1, int(self.tokens.items.lengths.max(initial=0)))
+
+    def batch(self, histories: Rows, users: Rows, candidates: Rows, labels: Rows) -> ContentBatch:
+        """Of rows of histories (U,), and impressions: users (B,) into ``histories``, item numbers (B, C), labels (B, C)."""
+        read = self.log.histories.padded(histories, self.max_history)
+        items, places = np.unique(np.concatenate([[0], read.ravel(), candidates.ravel()]), return_inverse=True)
+        owners = self.log.owners[histories]
+        return ContentBatch(
+            self.contents(items[1:]),
+            torch.from_numpy(places[1 : 1 + read.size].reshape(read.shape)),
+            self._texts(self.interest, owners), self._texts(self.summary, owners),
+            torch.from_numpy(users),
+            torch.from_numpy(places[1 + read.size :].reshape(candidates.shape)),
+            torch.from_numpy(labels),
+        )  # fmt: skip
+
+    def contents(self, items: Rows) -> Texts:
+        """Texts of item numbers (N,)."""
+        return _texts(self.tokens.items, items - 1, items)
+
+    def _texts(self, version: str | None, users: Rows) -> Texts:
+        if version is None:
+            nothing = torch.zeros(len(users), 0)
+            return Texts(nothing.long(), nothing.bool(), torch.zeros(len(users), dtype=torch.int64))
+        return _texts(self.tokens.user_texts[version], users, -1 - users)
+
+
+def _texts(lists: Lists, rows: Rows, keys: Rows) -> Texts:
+    tokens = torch.from_numpy(lists.padded(rows, padding=0))
+    real = torch.arange(tokens.shape[1]) < torch.from_numpy(lists.lengths[rows]).unsqueeze(1)
+    return Texts(tokens, real, torch.from_numpy(keys))

@@ -1,0 +1,113 @@
+"""A content experiment from config to bundle; see ``rayrec.training.experiment``."""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from rayrec.data.content import ContentLog, read_content
+from rayrec.data.content.batches import ContentInputs
+from rayrec.data.content.streams import ContentStreamConfig, JudgedContents, TrainingContents
+from rayrec.data.content.tokens import ContentTokens, read_tokens
+from rayrec.data.log.streams import StreamPosition
+from rayrec.families.content.bundle import SavedContent, save_content_ranker
+from rayrec.families.content.task import ContentConfig, ContentTask, ContentVocabulary
+from rayrec.models.content_inputs import ContentBatch
+from rayrec.models.content_ranker import ContentRanker, ContentShape
+from rayrec.optim import OptimizerConfig
+from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.loop import LoopConfig, TrainingData, Worker
+from rayrec.typed_json import ConfigError, to_plain
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class ContentExperiment:
+    """Everything that decides a trained content ranker; logged whole, and enough to repeat the run.
+
+    content: folder of jobs.import_content. tokens: folder of jobs.tokenize_content, by the tokenizer of the encoder.
+    interest: version of user texts that SPAR reads. summary: version that EmbSum learns to write. None = none.
+    """
+
+    content: Path
+    tokens: Path
+    interest: str | None = None
+    summary: str | None = None
+    ranker: ContentConfig = field(default_factory=ContentConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-4, embeddings="adamw", embedding_learning_rate=2e-5, weight_decay=0.0
+        )
+    )
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            epochs=10, patience=3, gradient_clip=1.0, schedule="linear", warmup_steps=100
+        )
+    )
+    stream: ContentStreamConfig = field(default_factory=ContentStreamConfig)
+    kind: Literal["content"] = field(default="content", init=False)
+
+    def __post_init__(self) -> None:
+        if self.optimizer.embeddings != "adamw":
+            raise ConfigError("optimizer.embeddings must be adamw: a text encoder's table takes dense gradients")
+
+    def absolute(self) -> "ContentExperiment":
+        return replace(self, content=self.content.resolve(), tokens=self.tokens.resolve())
+
+    def read_in_process(self) -> "ContentExperiment":
+        return self
+
+    def check(self) -> None:
+        if self.ranker.model == "embsum" and self.ranker.embsum.summary_weight > 0 and self.summary is None:
+            raise ConfigError(
+                "EmbSum learns to write summaries: name a version of user texts by summary, or set its weight to 0"
+            )
+        self.task()
+
+    def inputs(self) -> ContentInputs:
+        log, tokens = _data(self.content, self.tokens)
+        return ContentInputs(log, tokens, self.ranker.max_history, self.interest, self.summary)
+
+    def task(self) -> ContentTask:
+        inputs = self.inputs()
+        record = inputs.tokens.record
+        interest = 0 if self.interest is None else int(inputs.tokens.user_texts[self.interest].lengths.max(initial=0))
+        shape = ContentShape(self.ranker.max_history, inputs.content_slots, interest)
+        return ContentTask(self.ranker, ContentVocabulary(record.vocabulary, record.start, record.end, shape))
+
+    def data(self, worker: Worker) -> TrainingData[ContentBatch]:
+        inputs, config = self.inputs(), self.stream
+
+        def open_training(start: StreamPosition, epochs: int) -> TrainingContents:
+            return TrainingContents(inputs, config, rank=worker.rank, world_size=worker.size, start=start)
+
+        def open_evaluation(name: str, passes: int) -> JudgedContents:
+            histories = config.valid_histories if name == "valid" else None
+            return JudgedContents(inputs, name, config, histories=histories, rank=worker.rank, world_size=worker.size)
+
+        return TrainingData(open_training, open_evaluation, SPLITS)
+
+    def save_bundle(self, checkpoint: Path, folder: Path) -> Path:
+        task = self.task()
+        model = task.build()
+        model.load_state_dict(best_weights(checkpoint))
+        return self.save(model, folder, read_progress(checkpoint).evaluations)
+
+    def save(self, model: ContentRanker, folder: Path, metrics: dict[str, dict[str, dict[str, float | None]]]) -> Path:
+        """A model with these weights as a bundle."""
+        tokens, log = self.inputs().tokens, self.inputs().log
+        saved = SavedContent(
+            self.ranker, self.task().vocabulary, log.items.fields, log.items.fingerprint, tokens.record.max_text_tokens,
+            model.encoder.shape,
+        )  # fmt: skip
+        return save_content_ranker(
+            folder, model=model, saved=saved, tokenizer=tokens.tokenizer, metrics=metrics, run_config=to_plain(self),
+            overwrite=True,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _data(content: Path, tokens: Path) -> tuple[ContentLog, ContentTokens]:
+    log = read_content(content)
+    return log, read_tokens(tokens, log)

@@ -1,0 +1,99 @@
+"""SPAR (arXiv 2402.10555): a long history summarized by sparse poly-attention, one code a content, then by m user codes.
+
+UHS: Y = sparse poly-attention over the interest text and the history's tokens. UIE: Gamma = poly-attention of m codes over Y
+only. CCS: Lambda = poly-attention of n codes over the candidate's tokens. Every part can be left out, for the paper's ablations.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayrec.models.content_encoder import ContentEncoder, History
+from rayrec.models.content_ranker import ContentRanker, ContentShape
+from rayrec.models.layers.poly_attention import PolyAttention
+from rayrec.models.layers.relevance import Relevance
+from rayrec.models.layers.sparse_attention import SparsePattern, SparsePolyAttention, dense_mask
+
+
+@dataclass(frozen=True)
+class SparConfig:
+    """user_codes, item_codes: m and n. code_dim: p.
+
+    window: tokens around its content that a code of UHS sees (MIND 512, Goodreads 256). random_share: of the other tokens.
+    block: codes that gather together. sparse: False = every code of UHS sees every token.
+    summarize: False = no UHS, the user codes read all tokens. history: False = the interest text only.
+    item_summary: False = no CCS, a candidate is its first token's state.
+    """
+
+    user_codes: int = 16
+    item_codes: int = 4
+    code_dim: int = 128
+    window: int = 512
+    random_share: float = 0.1
+    block: int = 4
+    sparse: bool = True
+    summarize: bool = True
+    history: bool = True
+    item_summary: bool = True
+
+
+class Spar(ContentRanker):
+    def __init__(self, config: SparConfig, encoder: ContentEncoder, shape: ContentShape) -> None:
+        super().__init__(encoder)
+        self.config, dim = config, encoder.config.dim
+        pattern = SparsePattern(
+            shape.max_history,
+            shape.content_slots,
+            shape.interest_slots,
+            config.window,
+            config.random_share,
+            config.block,
+        )
+        self.uhs = SparsePolyAttention(dim, config.code_dim, pattern) if config.summarize else None
+        self.uie = PolyAttention(dim, config.user_codes, config.code_dim)
+        self.ccs = PolyAttention(dim, config.item_codes, config.code_dim) if config.item_summary else None
+        self.relevance = Relevance(dim)
+
+    def users_of(self, history: History, interests: Tensor, interests_real: Tensor) -> Tensor:
+        grid, real, there = history.states, history.real, history.there
+        if not self.config.history:
+            real, there = torch.zeros_like(real), torch.zeros_like(there)
+        states = torch.cat([interests, grid.flatten(1, 2)], 1)
+        seen = torch.cat([interests_real, real.flatten(1)], 1)
+        if self.uhs is None or not self.config.history:
+            gamma: Tensor = self.uie(states, seen)
+            return gamma
+        if self.config.sparse:
+            summary = self.uhs.summarize(interests, interests_real, grid, real)
+        else:
+            summary = self.uhs(states, seen)[:, : grid.shape[1]]
+        # A user without a history still has an interest text: its first code stands.
+        kept = there | (torch.arange(there.shape[1], device=there.device) == 0) & interests_real.any(1, keepdim=True)
+        gamma = self.uie(summary, kept)
+        return gamma
+
+    def items_of(self, states: Tensor, real: Tensor) -> Tensor:
+        if self.ccs is None:
+            return states[:, :1]
+        items: Tensor = self.ccs(states, real)
+        return items
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        scores: Tensor = self.relevance(users, items)
+        return scores
+
+    @torch.no_grad()
+    def attention_entropy(self, history: History, interests: Tensor, interests_real: Tensor) -> float:
+        """Mean entropy (nats) of the codes' attention in UHS: what the paper compares sparse and dense by."""
+        assert self.uhs is not None
+        states = torch.cat([interests, history.states.flatten(1, 2)], 1)
+        seen = torch.cat([interests_real, history.real.flatten(1)], 1).unsqueeze(1)  # (U, 1, T)
+        if self.config.sparse:
+            masks = self.uhs.masks(history.real.shape[1], history.real.shape[2], interests.shape[1])
+            seen = seen & dense_mask(masks, states.shape[1]).to(seen.device)
+        codes = self.uhs.codes[: history.there.shape[1]]
+        scores = (codes @ self.uhs.keys(states).transpose(1, 2)).masked_fill(~seen, -torch.inf)
+        logs = scores.log_softmax(-1).masked_fill(~seen.expand_as(scores), 0.0)
+        entropy = -(logs.exp() * logs).sum(-1)  # (U, H)
+        return float(entropy[history.there].mean())

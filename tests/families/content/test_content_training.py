@@ -1,0 +1,154 @@
+"""Content rankers train in the one worker loop; users and candidates stand alone; what was precomputed scores the same."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayrec.data.log.streams import StreamPosition
+from rayrec.families.content.bundle import load_content_ranker
+from rayrec.families.content.evaluation import EvaluateContent
+from rayrec.families.content.experiment import ContentExperiment
+from rayrec.models.content_inputs import ContentBatch, Texts
+from rayrec.models.content_ranker import ContentRanker
+from rayrec.training.checkpoint import best_weights, read_progress
+from rayrec.training.experiment import train_here
+from rayrec.training.judging import judge_stream
+from rayrec.training.loop import Worker
+from rayrec.training.reporters import FolderReporter
+from rayrec.typed_json import ConfigError
+
+MODELS = ("two_tower", "nrms", "miner", "spar", "embsum")
+
+
+def with_model(experiment: ContentExperiment, model: Any) -> ContentExperiment:
+    return replace(experiment, ranker=replace(experiment.ranker, model=model))
+
+
+def with_encoder(experiment: ContentExperiment, **changes: Any) -> ContentExperiment:
+    encoder = replace(experiment.ranker.encoder, **changes)
+    return replace(experiment, ranker=replace(experiment.ranker, encoder=encoder))
+
+
+def one_batch(experiment: ContentExperiment, split: str = "test") -> ContentBatch:
+    """All impressions of a split at once."""
+    wide = replace(experiment, stream=replace(experiment.stream, token_budget=10**9))
+    (batch,) = wide.data(Worker()).open_evaluation(split, 1).epoch_batches()
+    return batch
+
+
+def fresh(experiment: ContentExperiment) -> ContentRanker:
+    torch.manual_seed(0)
+    return experiment.task().build().eval()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_learns_all_of_32_impressions(experiment: ContentExperiment, tmp_path: Path, model: str) -> None:
+    experiment = with_model(experiment, model)
+    train_here(experiment, FolderReporter(tmp_path), say=lambda text: None)
+    checkpoint = FolderReporter(tmp_path).latest()
+    assert checkpoint is not None
+    ranker = experiment.task().build()
+    ranker.load_state_dict(best_weights(checkpoint))
+    found = judge_stream(
+        experiment.task(), ranker, experiment.data(Worker()).open_evaluation("train", 1).epoch_batches()
+    )
+    assert found["impressions"]["rows"] == 32
+    users_without_anything = 2 if model != "spar" else 0  # one has no history; SPAR reads what was written of them
+    assert found["impressions"]["auc"] >= 1.0 - users_without_anything / 32
+    assert read_progress(checkpoint).evaluations["test"]["impressions"]["auc"] > 0.9
+
+    bundle = load_content_ranker(experiment.save_bundle(checkpoint, tmp_path / "bundle"))
+    batch = one_batch(experiment)
+    assert torch.equal(bundle.model.scores(batch), ranker.eval().scores(batch))
+    table = EvaluateContent().evaluate(tmp_path / "bundle")
+    assert table.rows[0][0] == "16"
+
+
+@pytest.mark.parametrize("session", [1, 2, 4])
+@pytest.mark.parametrize("model", MODELS)
+def test_precomputed_embeddings_score_as_end_to_end(experiment: ContentExperiment, model: str, session: int) -> None:
+    experiment = with_encoder(with_model(experiment, model), session=session)
+    ranker, batch = fresh(experiment), one_batch(experiment)
+    inputs = experiment.inputs()
+    whole = ranker.scores(batch)
+    rows_of = np.argsort(inputs.log.histories.lengths, kind="stable")  # a batch's histories are sorted by length
+    for row in range(len(batch)):
+        user = int(batch.users[row])
+        alone = inputs.batch(rows_of[user : user + 1], np.zeros(1, np.int64), *np.zeros((2, 1, 1), np.int64))
+        gamma = ranker.users(alone.contents, alone.histories, alone.interests)
+        candidates = batch.candidates[row][batch.candidates[row] > 0]
+        lambdas = torch.cat([ranker.items(inputs.contents(batch.contents.keys[c - 1 : c].numpy())) for c in candidates])
+        scores = ranker.score(gamma, lambdas.unsqueeze(0))[0]
+        assert torch.allclose(scores, whole[row, : len(candidates)], atol=1e-5)
+
+
+def test_the_interest_text_moves_spars_user_and_never_the_candidate(experiment: ContentExperiment) -> None:
+    ranker, batch = fresh(experiment), one_batch(experiment)
+    texts = batch.interests
+    swapped = replace(batch, interests=Texts(texts.tokens.flip(0), texts.real.flip(0), texts.keys.flip(0)))
+    users, items = ranker.embeddings(batch)
+    moved, same = ranker.embeddings(swapped)
+    assert torch.equal(items, same)
+    changed = (batch.interests.tokens != swapped.interests.tokens).any(1)
+    assert changed.any()
+    assert ((users - moved).abs().amax((1, 2)) > 1e-4)[changed].all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_changed_candidate_never_changes_the_user(experiment: ContentExperiment, model: str) -> None:
+    experiment = with_model(experiment, model)
+    ranker, batch = fresh(experiment), one_batch(experiment)
+    users, _ = ranker.embeddings(batch)
+    other, _ = ranker.embeddings(replace(batch, candidates=batch.candidates.flip(1)))
+    assert torch.allclose(users, other, atol=1e-6)
+
+
+def test_sessions_are_encoded_apart_and_each_once(
+    experiment: ContentExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranker, batch = fresh(experiment), one_batch(experiment)
+    read = []
+    body = ranker.encoder.body
+    forward = body.forward
+    monkeypatch.setattr(body, "forward", lambda tokens, real: read.append(len(tokens)) or forward(tokens, real))
+    ranker.encoder.history(batch.contents, batch.histories)
+    lengths = (batch.histories > 0).sum(1)
+    assert read == [int((-(-lengths // 2)).sum())]  # sessions of two: linear in the length of the history
+
+
+@pytest.mark.parametrize("part", ["sparse", "summarize", "item_summary", "history"])
+def test_every_part_of_spar_can_be_left_out(experiment: ContentExperiment, part: str) -> None:
+    ranker = replace(experiment.ranker, spar=replace(experiment.ranker.spar, **{part: False}))
+    without = replace(experiment, ranker=ranker)
+    assert not torch.allclose(
+        fresh(without).scores(one_batch(without)), fresh(experiment).scores(one_batch(experiment))
+    )
+
+
+def test_an_interrupted_epoch_goes_on_with_the_very_next_batch(experiment: ContentExperiment) -> None:
+    data = experiment.data(Worker())
+    whole = [batch for batch, _ in data.open_training(StreamPosition(), 1).epoch_batches()]
+    assert len(whole) > 2
+    rest = [batch for batch, _ in data.open_training(StreamPosition(0, 2), 1).epoch_batches()]
+    assert len(rest) == len(whole) - 2
+    assert all(torch.equal(a.candidates, b.candidates) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_batches_stay_within_the_token_budget_and_hold_each_positive_once(experiment: ContentExperiment) -> None:
+    data, seen = experiment.data(Worker()), 0
+    for batch, _ in data.open_training(StreamPosition(), 1).epoch_batches():
+        rows, longest = batch.histories.shape
+        assert rows == 1 or rows * longest * experiment.inputs().content_slots <= experiment.stream.token_budget
+        assert (batch.labels[:, 0] == 1).all()
+        assert ((batch.labels[:, 1:] == 0) | (batch.candidates[:, 1:] == 0)).all()
+        seen += len(batch)
+    assert seen == 32
+
+
+def test_texts_that_were_never_tokenized_are_named(experiment: ContentExperiment) -> None:
+    with pytest.raises(ConfigError, match="no user texts of version 'spoken' were tokenized; there are: written"):
+        replace(experiment, interest="spoken").check()

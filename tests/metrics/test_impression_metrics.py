@@ -1,0 +1,52 @@
+"""MIND's metrics of an impression against scikit-learn and hand counts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import ndcg_score, roc_auc_score
+
+from rayrec.metrics.impressions import ImpressionMetrics, impression_metrics
+
+
+def test_auc_and_ndcg_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    scores, labels = random.normal(size=(20, 15)), (random.random((20, 15)) < 0.3).astype(int)
+    labels[:, 0], labels[:, 1] = 1, 0
+    found = impression_metrics(torch.tensor(scores), torch.tensor(labels))
+    assert np.allclose(found[:, 0], [roc_auc_score(t, s) for t, s in zip(labels, scores, strict=True)])
+    for column, cutoff in ((2, 5), (3, 10)):
+        expected = [ndcg_score(t[None], s[None], k=cutoff) for t, s in zip(labels, scores, strict=True)]
+        assert np.allclose(found[:, column], expected)
+
+
+def test_mrr_is_the_mean_reciprocal_rank_of_all_positives_and_padding_has_no_part() -> None:
+    found = impression_metrics(torch.tensor([[0.1, 0.9, 0.5, 7.0]]), torch.tensor([[1, 0, 1, -1]]))
+    assert found[0, 1] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert found[0, 0] == 0
+
+
+def test_equal_scores_earn_half_in_auc_and_the_last_places_in_ranks() -> None:
+    found = impression_metrics(torch.zeros(1, 4), torch.tensor([[1, 0, 0, 0]]))
+    assert found[0, 0] == 0.5
+    assert found[0, 1] == 0.25
+    assert found[0, 2] == pytest.approx(1 / math.log2(5))
+
+
+def test_a_nan_among_the_scores_earns_nothing() -> None:
+    found = impression_metrics(torch.tensor([[2.0, math.nan]]), torch.tensor([[1, 0]]))
+    assert found[0].tolist() == [0, 0, 0, 0]
+
+
+def test_impressions_of_one_class_are_left_out_and_states_of_workers_add_up() -> None:
+    scores, labels = torch.tensor([[2.0, 1.0], [1.0, 2.0], [1.0, 2.0]]), torch.tensor([[1, 0], [1, 0], [1, 1]])
+    whole, parts = ImpressionMetrics(), [ImpressionMetrics(), ImpressionMetrics()]
+    whole.update(scores, labels)
+    parts[0].update(scores[:1], labels[:1])
+    parts[1].update(scores[1:], labels[1:])
+    parts[0].load_state(parts[0].state() + parts[1].state())
+    assert whole.compute() == parts[0].compute()
+    assert whole.compute()["auc"] == 0.5
+    assert (whole.compute()["rows"], whole.compute()["left_out"]) == (2, 1)
+    assert ImpressionMetrics().compute()["auc"] is None
