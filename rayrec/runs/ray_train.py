@@ -2,6 +2,9 @@
 
 import logging
 import os
+import signal
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from rayrec.training.metric_queue import MetricQueue
 from rayrec.training.reporters import RayTrainReporter
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import from_plain, to_plain
+
+ABORT_SECONDS = 20.0  # for workers to end after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
     clear_endings(folder)
     connect()
     settings = ray_train_settings(folder, scaling)
-    trainer = (TorchTrainer if joined_cluster() else _OwnClusterTrainer)(
+    trainer = _Trainer(
         worker_loop,
         train_loop_config={
             "record": to_plain(record),
@@ -70,21 +75,34 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
         scaling_config=settings.scaling_config,
         run_config=settings.run_config,
     )
+    before = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
         raise_ending(folder)
     if result.error is not None:
         raise result.error
 
 
-class _OwnClusterTrainer(TorchTrainer):
-    """Without the actor that removes the workers' places should the controller die: an own cluster ends with this process, and
-    beside other Rays that actor prints a traceback."""
+class _Trainer(TorchTrainer):
+    """On an own cluster without the actor that removes the workers' places should the controller die: such a cluster ends with
+    this process, and beside other Rays that actor prints a traceback. Ctrl-C ends the workers and raises KeyboardInterrupt."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2, which mypy does not see
-        return [callback for callback in made if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2, which mypy does not see
+        watcher = "PlacementGroupCleanerCallback"
+        return made if joined_cluster() else [callback for callback in made if type(callback).__name__ != watcher]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        def interrupt(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+            with suppress(Exception):
+                ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def worker_loop(config: dict[str, Any]) -> None:
