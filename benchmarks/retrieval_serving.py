@@ -24,8 +24,7 @@ from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
-from rayrec.runs.cluster import connect
-from serve_apps.deploying import serving
+from serve_apps.deploying import connect_to_serve, serving
 from serve_apps.model_reference import ModelReference
 from serve_apps.retriever import RetrieverService
 
@@ -55,7 +54,7 @@ def main(config: RetrievalServing) -> None:
     runs: dict[tuple[Method, int], list[Load]] = {(m, c): [] for m in METHODS for c in config.clients}
     with tempfile.TemporaryDirectory(prefix="rayrec-retrieval-") as folder:
         bundle = write_bundle(Path(folder) / "liger", config)
-        connect(num_cpus=2)
+        connect_to_serve(num_cpus=2)
         with serving(RetrieverService(beams=config.beams), "127.0.0.1", free_port()) as deployed:
             deployed.deploy(ModelReference(str(bundle), "liger", "1"))
             bodies = {method: [request_body(config, method, seed) for seed in range(64)] for method in METHODS}

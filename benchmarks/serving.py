@@ -22,8 +22,7 @@ from benchmarks.http_load import Demand, Load, run_load
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
 from rayrec.families.ranker.bundle import save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
-from rayrec.runs.cluster import connect
-from serve_apps.deploying import serving
+from serve_apps.deploying import connect_to_serve, serving
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
 
@@ -46,7 +45,7 @@ def main(config: ServingBenchmark) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="rayrec-serving-") as folder:
         first, second = write_bundles(Path(folder))
-        connect(num_cpus=2)
+        connect_to_serve(num_cpus=2)
         with serving(RankerService(), "127.0.0.1", free_port()) as deployed:
             deployed.deploy(ModelReference(str(first), "ranker", "1"))
             bodies = [request_body(config.candidates, seed) for seed in range(64)]

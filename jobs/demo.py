@@ -44,7 +44,6 @@ from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.registry import ResolvedModel, resolve_model, runs_folder, tracking_uri
 from rayrec.reporting import write_page
-from rayrec.runs.cluster import connect
 from rayrec.runs.fitting import fit
 from rayrec.runs.run_folder import FinishedRun
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, apply_parameters, sweep
@@ -53,7 +52,7 @@ from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
 from serve_apps.access import TOKEN_VARIABLE
-from serve_apps.deploying import serving
+from serve_apps.deploying import connect_to_serve, serving
 from serve_apps.ranker import RankerService
 from serve_apps.retriever import RetrieverService
 from tune_spaces import find_space
@@ -212,7 +211,7 @@ def _answers(
     log: Log, retriever: FinishedRun | None, registered: Mapping[str, ResolvedModel]
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Request and answer by path, over HTTP."""
-    connect()
+    connect_to_serve()
     found = {}
     with serving(RankerService(), "127.0.0.1", _free_port()) as deployed:
         deployed.deploy(reference_to(resolve_model(f"models:/{RANKER}@serving")))

@@ -24,13 +24,12 @@ from rayrec.errors import told
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.registry import Registry, ResolvedModel, resolve_model
-from rayrec.runs.cluster import connect
 from serve_apps.access import token_sha256
-from serve_apps.deploying import serving
+from serve_apps.deploying import connect_to_serve, serving
+from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
 from serve_apps.refusals import VersionError, refusing_version
-from serve_apps.replica import ServiceLimits
 from serve_apps.retriever import RetrieverService
 
 
@@ -61,7 +60,7 @@ def run(command: Serve, stop: threading.Event) -> None:
         if bundle_kind(resolved.path) == "retriever":
             limits, load = command.retriever, load_retriever
         bundle = load(resolved.path)
-    connect()
+    connect_to_serve()
     with serving(limits, command.host, command.port) as deployed:
         deployed.deploy(reference_to(resolved))
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)

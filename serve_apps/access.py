@@ -1,4 +1,4 @@
-"""Who may ask, and how much: the bearer token, loopback without one, the size of a body."""
+"""Who may ask: the bearer token, loopback without one."""
 
 import hashlib
 import hmac
@@ -29,8 +29,21 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def name_check(expected_sha256: str | None) -> Callable[[Request], None]:
+    """A FastAPI dependency. Without a token a request must name this machine by a loopback name: a web page that has its own name
+    point to 127.0.0.1 (DNS rebinding) sends that name, and gets 403."""
+
+    def check(request: Request) -> None:
+        if expected_sha256 is None and not is_loopback(_without_port(request.headers.get("host", ""))):
+            raise HTTPException(403, f"Without a token only 127.0.0.1 and localhost are answered: set {TOKEN_VARIABLE}")
+
+    return check
+
+
 def access_check(expected_sha256: str | None) -> Callable[[Request], None]:
-    """A FastAPI dependency. With a token: 401 for a request without it. Without: 403 for one that came not over loopback."""
+    """A FastAPI dependency. With a token: 401 for a request without it. Without: 403 for one that came not over loopback, or
+    names another host."""
+    named = name_check(expected_sha256)
 
     def check(request: Request) -> None:
         if expected_sha256 is None:
@@ -39,6 +52,7 @@ def access_check(expected_sha256: str | None) -> Callable[[Request], None]:
                 raise HTTPException(
                     403, f"Without a token only loopback is served: set {TOKEN_VARIABLE} for the service"
                 )
+            named(request)
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = hashlib.sha256(token.strip().encode()).hexdigest()
@@ -48,18 +62,7 @@ def access_check(expected_sha256: str | None) -> Callable[[Request], None]:
     return check
 
 
-async def read_json_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a JSON request; 415 for another content type, 413 beyond ``max_bytes`` without reading on."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HTTPException(415, "Content-Type must be application/json")
-    too_large = HTTPException(413, f"The body may have at most {max_bytes} bytes")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
-    return bytes(body)
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()

@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from rayrec.errors import UserError
+from rayrec.runs.cluster import connect, joined_cluster
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
+from serve_apps.front import READY_S, listen_options, prepare_front
+from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
-from serve_apps.replica import ServiceLimits
+from serve_apps.refusals import one_line
 
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # requests are counted in the metrics
 
@@ -97,10 +101,35 @@ def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedSe
         raise ConfigError(
             f"host {host} can be reached from other machines: set {TOKEN_VARIABLE}, or serve on 127.0.0.1"
         )
-    serve.start(http_options={"host": host, "port": port, "request_timeout_s": 30}, logging_config=_LOGGING)
+    _start_serve(host, port)
     with tempfile.TemporaryDirectory(prefix="rayrec-serving-", ignore_cleanup_errors=True) as folder:
         own = replace(service, token_sha256=token).in_folder(Path(folder))
         try:
             yield DeployedService(f"http://{f'[{host}]' if ':' in host else host}:{port}", own)
         finally:
             serve.shutdown()
+
+
+def connect_to_serve(*, num_cpus: int | None = None) -> None:
+    """Like ``connect``; a Ray that is started for it has HAProxy before the replicas where that runs. Idempotent.
+
+    A cluster of ``$RAY_ADDRESS`` has its own settings, which say what stands there.
+    """
+    if not ray.is_initialized() and not joined_cluster():
+        prepare_front()
+    connect(num_cpus=num_cpus)
+
+
+def _start_serve(host: str, port: int) -> None:
+    """Raises DeploymentError when Serve does not come up at the second attempt either."""
+    for last in (False, True):
+        try:
+            serve.start(http_options=listen_options(host, port), logging_config=_LOGGING)
+            return
+        except Exception as error:  # Ray tells a proxy that is not ready in time by several errors
+            with suppress(Exception):
+                serve.shutdown()
+            if last:
+                raise DeploymentError(
+                    f"Ray Serve does not come up on {host}:{port} within {READY_S} s: {one_line(error)}"
+                ) from error

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 from fastapi import FastAPI
 from ray import serve
 
+from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_api import build_app
 from serve_apps.ranking_request import RankRequest
 from serve_apps.refusals import RequestError
-from serve_apps.replica import Replica, ServiceLimits, application
+from serve_apps.replica import Replica, application
 from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
 
 
@@ -54,8 +55,7 @@ class Ranker(Replica[RankerService, ServedRanker, RankRequest, Ranked]):
         return self.limits.max_batch_candidates
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        limits = self.limits
-        return build_app(self, self.metrics, max_body_bytes=limits.max_body_bytes, token_sha256=limits.token_sha256)
+        return build_app(self, self.metrics, self.limits)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
-from serve_apps.access import read_json_body
+from serve_apps.limits import ServiceLimits
 from serve_apps.ranking_request import RankRequest
 from serve_apps.served_ranker import Ranked, ServedRanker
 from serve_apps.service_api import REFUSALS, Service, answering, service_app
@@ -29,23 +29,17 @@ class RankReply(BaseModel):
 
 
 def build_app(
-    service: Service[ServedRanker, RankRequest, Ranked],
-    metrics: ServingMetrics,
-    *,
-    max_body_bytes: int,
-    token_sha256: str | None,
+    service: Service[ServedRanker, RankRequest, Ranked], metrics: ServingMetrics, limits: ServiceLimits
 ) -> FastAPI:
     """Routes of a ranking service. The OpenAPI document is made of the schema of the version in force."""
-    app, guarded = service_app(
-        "rayrec ranker", service, metrics, token_sha256=token_sha256, paths=[RANK], document=_document
-    )
+    app, guarded, room = service_app("rayrec ranker", service, metrics, limits, paths=[RANK], document=_document)
 
     @app.post(RANK, dependencies=guarded, response_model=RankReply, responses=REFUSALS)
     async def rank(request: Request) -> Response:
         """Probabilities of each task for each candidate, and their order."""
-        body = await read_json_body(request, max_body_bytes)
-        ranker = answering(request, service)
-        ranked = await service.ask(ranker, ranker.requests.parse(body))
+        async with room.body(request) as body:
+            ranker = answering(request, service)
+            ranked = await service.ask(ranker, ranker.requests.parse(body))
         for task, probabilities in zip(ranker.tasks, ranked.probabilities.T, strict=True):
             metrics.predictions.labels(task).inc(len(probabilities))
             metrics.predicted_probability.labels(task).inc(float(probabilities.sum()))

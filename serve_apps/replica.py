@@ -13,7 +13,8 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -25,48 +26,17 @@ from ray.serve.config import BackpressureConfig
 from rayrec.typed_json import from_plain
 from serve_apps.access import token_sha256
 from serve_apps.batching import Batches
+from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import RequestError, VersionError, refusing_version
 from serve_apps.service_api import ServedVersion
 from serve_apps.serving_metrics import FOLDER_VARIABLE, ServingMetrics
 
 logger = logging.getLogger("ray.serve")
+_CONNECTIONS = 4096  # of a replica
 Served = TypeVar("Served", bound=ServedVersion)
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class ServiceLimits:
-    """Limits and size of a service; the ``args`` of the application in a config file.
-
-    replicas: processes that answer. max_body_bytes: of a request.
-    max_running: requests that a replica takes on at a time. max_waiting: further ones; beyond them 503.
-    retry_after_s: in the Retry-After header of a 503.
-    token_sha256: hex digest of the bearer token; default: of $RAYREC_TOKEN where the application is built.
-    metrics_folder: where replicas of a machine share their metrics; default: a new one among temporary files.
-    """
-
-    kind: ClassVar[str]  # of bundles; serve_apps/<kind>.py holds the application
-    replicas: int = 2
-    max_body_bytes: int = 4 * 1024 * 1024
-    max_running: int = 64
-    max_waiting: int = 256
-    retry_after_s: int = 1
-    token_sha256: str | None = None
-    metrics_folder: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("replicas", "max_body_bytes", "max_running", "max_waiting"):
-            self._check_at_least_one(name)
-
-    def _check_at_least_one(self, name: str) -> None:
-        if getattr(self, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    def in_folder(self, folder: Path) -> "ServiceLimits":
-        """With all that a service keeps on disk in ``folder``, unless it is said otherwise."""
-        return replace(self, metrics_folder=self.metrics_folder or str(folder / "metrics"))
 
 
 L = TypeVar("L", bound=ServiceLimits)
@@ -105,7 +75,7 @@ class Replica(Generic[L, Served, Asked, Answer]):
         self._served: Served | None = None
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
         torch.set_num_threads(1)
-        if FOLDER_VARIABLE in os.environ:
+        with suppress(OSError, KeyError):  # a full disk ends no service
             Path(os.environ[FOLDER_VARIABLE]).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.metrics = ServingMetrics()
         self._batches: Batches[tuple[Served, Asked], Answer] = Batches(
@@ -172,7 +142,7 @@ def application(deployment: Any, limits_type: type[L], args: dict[str, Any]) -> 
     }
     bound: serve.Application = deployment.options(
         num_replicas=kept.replicas,
-        max_ongoing_requests=kept.max_running,
+        max_ongoing_requests=_CONNECTIONS,  # the replica itself counts requests, once their body is there
         max_queued_requests=kept.max_waiting,
         backpressure_config=BackpressureConfig(retry_after_s=kept.retry_after_s),
         ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": environment}},

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from serve_apps.access import read_json_body
+from serve_apps.limits import ServiceLimits
 from serve_apps.refusals import parse_body
 from serve_apps.served_retriever import NewItem, Retrieved, RetrieveRequest, ServedRetriever
 from serve_apps.service_api import REFUSALS, Service, answering, service_app
@@ -23,26 +23,24 @@ class RetrievalService(Service[ServedRetriever, RetrieveRequest, Retrieved], Pro
         ...
 
 
-def build_retrieval_app(
-    service: RetrievalService, metrics: ServingMetrics, *, max_body_bytes: int, token_sha256: str | None
-) -> FastAPI:
+def build_retrieval_app(service: RetrievalService, metrics: ServingMetrics, limits: ServiceLimits) -> FastAPI:
     """Routes of a retrieval service."""
-    app, guarded = service_app("rayrec retriever", service, metrics, token_sha256=token_sha256, paths=[RETRIEVE, ITEMS])
+    app, guarded, room = service_app("rayrec retriever", service, metrics, limits, paths=[RETRIEVE, ITEMS])
 
     @app.post(RETRIEVE, dependencies=guarded, responses=REFUSALS, openapi_extra=_body_of(RetrieveRequest))
     async def retrieve(request: Request) -> dict[str, Any]:
         """The k best items for a history."""
-        asked = parse_body(RetrieveRequest, await read_json_body(request, max_body_bytes))
-        retriever = answering(request, service)
-        found = await service.ask(retriever, asked)
+        async with room.body(request) as body:
+            retriever = answering(request, service)
+            found = await service.ask(retriever, parse_body(RetrieveRequest, body))
         return {"model": retriever.label, **vars(found)}
 
     @app.post(ITEMS, dependencies=guarded, status_code=201, responses=REFUSALS, openapi_extra=_body_of(NewItem))
     async def add(request: Request) -> dict[str, Any]:
         """Add an item by its text: from the next request on it can be retrieved, without any training."""
-        item = parse_body(NewItem, await read_json_body(request, max_body_bytes))
-        retriever = answering(request, service)
-        return {"model": retriever.label, **await service.add(retriever, item)}
+        async with room.body(request) as body:
+            retriever = answering(request, service)
+            return {"model": retriever.label, **await service.add(retriever, parse_body(NewItem, body))}
 
     return app
 

@@ -15,9 +15,10 @@ from fastapi import FastAPI
 from ray import serve
 
 from rayrec.retrieval.index import IndexConfig
+from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import RequestError
-from serve_apps.replica import Replica, ServiceLimits, application
+from serve_apps.replica import Replica, application
 from serve_apps.retrieval_api import build_retrieval_app
 from serve_apps.served_retriever import NewItem, Retrieved, RetrieveRequest, ServedRetriever, load_served_retriever
 
@@ -76,10 +77,7 @@ class Retriever(Replica[RetrieverService, ServedRetriever, RetrieveRequest, Retr
         return await loop.run_in_executor(self.thread, retriever.add, item, embedding)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        limits = self.limits
-        return build_retrieval_app(
-            self, self.metrics, max_body_bytes=limits.max_body_bytes, token_sha256=limits.token_sha256
-        )
+        return build_retrieval_app(self, self.metrics, self.limits)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

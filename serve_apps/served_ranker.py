@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import logsigmoid
 
-from rayrec.data.log.collate import collate
+from rayrec.data.log.direct_encoding import DirectEncoder
 from rayrec.data.log.encoding import EncodingError, LogEncoder
 from rayrec.data.log.schema import CategoricalFeature, LogSchema, SequenceFeature
 from rayrec.families.ranker.bundle import Bundle, load_bundle
@@ -40,7 +40,7 @@ class ServedRanker:
         self.name = name
         self.version = version
         self.requests = RankRequests(bundle.schema, max_candidates)
-        self._encoder = LogEncoder(bundle.schema)
+        self._encoder = DirectEncoder(LogEncoder(bundle.schema))
 
     @property
     def label(self) -> str:
@@ -57,13 +57,13 @@ class ServedRanker:
             for feature in self.bundle.schema.features
         }
         try:
-            table, unknown = self._encoder.encode_and_count(columns)
+            batch, unknown = self._encoder.encode(columns)
         except EncodingError as error:
             if len(requests) > 1:  # only the one that is wrong shall fail
                 return [answer for request in requests for answer in self.rank([request])]
             return [RequestError([Problem(("body", "candidates"), str(error), "value_error")])]
         with torch.inference_mode():
-            logits = self.bundle.model(collate(table, self.bundle.schema, labels=False)).double()
+            logits = self.bundle.model(batch).double()
             logs, probabilities = logsigmoid(logits).numpy(), logits.sigmoid().numpy()  # (all candidates, T) each
         ends = np.cumsum([request.candidates for request in requests])[:-1]
         counts = [

@@ -10,7 +10,8 @@ from fastapi.params import Depends as Dependency
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
-from serve_apps.access import access_check
+from serve_apps.access import access_check, name_check
+from serve_apps.limits import Room, ServiceLimits
 from serve_apps.refusals import RequestError
 from serve_apps.serving_metrics import ANSWERING, Observed, ServingMetrics
 
@@ -66,6 +67,7 @@ _GUARDED: dict[int | str, dict[str, Any]] = {
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {  # of a request with a body
     **_GUARDED,
+    408: {"model": Refusal, "description": "The body did not come"},
     413: {"model": Refusal, "description": "The body is too large"},
     415: {"model": Refusal, "description": "The body is not application/json"},
     422: {"model": RequestProblems, "description": "The body does not fit; each wrong field is named"},
@@ -84,19 +86,20 @@ def service_app(
     title: str,
     service: Service[Served, Any, Any],
     metrics: ServingMetrics,
+    limits: ServiceLimits,
     *,
-    token_sha256: str | None,
     paths: Sequence[str],
     document: Callable[[dict[str, Any], Served], None] | None = None,
-) -> tuple[FastAPI, list[Dependency]]:
-    """An app with the common routes, and the dependencies that guard a route.
+) -> tuple[FastAPI, list[Dependency], Room]:
+    """An app with the common routes, the dependencies that guard a route, and the room for requests with a body.
 
     paths: of the routes that the caller adds, told apart in the metrics. document: completes the OpenAPI document of a version.
     """
     app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None, openapi_url=None)
-    guarded: list[Dependency] = [Depends(access_check(token_sha256))]
+    guarded: list[Dependency] = [Depends(access_check(limits.token_sha256))]
+    named: list[Dependency] = [Depends(name_check(limits.token_sha256))]
 
-    @app.get(HEALTH)
+    @app.get(HEALTH, dependencies=named)
     async def healthz(request: Request) -> dict[str, str]:
         """The service is up, and which model it serves."""
         return {"status": "ok", "model": answering(request, service).label}
@@ -133,4 +136,4 @@ def service_app(
         paths=frozenset({*paths, HEALTH, MODEL, METRICS}),
         label=lambda: service.current.label,
     )
-    return app, guarded
+    return app, guarded, Room(limits)

@@ -12,6 +12,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_apps.reserved_file import reserve_metrics
+
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 MODEL_HEADER = "x-rayrec-model"
 ANSWERING = "rayrec.answering"  # in the scope of a request: name and version of the model that answers it
@@ -23,6 +25,7 @@ class ServingMetrics:
     unknown_values over predictions is the share of a category's values that training never saw."""
 
     def __init__(self) -> None:
+        reserve_metrics()
         self._registry = CollectorRegistry()
         self._folder = os.environ.get(FOLDER_VARIABLE)
         r = self._registry

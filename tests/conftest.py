@@ -34,6 +34,9 @@ def ray_session() -> Iterator[None]:
     """A local Ray of 4 logical CPUs, shared by all tests that need one."""
     import ray
 
+    from serve_apps.front import prepare_front
+
+    prepare_front()
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
     yield
     ray.shutdown()

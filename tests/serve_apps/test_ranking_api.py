@@ -25,6 +25,7 @@ from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import Ranker
 from serve_apps.access import is_loopback
 from serve_apps.model_reference import ModelReference
+from serve_apps.ranker import RankerService
 from serve_apps.ranking_api import build_app
 from serve_apps.ranking_request import RankRequest, RankRequests, RequestError
 from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
@@ -37,7 +38,7 @@ FEATURES = ("age", "price", "user", "item", "history")
 
 def client_of(ranker: ServedRanker, *, token: str | None = None, host: str = "127.0.0.1") -> TestClient:
     digest = hashlib.sha256(token.encode()).hexdigest() if token else None
-    app = build_app(InProcess(ranker), ServingMetrics(), max_body_bytes=20_000, token_sha256=digest)
+    app = build_app(InProcess(ranker), ServingMetrics(), RankerService(max_body_bytes=20_000, token_sha256=digest))
     return TestClient(app, base_url=f"http://{host}")
 
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import Problem, RequestError, VersionError
-from serve_apps.replica import Replica, ServiceLimits
+from serve_apps.replica import Replica
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from rayrec.retrieval.trie import ItemTrie
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_request import RequestError
 from serve_apps.retrieval_api import build_retrieval_app
+from serve_apps.retriever import RetrieverService
 from serve_apps.served_retriever import (
     NewItem,
     Retrieved,
@@ -65,7 +66,7 @@ def served(bundle: Path, journal: Path, index: IndexConfig | None = None) -> Ser
 
 
 def client_of(retriever: ServedRetriever) -> TestClient:
-    app = build_retrieval_app(InProcess(retriever), ServingMetrics(), max_body_bytes=20_000, token_sha256=None)
+    app = build_retrieval_app(InProcess(retriever), ServingMetrics(), RetrieverService(max_body_bytes=20_000))
     return TestClient(app, base_url="http://127.0.0.1")
 
 

@@ -1,16 +1,25 @@
 """The service on a real Ray Serve: answers in batches, a new version under load, a full queue, shared metrics."""
 
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from jobs.example_request import example_request
@@ -21,9 +30,22 @@ from rayrec.registry import Registry, resolve_model
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 from serve_apps.deploying import DeployedService, DeploymentError, serving
+from serve_apps.front import haproxy_is_front
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
 from serve_apps.served_ranker import load_ranker
+
+ASK = """
+import socket, sys
+for port in sys.argv[1:]:
+    try:
+        with socket.create_connection(("10.231.77.1", int(port)), timeout=5) as s:
+            s.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n")
+            if s.recv(5) == b"HTTP/":
+                print(port)
+    except OSError:
+        pass
+"""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +126,62 @@ def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_n
     assert "rayrec_model_load_failures_total 3.0" in httpx.get(f"{deployed.url}/metrics").text
     assert values['rayrec_requests_total{path="/v1/rank",status="200"}'] >= len(seen)
     assert values["rayrec_batch_requests_count"] < values["rayrec_batch_requests_sum"]  # some batches held several
+
+
+def test_half_sent_bodies_and_huge_headers_hold_up_nobody(deployed: DeployedService, body: dict[str, Any]) -> None:
+    if not haproxy_is_front():
+        pytest.skip("no HAProxy here: Serve's own proxy bounds no headers")
+    host, port = "127.0.0.1", int(deployed.url.rpartition(":")[2])
+    with ExitStack() as held:
+        for _ in range(300):
+            half = held.enter_context(closing(socket.create_connection((host, port))))
+            half.sendall(
+                b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+            )
+        huge = held.enter_context(closing(socket.create_connection((host, port))))
+        huge.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ")
+        with suppress(OSError):  # it is closed long before
+            for _ in range(64):
+                huge.sendall(b"a" * 2**20)
+        started = time.monotonic()
+        assert httpx.post(f"{deployed.url}/v1/rank", json=body, timeout=30).status_code == 200
+        assert time.monotonic() - started < 5
+    many = httpx.get(f"{deployed.url}/healthz", headers={f"x-{i}": "1" for i in range(200)})
+    assert many.status_code == 400
+    assert httpx.get(f"{deployed.url}/-/routes").status_code == 404
+    assert httpx.get(f"{deployed.url}/v1/model", headers={"Host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="makes a network namespace")
+def test_nothing_of_a_service_is_reached_from_another_network_namespace(deployed: DeployedService) -> None:
+    if not haproxy_is_front():
+        pytest.skip("no HAProxy here")
+    served = ("haproxy", "ray::ServeReplica", "ray::HAProxyManager", "ray::ProxyActor", "ray::ServeController")
+    mine = [
+        p
+        for p in psutil.Process().children(recursive=True)
+        if " ".join(p.cmdline()[:1]).split("/")[-1].startswith(served)
+    ]
+    listening = {c.laddr.port: c.laddr.ip for p in mine for c in p.net_connections("tcp") if c.status == "LISTEN"}
+    assert any(p.name() == "haproxy" for p in mine)
+    assert int(deployed.url.rpartition(":")[2]) in listening
+    name, run = f"rr{os.getpid()}", partial(subprocess.run, check=True, capture_output=True, text=True)
+    run(["ip", "netns", "add", name])
+    try:
+        run(["ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", "inside", "netns", name])
+        run(["ip", "addr", "add", "10.231.77.1/30", "dev", f"{name}a"])
+        run(["ip", "link", "set", f"{name}a", "up"])
+        run(["ip", "-n", name, "addr", "add", "10.231.77.2/30", "dev", "inside"])
+        run(["ip", "-n", name, "link", "set", "inside", "up"])
+        control = ThreadingHTTPServer(("0.0.0.0", 0), SimpleHTTPRequestHandler)  # what is open is reached
+        Thread(target=control.serve_forever, daemon=True).start()
+        ports = [control.server_port, *listening]
+        answers = run(["ip", "netns", "exec", name, sys.executable, "-c", ASK, *map(str, ports)]).stdout.split()
+        control.shutdown()
+        # Ray's own processes talk gRPC on all interfaces, behind Ray's token; HTTP is what a service serves.
+        assert answers == [str(control.server_port)], listening
+    finally:
+        run(["ip", "netns", "del", name])
 
 
 def test_an_alias_that_moves_brings_its_version_into_force(

@@ -47,6 +47,10 @@ class LogEncoder:
                 self._ids[coder.name] = {value: i for i, value in enumerate(coder.vocabulary, start=1)}
                 self._ids[coder.name] |= dict.fromkeys(coder.missing_spellings, 0)
 
+    def vocabulary_of(self, coder: str) -> Mapping[str, int]:
+        """The ids of a categorical feature's values, or of a sequence's own; those of missing ones are 0."""
+        return self._ids[coder]
+
     def encode(self, raw: pa.Table) -> pa.Table:
         """The feature columns of ``rayrec.data.log.arrow_schema`` for all rows of ``raw`` (further columns are ignored).
 
@@ -165,7 +169,7 @@ def _array_of(feature: Feature, values: Sequence[Any], *, strip: bool) -> pa.Arr
         if isinstance(feature, DenseFeature):
             return pa.array(values, pa.float64())
         if isinstance(feature, CategoricalFeature):
-            return pa.array([_spelled(value, strip) for value in values], pa.string())
+            return pa.array([spelled(value, strip) for value in values], pa.string())
         if isinstance(feature, SequenceFeature):
             return pa.array([_spelled_list(value, strip) for value in values], pa.list_(pa.string()))
         return pa.array(values, pa.string())
@@ -173,7 +177,7 @@ def _array_of(feature: Feature, values: Sequence[Any], *, strip: bool) -> pa.Arr
         raise EncodingError(f"column {feature.name!r}: {error}") from None
 
 
-def _spelled(value: Any, strip: bool) -> str | None:
+def spelled(value: Any, strip: bool) -> str | None:
     """A category as the string that a raw file of the same values would give."""
     if value is None or isinstance(value, str):
         return value.strip() if strip and value is not None else value
@@ -189,4 +193,4 @@ def _spelled(value: Any, strip: bool) -> str | None:
 def _spelled_list(values: Any, strip: bool) -> list[str | None] | None:
     if isinstance(values, str):
         raise TypeError(f"expected lists, got {values!r:.80}")
-    return None if values is None else [_spelled(value, strip) for value in values]
+    return None if values is None else [spelled(value, strip) for value in values]

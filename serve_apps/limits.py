@@ -1,0 +1,96 @@
+"""What a service takes on: its limits, and the room for requests that a replica keeps."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from fastapi import HTTPException, Request
+
+_BODY_S = 10.0
+_BODIES = 64  # as many bodies of the largest size may be on their way to a replica at a time
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """Limits and size of a service; the ``args`` of the application in a config file.
+
+    replicas: processes that answer. max_body_bytes: of a request.
+    max_running, max_waiting: each replica takes on max_running requests and its share of max_waiting further ones, counted from
+    when their body is there; beyond them 503. retry_after_s: in the Retry-After header of a 503.
+    token_sha256: hex digest of the bearer token; default: of $RAYREC_TOKEN where the application is built.
+    metrics_folder: where replicas of a machine share their metrics; default: a new one among temporary files.
+    """
+
+    kind: ClassVar[str]  # of bundles; serve_apps/<kind>.py holds the application
+    replicas: int = 2
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_running: int = 64
+    max_waiting: int = 256
+    retry_after_s: int = 1
+    token_sha256: str | None = None
+    metrics_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "max_body_bytes", "max_running", "max_waiting"):
+            self._check_at_least_one(name)
+
+    def _check_at_least_one(self, name: str) -> None:
+        if getattr(self, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def in_folder(self, folder: Path) -> "ServiceLimits":
+        """With all that a service keeps on disk in ``folder``, unless it is said otherwise."""
+        return replace(self, metrics_folder=self.metrics_folder or str(folder / "metrics"))
+
+
+class Room:
+    """Of one replica. A request takes its place when its body is there: one that is sent half, or slowly, holds up nobody."""
+
+    def __init__(self, limits: ServiceLimits, body_s: float = _BODY_S) -> None:
+        self._limits, self._body_s = limits, body_s
+        self._most = limits.max_running + limits.max_waiting // limits.replicas
+        self._taken = self._bytes = 0
+        self._full = HTTPException(503, "Full; try again", {"Retry-After": str(limits.retry_after_s)})
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a JSON request, which has a place while the context is open.
+
+        415 for another content type, 413 beyond ``max_body_bytes`` without reading on, 408 for one that does not come, 503 when
+        there is no place.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise HTTPException(415, "Content-Type must be application/json")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._body_s):
+                await self._read(request, body)
+            if self._taken >= self._most:
+                raise self._full
+            self._taken += 1
+            try:
+                yield bytes(body)
+            finally:
+                self._taken -= 1
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not come within {self._body_s:g} s") from None
+        finally:
+            self._bytes -= len(body)
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        most = self._limits.max_body_bytes
+        too_large = HTTPException(413, f"The body may have at most {most} bytes")
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > most:
+            raise too_large
+        async for chunk in request.stream():
+            body += chunk
+            self._bytes += len(chunk)
+            if len(body) > most:
+                raise too_large
+            if self._bytes > _BODIES * most:
+                raise self._full

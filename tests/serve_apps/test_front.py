@@ -1,0 +1,173 @@
+"""What stands before the replicas: HAProxy's configuration, the names a service without a token answers to, room for requests."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.testclient import TestClient
+
+from serve_apps.access import name_check
+from serve_apps.haproxy_front import closed
+from serve_apps.limits import Room
+from serve_apps.ranker import RankerService
+
+CONFIG = """global
+    maxconn 4096
+defaults
+    mode http
+    errorfile 502 /tmp/x/500.http
+    errorfile 503 /tmp/x/500.http
+frontend prometheus
+    bind :9101
+    mode http
+frontend http_frontend
+    bind 127.0.0.1:8000
+    acl routes path -i /-/routes
+backend default_backend
+    http-request return status 404
+listen stats
+  bind *:8404
+  stats enable
+"""
+
+
+@pytest.mark.parametrize(
+    ("host", "bind"), [(None, "127.0.0.1:8000"), ("0.0.0.0", "0.0.0.0:8000"), ("2001:db8::1", "[2001:db8::1]:8000")]
+)
+def test_haproxy_listens_at_one_address_only(host: str | None, bind: str) -> None:
+    config = closed(CONFIG, host, "/tmp/x/unavailable.http")
+    assert [line.split() for line in config.splitlines() if "bind" in line.split()] == [["bind", bind]]
+    assert "stats" not in config
+    assert "backend default_backend" in config
+
+
+def test_haproxy_bounds_requests_and_says_when_to_ask_again() -> None:
+    config = closed(CONFIG, None, "/tmp/x/unavailable.http")
+    assert "tune.http.maxhdr" in config.partition("defaults")[0]
+    front = config.partition("frontend http_frontend")[2].partition("backend")[0]
+    assert "option http-buffer-request" in front
+    assert "timeout http-request" in front
+    assert "/tmp/x/500.http" not in config
+    assert config.count("/tmp/x/unavailable.http") == 2
+
+
+def asked(host: str | None, digest: str | None = None) -> int:
+    headers = [] if host is None else [(b"host", host.encode())]
+    try:
+        name_check(digest)(Request({"type": "http", "headers": headers}))
+    except HTTPException as refused:
+        return refused.status_code
+    return 200
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:8000", "127.8.9.1"]
+)
+def test_a_loopback_name_is_answered_without_a_token(host: str) -> None:
+    assert asked(host) == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1:8000", "", None]
+)
+def test_a_page_whose_name_points_here_is_refused_without_a_token(host: str | None) -> None:
+    assert asked(host) == 403
+    assert asked(host, "digest") == 200  # the token is looked at elsewhere
+
+
+def room_app(room: Room, gate: asyncio.Event | None = None) -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/")
+    async def post(request: Request) -> int:
+        async with room.body(request) as body:
+            if gate is not None:
+                await gate.wait()
+            return len(body)
+
+    return app
+
+
+def test_a_body_too_large_or_of_another_type_is_refused() -> None:
+    client = TestClient(room_app(Room(RankerService(max_body_bytes=10))))
+    json = {"content-type": "application/json"}
+    assert client.post("/", content=b"1234567890", headers=json).json() == 10
+    assert client.post("/", content=b"12345678901", headers=json).status_code == 413
+    assert client.post("/", content=iter([b"12345", b"678901"]), headers=json).status_code == 413
+    assert client.post("/", content=b"1").status_code == 415
+
+
+class Sent:
+    """A request whose body comes when the test says so."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/", "raw_path": b"/",
+            "root_path": "", "scheme": "http", "query_string": b"", "headers": [(b"content-type", b"application/json")],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+        }  # fmt: skip
+        self.task = asyncio.create_task(app(scope, self.parts.get, self.send))
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+
+    def give(self, body: bytes, *, more: bool = False) -> None:
+        self.parts.put_nowait({"type": "http.request", "body": body, "more_body": more})
+
+
+def test_half_sent_bodies_take_no_place_and_do_not_stay() -> None:
+    async def ask() -> None:
+        app = room_app(Room(RankerService(max_running=1, max_waiting=1), body_s=0.2))
+        half = [Sent(app) for _ in range(300)]
+        for request in half:
+            request.give(b"1", more=True)
+        await asyncio.sleep(0.02)
+        good = Sent(app)
+        good.give(b"12")
+        await good.task
+        assert good.status == 200
+        await asyncio.gather(*(request.task for request in half))
+        assert {request.status for request in half} == {408}
+
+    asyncio.run(ask())
+
+
+def test_beyond_its_room_a_replica_answers_503_and_when_to_ask_again() -> None:
+    async def ask() -> None:
+        gate = asyncio.Event()
+        app = room_app(Room(RankerService(max_running=2, max_waiting=2, replicas=2, retry_after_s=3)), gate)
+        requests = [Sent(app) for _ in range(5)]
+        for request in requests:
+            request.give(b"1")
+        await asyncio.sleep(0.02)
+        gate.set()
+        await asyncio.gather(*(request.task for request in requests))
+        assert sorted(request.status for request in requests) == [200, 200, 200, 503, 503]
+        assert {r.headers[b"retry-after"] for r in requests if r.status == 503} == {b"3"}
+        again = Sent(app)
+        again.give(b"1")
+        await again.task
+        assert again.status == 200
+
+    asyncio.run(ask())
+
+
+def test_bodies_on_their_way_are_bounded_together() -> None:
+    async def ask() -> None:
+        app = room_app(Room(RankerService(max_body_bytes=10)))  # 64 such bodies
+        held = [Sent(app) for _ in range(80)]
+        for request in held:
+            request.give(b"123456789", more=True)
+        await asyncio.sleep(0.02)
+        assert sum(request.status == 503 for request in held) == 80 - 71
+        for request in held:
+            request.give(b"")
+        await asyncio.gather(*(request.task for request in held))
+        assert sum(request.status == 200 for request in held) == 71
+
+    asyncio.run(ask())
