@@ -201,7 +201,7 @@ def trained(config: PreferenceServing, items: TokenizedItems) -> dict[str, float
         seconds = []
         for _ in range(config.steps + 1):
             started = time.perf_counter()
-            loss = model.losses(Steered(history, wishes), target)["loss"]
+            loss = model.loss(Steered(history, wishes), target)["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
