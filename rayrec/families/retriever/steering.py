@@ -123,7 +123,7 @@ def star_plot(results: Mapping[str, Sequence[AxisResult]]) -> Figure:
         for axis, b in zip(AXES, best, strict=True)
     ]
     panel.set_xticks(angles, labels, fontsize=8)
-    panel.tick_params(pad=14)
+    panel.tick_params(pad=26)
     panel.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "", "", ""])
     panel.set_ylim(0, 1.05)
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
