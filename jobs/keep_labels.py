@@ -1,7 +1,7 @@
 """Take most labels of a log away: python -m jobs.keep_labels --log LOG --share 0.05 --out FOLDER.
 
-FOLDER/labeled keeps that share of the training rows (and all rows of the other splits), FOLDER/unlabeled has the rest without
-labels: for --log and --unlabeled of a training run.
+FOLDER/labeled keeps that share of the training and validation rows (and all test rows), FOLDER/unlabeled has the rest without
+labels: for --log and --unlabeled of a training run. What was made of labels is made again of those that are left, or left out.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,26 @@ from rayrec.errors import told
 
 @dataclass(frozen=True)
 class KeepLabels:
-    """share: of the training rows that keep their labels. seed: of the draw."""
+    """share: of the training and validation rows that keep their labels. seed: of the draw.
+
+    whole_validation: keep all validation rows with their labels, as if choosing settings cost none.
+    """
 
     log: Path
     share: float
     out: Path
     seed: int = 0
+    whole_validation: bool = False
 
 
 def run(command: KeepLabels) -> None:
-    kept, others = keep_labels(Log.open(command.log), command.share, command.out.resolve(), seed=command.seed)
+    log = Log.open(command.log)
+    kept, others = keep_labels(
+        log, command.share, command.out.resolve(), seed=command.seed, whole_validation=command.whole_validation
+    )
+    left = {made.column for made in Log.open(command.out / "labeled").schema.made_of_labels}
+    for made in log.schema.made_of_labels:
+        print(f"{made.column}: made of labels, {'made again of those left' if made.column in left else 'left out'}")
     print(f"{kept:,} labeled rows in {command.out / 'labeled'}, {others:,} in {command.out / 'unlabeled'}")
 
 

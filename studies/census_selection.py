@@ -100,7 +100,7 @@ def _seed(command: Command, seed: int) -> dict[str, Metrics]:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     census, chosen = Log.open(command.folder / "census"), scratch / "chosen"
-    keep_labels(census, 1 / 6, scratch / "past-rows", seed=seed)
+    keep_labels(census, 1 / 6, scratch / "past-rows", seed=seed, whole_validation=True)
     past = RankerExperiment(
         scratch / "past-rows" / "labeled",
         tasks=("income",),

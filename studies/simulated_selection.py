@@ -4,7 +4,7 @@
     <folder>/unlabeled/  the training and validation rows that were not, their labels taken away
 
 Rows meet in random pools; of each pool those with the highest logit of a score, with some noise, are selected: selection depends
-on whatever features the score depends on.
+on whatever features the score depends on. Columns that were made of labels are left out, a model's score among them.
 """
 
 import os
@@ -55,10 +55,8 @@ def simulate_selection(log: Log, config: SelectionConfig, folder: Path) -> tuple
         )
     generator = np.random.default_rng(config.seed)
     with whole_folder(folder) as partial:
-        with (
-            LogWriter(partial / "labeled", log.schema) as selected,
-            LogWriter(partial / "unlabeled", log.schema) as others,
-        ):
+        schema = log.schema.without_columns(frozenset(made.column for made in log.schema.made_of_labels))
+        with LogWriter(partial / "labeled", schema) as selected, LogWriter(partial / "unlabeled", schema) as others:
             for split in ("train", "valid"):
                 table = pq.read_table(list(log.files(split)))
                 if len(table) < config.pool:

@@ -21,7 +21,7 @@ from rayrec.data.log import SPLITS, LogError, LogWriter
 from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.fitting import SchemaFitter
 from rayrec.data.log.row_checks import ColumnError
-from rayrec.data.log.schema import LogSchema
+from rayrec.data.log.schema import LogSchema, SchemaError
 from rayrec.data.log.splitting import TRAIN, RowSplitter, SplitInput, SplitRule, prepare
 from rayrec.typed_json import to_plain
 
@@ -46,9 +46,14 @@ def import_log(
     """Import ``source`` as the log ``out``; what ``schema`` lacks is fitted on the training split. Returns ``out``.
 
     Raises SourceError (no or broken raw data, an absent column, one that is wrong in every row, too many bad rows, none left for
-    training), LogError (``out`` exists), ConfigError (the rule needs a time column).
+    training), LogError (``out`` exists), ConfigError (the rule needs a time column), SchemaError (it names a task that is none).
     """
     options = options if options is not None else ImportOptions()
+    for made in schema.made_of_labels:
+        unknown = sorted(set(made.tasks) - set(schema.task_names))
+        if unknown or not made.tasks:
+            named = f"names no task: {', '.join(unknown)}" if unknown else "names no task"
+            raise SchemaError(f"made_of_labels {made.column!r} {named}; tasks: {', '.join(schema.task_names)}")
     if out.exists() and not options.overwrite:
         raise LogError(f"{out}: exists already; choose another name or allow overwriting")
     started = time.monotonic()

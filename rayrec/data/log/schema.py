@@ -150,10 +150,26 @@ class TaskLabel:
 
 
 @dataclass(frozen=True)
+class MadeOfLabels:
+    """A feature or extra, ``column``, that was made of the labels of ``tasks`` on other rows: it goes, or is made again, where
+    these labels are taken away.
+
+    rate_of: a categorical feature; the column is how often strictly earlier rows of its value were positive in the one task
+    (``rayrec.data.log.running_rates``), and can be made again. None = it cannot.
+    """
+
+    column: str
+    tasks: tuple[str, ...]
+    rate_of: str | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+
+@dataclass(frozen=True)
 class LogSchema:
     """All that is known of a log's columns. ``extras`` are numeric columns carried along (float64 or int64, by name).
 
     timestamp_unit, timestamp_format: how raw files write the timestamp, see ``TimeSpelling``; a log holds milliseconds.
+    made_of_labels: every feature and extra that was made of labels; of a log from before there was this field, none is known.
     version: in a schema of version 1, of logs and bundles that were made before there was 2, blanks around a category are part of
     it; since 2 they are not.
     """
@@ -168,6 +184,7 @@ class LogSchema:
     request_id: str | None = None
     stage: str | None = None
     extras: tuple[str, ...] = ()
+    made_of_labels: tuple[MadeOfLabels, ...] = ()
     version: Literal[1, 2] = 2
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -197,6 +214,16 @@ class LogSchema:
         if self.timestamp_unit is not None and self.timestamp_format is not None:
             raise SchemaError(f"schema {self.name!r}: the timestamp has a unit or a format, not both")
         by_name: Mapping[str, Feature] = dict(zip(names, self.features, strict=True))
+        for made in self.made_of_labels:
+            if made.column not in (*by_name, *self.extras):
+                raise SchemaError(f"made_of_labels names no feature or extra: {made.column!r}")
+            if made.rate_of is not None:
+                if not isinstance(by_name.get(made.rate_of), CategoricalFeature):
+                    raise SchemaError(
+                        f"made_of_labels {made.column!r}: rate_of names no categorical feature: {made.rate_of!r}"
+                    )
+                if len(made.tasks) != 1 or not isinstance(by_name.get(made.column), DenseFeature):
+                    raise SchemaError(f"made_of_labels {made.column!r}: a rate is a dense feature made of one task")
         for feature in self.features:
             if isinstance(feature, CategoricalFeature | SequenceFeature):
                 shared = isinstance(feature, SequenceFeature) and feature.shares is not None
@@ -262,7 +289,21 @@ class LogSchema:
         )
 
     def with_features(self, features: tuple[Feature, ...]) -> "LogSchema":
-        return replace(self, features=features)
+        """The schema with these features in place of its own; what was made of labels is told of those that are left."""
+        names = {feature.name for feature in features}
+        made = tuple(
+            replace(m, rate_of=m.rate_of if m.rate_of in names else None)
+            for m in self.made_of_labels
+            if m.column in names or m.column in self.extras
+        )
+        return replace(self, features=features, made_of_labels=made)
+
+    def without_columns(self, columns: frozenset[str]) -> "LogSchema":
+        """Without these features and extras."""
+        extras = tuple(name for name in self.extras if name not in columns)
+        made = tuple(m for m in self.made_of_labels if m.column not in columns)
+        features = tuple(f for f in self.features if f.name not in columns)
+        return replace(self, extras=extras, made_of_labels=made).with_features(features)
 
 
 def read_schema(path: Path) -> LogSchema:

@@ -20,9 +20,9 @@ from rayrec.data.importing.checking import RawSource
 from rayrec.data.importing.deriving import day_of_week, hour_of_day
 from rayrec.data.importing.public_dataset import PublicDataset
 from rayrec.data.importing.reading import RawChunk, SourceError, find_files, first_line, read_delimited
-from rayrec.data.importing.running_rates import running_rates
 from rayrec.data.log.raw_columns import as_identifiers, as_numbers, as_times
-from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, TaskLabel
+from rayrec.data.log.running_rates import running_rates
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, MadeOfLabels, TaskLabel
 from rayrec.data.log.splitting import TimeSplit
 
 _BEIJING = 8
@@ -121,6 +121,11 @@ KUAIRAND = PublicDataset(
         tasks=tuple(TaskLabel(task) for task in _TASKS),
         timestamp="time_ms",
         extras=("play_time_ms",),
+        made_of_labels=tuple(
+            MadeOfLabels(f"{key}_{task}_rate", (task,), rate_of=column)
+            for key, column in _KEYS.items()
+            for task in _TASKS
+        ),
     ),
     folder="kuairand27k_like_hate",
     split=TimeSplit(),

@@ -17,7 +17,7 @@ import torch
 
 from rayrec.data.log import Log, LogError, read_footer
 from rayrec.data.log.collate import collate
-from rayrec.data.log.schema import LogSchema, write_schema
+from rayrec.data.log.schema import LogSchema, MadeOfLabels, write_schema
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.scoring import CalibrationConfig, Scorer, features_of
 from rayrec.files import whole_file, write_text_atomically
@@ -100,7 +100,12 @@ def score_log(config: ScoringConfig, *, workers: int = 1, say: Say = lambda text
     for name in _by_ray(work, missing, workers) if workers else map(_FileScorer(work).score, missing):
         done += 1
         say(f"scored {name} ({done} of {len(files)} files)")
-    schema = replace(log.schema, extras=(*log.schema.extras, *columns.values()))
+    made = tuple(MadeOfLabels(column, (task,)) for task, column in columns.items())
+    schema = replace(
+        log.schema,
+        extras=(*log.schema.extras, *columns.values()),
+        made_of_labels=(*log.schema.made_of_labels, *made),  # the model was trained on some
+    )
     write_schema(schema, partial / "schema.json")
     (partial / _RECORD).rename(partial / "import.json")
     for left in partial.rglob(".*.partial"):  # of a worker that was killed, perhaps on another machine

@@ -12,6 +12,9 @@ import pytest
 
 from rayrec.data.importing.reading import SourceError
 from rayrec.data.log import Log
+from rayrec.data.log.encoding import LogEncoder
+from rayrec.data.log.fitting import SchemaFitter
+from rayrec.data.log.row_checks import check_rows
 from rayrec.data.log.schema import CategoricalFeature
 from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName, import_public
 
@@ -240,6 +243,81 @@ def test_coat_unlabeled_rows_are_all_pairs_encoded_like_the_labeled_ones(importe
     of_pair = {(row["user"], row["item"]): row for row in pairs.select(ids).to_pylist()}
     assert len(of_pair) == pairs.num_rows
     assert all(of_pair[row["user"], row["item"]] == row for row in rows(log, "test").select(ids).to_pylist())
+
+
+LABELS = {  # raw columns that hold them, and what turns one value into another
+    "census-income": {"income": (" - 50000.", " 50000+.")},
+    "census-income-education": {"income": (" - 50000.", " 50000+.")},
+    "criteo": {"click": ("0", "1")},
+    "ipinyou": {"click": ("0", "1")},
+    "open-bandit": {"click": ("0", "1")},
+    "coat": {"liked": (0, 1)},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC_DATASETS if name != "kuairand"])
+def test_no_feature_of_a_row_changes_with_any_label(data_root: Path, name: PublicName) -> None:
+    """Rows as they are, and with all labels turned: what is fitted and encoded is the same, and the labels are not."""
+    dataset = PUBLIC_DATASETS[name]
+    source = dataset.open_source(data_root / dataset.folder)
+    raw = next(iter(source.chunks())).table.slice(0, 3_000)
+    turned = raw
+    for column, (one, other) in LABELS[name].items():
+        old = raw.column(column)
+        is_one = pc.equal(pc.utf8_trim_whitespace(old), one.strip()) if isinstance(one, str) else pc.equal(old, one)
+        new = pc.if_else(is_one, pa.scalar(other, old.type), pa.scalar(one, old.type))
+        turned = turned.set_column(raw.schema.get_field_index(column), column, new)
+    found = []
+    for table in (raw, turned):
+        checked = check_rows(dataset.schema, source.columns_of(table))
+        fitter = SchemaFitter(dataset.schema)
+        fitter.update(checked, np.ones(len(table), np.bool_))
+        fitted = fitter.fit()
+        found.append((fitted, pa.table(LogEncoder(fitted).encode_checked(checked) | checked.others)))
+    (schema, rows_as_they_are), (others_schema, others) = found
+    assert schema == others_schema
+    assert schema.made_of_labels == ()
+    for feature in schema.features:
+        assert rows_as_they_are.column(feature.name).equals(others.column(feature.name)), feature.name
+    changed = [t.column for t in schema.tasks if not rows_as_they_are.column(t.column).equals(others.column(t.column))]
+    assert changed
+
+
+def test_kuairand_features_change_with_earlier_labels_alone_and_those_that_do_are_declared(
+    data_root: Path, tmp_path: Path
+) -> None:
+    lines = (
+        (data_root / PUBLIC_DATASETS["kuairand"].folder / "processed_standard_kcore_15.csv").read_text().splitlines()
+    )
+    head, body = (
+        lines[0].split("\t" if "\t" in lines[0] else ","),
+        [line.split("\t" if "\t" in lines[0] else ",") for line in lines[1:4_001]],
+    )
+    when = head.index("time_ms")
+    middle = sorted(int(row[when]) for row in body)[2_000]
+    places = [
+        head.index(c)
+        for c in ("is_click", "long_view", "label", "is_comment", "is_follow", "is_forward", "is_profile_enter")
+    ]
+    logs = []
+    for name, turned in (("as-they-are", False), ("turned", True)):
+        changed = [
+            [
+                str(1 - int(float(v))) if turned and i in places and int(row[when]) >= middle else v
+                for i, v in enumerate(row)
+            ]
+            for row in body
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(",".join(row) for row in [head, *changed]) + "\n")
+        logs.append(Log.open(import_public("kuairand", tmp_path / name, tmp_path / f"{name}.csv")))
+    before, after = (rows(log) for log in logs)
+    assert before.column("time_ms").equals(after.column("time_ms"))
+    known = pc.less_equal(before.column("time_ms"), middle)
+    features = [feature.name for feature in logs[0].schema.features]
+    for feature in features:
+        assert before.column(feature).filter(known).equals(after.column(feature).filter(known)), feature
+    differ = {name for name in features if not before.column(name).equals(after.column(name))}
+    assert differ == {made.column for made in logs[0].schema.made_of_labels}
 
 
 def test_a_data_set_without_unlabeled_rows_says_so(tmp_path: Path) -> None:

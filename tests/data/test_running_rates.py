@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayrec.data.importing.running_rates import running_rates
+from rayrec.data.log.running_rates import running_rates
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 6), st.sampled_from([0.0, 1.0, np.nan]), st.sampled_from([0.0, 1.0])),
