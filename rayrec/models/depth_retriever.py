@@ -12,6 +12,9 @@ a causal transformer gives each position a state h, and a small head beside it e
 Two things make the difference. The softmax of a level runs over the codes that continue the prefix to a real item only, in
 training as in search, so that the probabilities of all items sum to 1. And each level learns how much more likely the codes
 become that continue the prefix of an item of the history, and of its newest one: what SASRec's repeat bias is to a dense score.
+
+Codes of an item that training never saw were never a target, so it is not found by them. A dense head beside the depth head
+scores items by their projected text; with it the hybrid method ranks the generated items and all unseen ones, as LIGER does.
 """
 
 import math
@@ -21,12 +24,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout, normalize, silu
+from torch.nn.functional import cross_entropy, dropout, normalize, pad, silu
 
 from rayrec.models.catalogue import Catalogue, ItemFeatures
+from rayrec.models.layers.item_softmax import full_softmax_loss, once_each
 from rayrec.models.layers.packed_histories import PackedHistories
 from rayrec.models.layers.short_attention import attend
-from rayrec.retrieval.retriever import GenerativeHead, Retriever
+from rayrec.retrieval.repeats import Repeats
+from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Retriever
 from rayrec.retrieval.trie import ItemTrie
 
 _REPEAT_RATE = 5.0  # a repeat term moves by so many learning rates a step
@@ -39,7 +44,8 @@ class DepthRetrieverConfig:
     dropout: on sublayer outputs and inside of the feed-forward. input_dropout: on the normed input, and on codes that the depth
     head reads. item_dropout: on the items' own embeddings.
     temperature: of the cosines. item_embeddings: give each item an embedding of its own beside those of its codes.
-    repeat_terms: learn how much likelier codes of the history's items are.
+    repeat_terms: learn how much likelier codes of the history's items are; in the dense head, the items themselves.
+    dense_weight: of the loss of a dense head; 0 = none. dense_temperature: of its cosines.
     """
 
     needs_semantic_ids: ClassVar[bool] = True
@@ -57,6 +63,8 @@ class DepthRetrieverConfig:
     temperature: float = 0.1
     item_embeddings: bool = True
     repeat_terms: bool = True
+    dense_weight: float = 0.0
+    dense_temperature: float = 0.07
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "max_length", "feed_forward"):
@@ -67,8 +75,11 @@ class DepthRetrieverConfig:
         for name in ("dropout", "input_dropout", "item_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        for name in ("temperature", "dense_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not self.dense_weight >= 0:
+            raise ValueError(f"dense_weight must be at least 0, not {self.dense_weight}")
 
     def build(self, catalogue: Catalogue) -> "DepthRetriever":
         assert catalogue.features is not None  # needs_semantic_ids
@@ -79,6 +90,7 @@ class DepthRetriever(Retriever[Tensor]):
     """See the module. Items are 1..N; histories (B, L) are left-padded with 0, newest item last."""
 
     item_tokens: Tensor
+    item_text: Tensor
     seen: Tensor
 
     def __init__(self, items: ItemFeatures, config: DepthRetrieverConfig) -> None:
@@ -99,6 +111,10 @@ class DepthRetriever(Retriever[Tensor]):
         self.depth = nn.ModuleList(_FeedForward(config) for _ in range(self.levels - 1))
         if config.repeat_terms:
             self.repeat = nn.Parameter(torch.zeros(2 * self.levels))  # any item of the history, the newest; by level
+        if config.dense_weight > 0:
+            self.register_buffer("item_text", items.text.clone())
+            self.ask, self.text = nn.Linear(dim, dim, bias=False), nn.Linear(items.text.shape[1], dim, bias=False)
+            self.dense_repeat = nn.Parameter(torch.zeros(()))
         self._initialize()
         self.register_load_state_dict_post_hook(_forget_known)
 
@@ -111,8 +127,26 @@ class DepthRetriever(Retriever[Tensor]):
         return self
 
     @property
+    def dense(self) -> DenseHead[Tensor] | None:
+        return self if self.config.dense_weight > 0 else None
+
+    @property
+    def growing(self) -> Growing | None:
+        return self if self.config.dense_weight > 0 else None
+
+    def add_items(self, tokens: Tensor, text: Tensor) -> int:
+        """Take in n items never seen in training by tokens (n, M) and text embeddings (n, E); returns the first one's number."""
+        first = len(self.item_tokens)
+        self.item_tokens = torch.cat([self.item_tokens, tokens.to(self.item_tokens)])
+        self.item_text = torch.cat([self.item_text, text.to(self.item_text)])
+        self.seen = torch.cat([self.seen, self.seen.new_zeros(len(tokens))])
+        self._known = None
+        return first
+
+    @property
     def loss_weights(self) -> Mapping[str, float]:
-        return {f"code_{level}": 1.0 for level in range(1, self.levels + 1)}
+        codes = {f"code_{level}": 1.0 for level in range(1, self.levels + 1)}
+        return codes if self.config.dense_weight == 0 else {**codes, "dense": self.config.dense_weight}
 
     def loss_sizes(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
         size = (history[:, -self.config.max_length :] > 0).sum()
@@ -120,15 +154,34 @@ class DepthRetriever(Retriever[Tensor]):
 
     def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
         """Mean cross-entropies () of each code given the right ones before it, over the real positions of history and target
-        (B, L), both 0-padded at the left; their sum is minus the mean log-likelihood of the next item."""
+        (B, L), both 0-padded at the left; their sum is minus the mean log-likelihood of the next item.
+
+        "dense": among the seen items, of the dense head."""
         packed = PackedHistories(history[:, -self.config.max_length :])
         goal = target[:, -self.config.max_length :][packed.real]  # (T,)
-        logits = self._teacher_forced(packed, goal)
+        h = self.states(packed)
         places = self.known.places(goal)  # (T, M)
-        return {
+        parts = {
             f"code_{level + 1}": cross_entropy(z, places[:, level]) if len(goal) else z.sum()
-            for level, z in enumerate(logits)
+            for level, z in enumerate(self._teacher_forced(h, packed, goal))
         }
+        if self.config.dense_weight > 0:
+            parts["dense"] = self._dense_loss(h, packed, goal)
+        return parts
+
+    def query(self, history: Tensor) -> Tensor:
+        """What the dense head looks for: unit vectors (B, D) of histories (B, L)."""
+        return normalize(self.ask(self.newest_states(history[:, -self.config.max_length :])).float(), dim=1)
+
+    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
+        """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); row 0 belongs to no item."""
+        text = self.item_text if rows is None else self.item_text[rows]
+        return normalize(self.text(text).float(), dim=1)
+
+    def repeats(self, history: Tensor) -> Repeats | None:
+        if not self.config.repeat_terms:
+            return None
+        return Repeats(once_each(history[:, -self.config.max_length :]), self.dense_repeat)
 
     def decoding(self, history: Tensor) -> "DepthDecoding":
         """For ``rayrec.retrieval.beam_search``."""
@@ -145,13 +198,24 @@ class DepthRetriever(Retriever[Tensor]):
         """(T, D) of the real positions, row by row of the batch."""
         config = self.config
         x = self.tokens(self.item_tokens[packed.items]).sum(1) * self.levels**-0.5
-        if config.item_embeddings:
-            x = x + dropout(self.items(packed.items), config.item_dropout, self.training)
+        if config.item_embeddings:  # those of items that training never saw are noise
+            seen = self.seen[packed.items]
+            own = self.items(packed.items * seen) * seen.unsqueeze(1)
+            x = x + dropout(own, config.item_dropout, self.training)
         x = self.input_norm(x + self.positions(packed.position))
         x = dropout(x, config.input_dropout, self.training)
         for block in self.blocks:
             x = block(x, packed)
         return x
+
+    def newest_states(self, history: Tensor) -> Tensor:
+        """(B, D) at the newest item of each history (B, L); zeros where it is empty."""
+        packed = PackedHistories(history)
+        states = self.states(packed)
+        if not len(states):
+            return states.new_zeros(len(history), self.config.dim)
+        last = packed.real.sum(1).cumsum(0) - 1  # packed row of each history's newest item
+        return states[last.clamp_min(0)].masked_fill(~packed.real.any(1, keepdim=True), 0.0)
 
     def descend(self, h: Tensor, tokens: Tensor, level: int) -> Tensor:
         """The state (..., D) of the next level after ``tokens`` (...) were emitted at ``level`` by states (..., D)."""
@@ -185,10 +249,21 @@ class DepthRetriever(Retriever[Tensor]):
         ]
         return found[0], found[1]
 
-    def _teacher_forced(self, packed: PackedHistories, goal: Tensor) -> list[Tensor]:
+    def _dense_loss(self, h: Tensor, packed: PackedHistories, goal: Tensor) -> Tensor:
+        """Cross-entropy () of (cosine + repeat) / temperature over the seen items, which all goals in training are."""
+        rows = self.seen.nonzero().squeeze(1)
+        place = torch.zeros_like(self.seen, dtype=torch.int64)  # 0: padding and unseen items, which are no candidates
+        place[rows] = torch.arange(1, len(rows) + 1, device=rows.device)
+        items = pad(self.item_vectors(rows), (0, 0, 1, 0))
+        queries = normalize(self.ask(h).float(), dim=1) / self.config.dense_temperature
+        shifted, shift = None, None
+        if self.config.repeat_terms:
+            shifted, shift = place[packed.before()], self.dense_repeat / self.config.dense_temperature
+        return full_softmax_loss(queries, items, place[goal], shifted=shifted, shift=shift)
+
+    def _teacher_forced(self, h: Tensor, packed: PackedHistories, goal: Tensor) -> list[Tensor]:
         """By level, logits (T, C) of the children of the goal's prefix, -inf where there are fewer than C."""
         known, tokens, nodes = self.known, self.item_tokens[goal], self.known.nodes[goal]
-        h = self.states(packed)
         read, newest = packed.read(), packed.newest()  # (T, L) each
         matching, found = read > 0, []
         for level in range(self.levels):
@@ -226,12 +301,7 @@ class DepthDecoding:
 
     def __init__(self, model: DepthRetriever, history: Tensor) -> None:
         self._model, self._level = model, 0
-        packed = PackedHistories(history)
-        states = model.states(packed)
-        last = packed.real.sum(1).cumsum(0) - 1  # packed row of each history's newest item
-        empty = ~packed.real.any(1)
-        h = states[last.clamp_min(0)] if len(states) else states.new_zeros(len(history), model.config.dim)
-        self._h = h.masked_fill(empty.unsqueeze(1), 0.0).unsqueeze(1)  # (U, W, D)
+        self._h = model.newest_states(history).unsqueeze(1)  # (U, W, D)
         self._history = history.unsqueeze(1)  # (U, 1, L)
         self._matching = self._history > 0  # (U, W, L)
         self._newest = torch.zeros_like(self._matching)

@@ -134,6 +134,66 @@ def test_padding_batch_mates_and_items_too_old_to_be_read_change_nothing() -> No
     assert torch.equal(search(longer, 5, "generative").items, search(longer[:, 3:], 5, "generative").items)
 
 
+COLD = [3, 17, 40]
+WITH_DENSE = replace(CONFIG, dense_weight=0.5)
+
+
+def with_text() -> DepthRetriever:
+    """With a dense head over texts of 6 numbers; three items were never seen."""
+    torch.manual_seed(0)
+    ids = resolve_collisions(torch.randint(0, 4, (ITEMS, 2)), 4, smallest_last_level=16)
+    seen = torch.ones(ITEMS + 1, dtype=torch.bool)
+    seen[[0, *COLD]] = False
+    items = ItemFeatures(ids.item_tokens(), ids.num_tokens, torch.randn(ITEMS + 1, 6), seen)
+    found = DepthRetriever(items, WITH_DENSE)
+    torch.nn.init.constant_(found.dense_repeat, -0.4)
+    return found.eval()
+
+
+def test_the_dense_loss_is_that_of_shifted_cosines_among_seen_items_gradients_too() -> None:
+    found = with_text()
+    history, target = HISTORY[[1, 3]], torch.tensor([[2, 6, 7, 8, 8], [4, 6, 9, 6, 1]])
+    seen = found.seen.nonzero().squeeze(1).tolist()
+    losses = []
+    for row, goals in zip(history.tolist(), target.tolist(), strict=True):
+        for place in range(5):
+            state = found.newest_states(torch.tensor([row[: place + 1]]))[0]
+            asked = normalize(found.ask.weight @ state, dim=0)
+            cosines = normalize(found.item_text @ found.text.weight.T, dim=1) @ asked
+            read = torch.zeros(ITEMS + 1).index_fill(0, torch.tensor(row[: place + 1]), 1.0)
+            cosines = cosines + read * found.dense_repeat
+            losses.append(-(cosines[seen] / 0.07).log_softmax(0)[seen.index(goals[place])])
+    parts = found.loss(history, target)
+    wanted = torch.stack(losses).mean()
+    torch.testing.assert_close(parts["dense"], wanted)
+    codes = torch.stack([value for name, value in parts.items() if name.startswith("code")]).sum()
+    torch.testing.assert_close(parts["loss"], codes + 0.5 * parts["dense"])
+    some = (found.ask.weight, found.text.weight, found.dense_repeat, found.tokens.weight)
+    ours = torch.autograd.grad(parts["dense"], some)
+    for one, other in zip(ours, torch.autograd.grad(wanted, some), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_new_items_are_read_and_found_by_their_text() -> None:
+    found = with_text()
+    searcher = Searcher(found, beams=ITEMS)
+    searcher.prepare()
+    before = searcher.search(HISTORY, 5, "dense")
+    tokens = found.item_tokens[[5, 9]].clone()
+    tokens[:, 2] = found.num_tokens - 1
+    text = torch.linalg.lstsq(found.text.weight, found.query(HISTORY[:1]).T).solution.squeeze(1)  # what it asks for
+    first = found.add_items(tokens, torch.stack([text, -text]))
+    searcher.take_in(torch.arange(first, first + 2))
+    for method in ("dense", "hybrid"):
+        now = searcher.search(HISTORY, 5, method).items  # type: ignore[arg-type]
+        assert int(now[0, 0]) == first
+        assert first + 1 not in now[0].tolist()
+    barred = torch.tensor([[first, first + 1]] * 4)
+    assert torch.equal(searcher.search(HISTORY, 5, "dense", barred=barred).items, before.items)
+    assert searcher.search(barred, 5, "hybrid").items.min() > 0
+
+
 def test_options_leave_out_what_they_name() -> None:
     plain = model(replace(CONFIG, item_embeddings=False, repeat_terms=False))
     names = {name.partition(".")[0] for name, _ in plain.named_parameters()}

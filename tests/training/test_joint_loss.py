@@ -172,6 +172,15 @@ def _worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def test_the_loop_ends_with_the_same_weights_however_an_update_is_cut_into_batches(tmp_path: Path) -> None:
+    train((slice(0, 12),), Worker(), 1, tmp_path / "one")
+    train(SHARES, Worker(), 4, tmp_path / "four")
+    four = weights(tmp_path / "four")
+    for name, wanted in weights(tmp_path / "one").items():
+        torch.testing.assert_close(four[name], wanted, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
 def test_the_loop_of_two_workers_that_accumulate_ends_with_the_weights_of_one(tmp_path: Path) -> None:
     spawn(_worker, (str(tmp_path),), nprocs=2)
     train((slice(0, 12),), Worker(), 1, tmp_path / "one")
