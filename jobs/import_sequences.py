@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from rayrec.data.log import Log
+from rayrec.data.log.times import TimeSpelling
 from rayrec.data.public.amazon2014 import read_amazon2014
 from rayrec.data.public.amazon2018 import read_amazon2018_processed, read_amazon2018_raw
 from rayrec.data.public.movielens import read_movielens
@@ -20,18 +21,20 @@ from rayrec.data.public.movielens_tastes import read_movielens_tastes
 from rayrec.data.public.steam import read_steam
 from rayrec.data.public.yelp import read_yelp
 from rayrec.data.sequences import SequenceData, leave_one_out, write_sequences
-from rayrec.data.sequences.events import EventFilter
+from rayrec.data.sequences.events import LEFT_OUT, EventFilter
 from rayrec.data.sequences.log_events import LogEvents, read_log_events
-from rayrec.data.sequences.table import TableColumns, read_table
-from rayrec.errors import told
+from rayrec.data.sequences.table import TableColumns, TableText, read_table
+from rayrec.errors import printable, told
 
 
 @dataclass(frozen=True)
 class Destination:
-    """out: folder to write; it appears whole or not at all."""
+    """Where the data set is written."""
 
     out: Path
+    """Folder to write; it appears whole or not at all."""
     overwrite: bool = False
+    """Replace a folder of that name."""
 
 
 To = Annotated[Destination, tyro.conf.arg(name="")]
@@ -125,16 +128,25 @@ class MovieLensTastes:
 
 @dataclass(frozen=True)
 class Table:
-    """Your own Parquet or CSV files: events, and items with text or attributes."""
+    """Your own Parquet, CSV or TSV files: events, and items with text or attributes. Ids are text and stay as they are."""
 
     file: Path
+    """Events: .parquet, .csv or .tsv (the latter also .gz)."""
     to: To
     items: Path | None = None
+    """Items with text or attributes, each once."""
     columns: TableColumns = field(default_factory=TableColumns)
     events: EventFilter = field(default_factory=EventFilter)
+    text: Annotated[TableText, tyro.conf.arg(name="")] = field(default_factory=TableText)
+    times: TimeSpelling = field(default_factory=TimeSpelling)
+    keep_cold: bool = False
+    """Keep items of the items table that no event names: a retriever that reads text can find them."""
 
     def read(self) -> SequenceData:
-        return read_table(self.file, self.items, self.columns, self.events)
+        return read_table(
+            self.file, self.items, self.columns, self.events,
+            text=self.text, times=self.times, keep_cold=self.keep_cold,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -160,9 +172,17 @@ def run(command: Import) -> Path:
     interactions, split = data.interactions, leave_one_out(data.interactions)
     texts = np.asarray([bool(text) for text in data.items.texts.to_pylist()])
     print(
-        f"{folder}: {interactions.num_users:,} users, {interactions.num_items:,} items ({int(texts.sum()):,} with text), "
+        f"{printable(str(folder))}: {interactions.num_users:,} users, {interactions.num_items:,} items "
+        f"({int(texts.sum()):,} with text), "
         f"{len(interactions.items):,} interactions; median history {int(np.median(interactions.lengths))}"
     )
+    for note, count in data.notes.items():
+        if note.startswith(LEFT_OUT):
+            print(printable(f"{count:>14,}  {note}"))
+    if blanks := data.notes.get("ids_with_blanks"):
+        print(f"{blanks:>14,}  users and items with blanks around them, which were stripped")
+    if ties := data.notes.get("users_with_equal_times"):
+        print(f"{ties:>14,}  users with events of equal time, which keep the order of the file")
     print(f"leave-one-out: {len(split.test):,} targets, {len(split.cold_items):,} items that training never sees")
     return folder
 

@@ -85,15 +85,21 @@ def import_table(
 def _read(file: Path, split: Split, text: TextFormat, needed: tuple[str, ...] | None) -> Iterator[RawChunk]:
     if file.suffix == ".parquet":
         return read_parquet(file, needed, split)
+    delimiter = delimiter_of(file, text.delimiter)
+    return read_delimited(
+        file, delimiter, columns=text.columns or None, split=split, quoting=text.quoting, encoding=text.encoding
+    )
+
+
+def delimiter_of(file: Path, given: str | None) -> str:
+    """As given, or as the file's name tells. Raises SourceError when neither does."""
     suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
-    delimiter = text.delimiter if text.delimiter is not None else _DELIMITERS.get(suffix)
+    delimiter = given if given is not None else _DELIMITERS.get(suffix)
     if delimiter is None:
         raise SourceError(f"{file}: the delimiter is not told by the name; give one, --delimiter")
     if len(delimiter) != 1:
         raise SourceError(f"the delimiter must be one character, not {delimiter!r}")
-    return read_delimited(
-        file, delimiter, columns=text.columns or None, split=split, quoting=text.quoting, encoding=text.encoding
-    )
+    return delimiter
 
 
 def _needed_columns(schema: LogSchema, split: SplitRule, *, unlabeled: bool) -> tuple[str, ...] | None:

@@ -23,14 +23,12 @@ _LARGEST = 9.0e18
 
 @dataclass(frozen=True)
 class TimeSpelling:
-    """How a time column is written. Neither: Arrow times, ISO 8601 text, or whole milliseconds since 1970.
-
-    unit: what numbers count since 1970; "order": numbers that are no times and only say what came first. format: of text, as
-    strptime has it ("%d.%m.%Y %H:%M", "%Y%m%d"); UTC where it has no zone.
-    """
+    """How a time column is written. Neither: Arrow times, ISO 8601 text, or whole milliseconds since 1970."""
 
     unit: TimeUnit | None = None
+    """What numbers count since 1970; "order": numbers that are no times and only say what came first."""
     format: str | None = None
+    """Of text, as strptime has it ("%d.%m.%Y %H:%M", "%Y%m%d"); UTC where it has no zone."""
 
     def read(self, column: pa.ChunkedArray | pa.Array) -> Integers:
         """Milliseconds since 1970, the fraction cut; with unit "order" the numbers as they are."""

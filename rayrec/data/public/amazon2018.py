@@ -97,7 +97,7 @@ def _json_object(file: Path) -> dict[str, Any]:
         raise InteractionsError(f"{file}: no such file")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not UTF-8
         raise InteractionsError(f"{file}: {error}") from None
     if not isinstance(value, dict):
         raise InteractionsError(f"{file}: expected one JSON object")

@@ -13,8 +13,8 @@ def read_movielens(folder: Path | str, event_filter: EventFilter) -> SequenceDat
     """Every rating is an event. Text: title and genres. Raises InteractionsError when neither form is in ``folder``."""
     folder = Path(folder)
     if (folder / "ratings.csv").is_file():
-        ratings = _read(folder / "ratings.csv", None)
-        movies = _read(folder / "movies.csv", None)
+        ratings = _read(folder / "ratings.csv", None, ("userId", "movieId", "timestamp"))
+        movies = _read(folder / "movies.csv", None, ("movieId", "title", "genres"))
     elif (folder / "ratings.dat").is_file():
         ratings = _read(folder / "ratings.dat", ["userId", "movieId", "rating", "timestamp"])
         movies = _read(folder / "movies.dat", ["movieId", "title", "genres"])
@@ -33,13 +33,20 @@ def read_movielens(folder: Path | str, event_filter: EventFilter) -> SequenceDat
     return sequences_of_events(users, rated, times, event_filter, descriptions, f"movielens {folder.name}")
 
 
-def _read(file: Path, names: list[str] | None) -> pa.Table:
+def _read(file: Path, names: list[str] | None, wanted: tuple[str, ...] = ()) -> pa.Table:
     """A comma-separated file with a header, or a ``::``-separated one (as ``names``) in the old files' latin-1."""
     if not file.is_file():
         raise InteractionsError(f"{file}: no such file")
     try:
         if names is None:
-            return pacsv.read_csv(file)
+            texts = dict.fromkeys(("userId", "movieId", "title", "genres"), pa.string())
+            convert = pacsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+            table = pacsv.read_csv(file, convert_options=convert)
+            for name in wanted:
+                if name not in table.column_names:
+                    there = ", ".join(table.column_names)
+                    raise InteractionsError(f"{file}: column {name!r} is missing; found {there}")
+            return table
         rows = file.read_text(encoding="latin-1").splitlines()
         columns = zip(*(row.split("::") for row in rows), strict=True)
         table = pa.table(dict(zip(names, (pa.array(column) for column in columns), strict=True)))
@@ -48,5 +55,7 @@ def _read(file: Path, names: list[str] | None) -> pa.Table:
             index = table.schema.get_field_index(name)
             table = table.set_column(index, name, table.column(name).cast(pa.int64()))
         return table
+    except InteractionsError:
+        raise
     except (pa.ArrowInvalid, ValueError) as error:
         raise InteractionsError(f"{file}: {error}") from None

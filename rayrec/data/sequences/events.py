@@ -4,6 +4,7 @@ The k-core filter keeps users and items with at least k events each, repeated un
 Amazon sets). Items and users are numbered by their first appearance in time.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,16 +15,17 @@ from numpy.typing import NDArray
 
 from rayrec.data.sequences.interactions import Interactions, InteractionsError, ItemTable, SequenceData
 
+LEFT_OUT = "left out: "
+
 
 @dataclass(frozen=True)
 class EventFilter:
-    """core: smallest number of events of every user and every item that stays; 1 keeps all.
-
-    keep_repeats: keep later events of the same user with the same item (plays, purchases); False keeps the first only.
-    """
+    """Which events stay."""
 
     core: int = 5
+    """Smallest number of events of every user and every item that stays; 1 keeps all."""
     keep_repeats: bool = False
+    """Keep later events of the same user with the same item (plays, purchases), not the first only."""
 
     def __post_init__(self) -> None:
         if self.core < 1:
@@ -46,16 +48,27 @@ def sequences_of_events(
     event_filter: EventFilter,
     descriptions: ItemDescriptions,
     source: str,
+    *,
+    left_out: Mapping[str, int] | None = None,
+    keep_cold: bool = False,
 ) -> SequenceData:
     """Histories of events (E,): users and items of any type that casts to string, timestamps int64.
 
-    Events with a null in any of the three are dropped and counted in the notes. Events of equal time keep their given order.
+    Events without one of the three (null, or an empty name) are dropped. Events of equal time keep their given order.
+    left_out: what was left out before, by reason; the notes count everything that is left out under "left out: REASON".
+    keep_cold: items that are described but have no event left are kept, behind the others.
     Raises InteractionsError when nothing is left.
     """
-    table = pa.table({"user": users, "item": items, "time": timestamps})
+    table = pa.table({"user": _named(users), "item": _named(items), "time": timestamps})
     total = table.num_rows
-    table = table.drop_null()
-    dropped = total - table.num_rows
+    reasons = Counter(left_out or {})
+    there = np.ones(total, np.bool_)
+    for name in ("user", "item", "time"):
+        present = table.column(name).is_valid().to_numpy()
+        reasons[f"no {name}"] += int((there & ~present).sum())
+        there &= present
+    dropped = total - int(there.sum())
+    table = table.filter(pa.array(there)) if dropped else table
     user_codes, user_names = _codes(table.column("user"))
     item_codes, item_names = _codes(table.column("item"))
     times = table.column("time").cast(pa.int64()).to_numpy()
@@ -63,17 +76,27 @@ def sequences_of_events(
     user_codes, item_codes, times = user_codes[order], item_codes[order], times[order]
     if not event_filter.keep_repeats:
         first = _first_of_pairs(user_codes, item_codes)
+        reasons["a later event of the same user and item (see --events.keep-repeats)"] = len(user_codes) - len(first)
         user_codes, item_codes, times = user_codes[first], item_codes[first], times[first]
     keep = core_mask(user_codes, item_codes, event_filter.core)
+    reasons[f"fewer than {event_filter.core} events of the user or item (see --events.core)"] = int((~keep).sum())
     user_codes, item_codes, times = user_codes[keep], item_codes[keep], times[keep]
     if not len(user_codes):
         raise InteractionsError(f"{source}: no events left of {total:,} after the {event_filter.core}-core filter")
     user_numbers, kept_users = _numbered_by_appearance(user_codes)
     item_numbers, kept_items = _numbered_by_appearance(item_codes)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(user_numbers))]).astype(np.int64)
-    interactions = Interactions(offsets, (item_numbers + 1).astype(np.int32), len(kept_items), times)
     names = item_names.take(pa.array(kept_items))
-    notes = {"events": total, "events_with_nulls": dropped, "core": event_filter.core}
+    if keep_cold:
+        known = set(names.to_pylist())
+        cold = [name for name in descriptions.texts if name not in known]
+        names = pa.concat_arrays([names, pa.array(cold, names.type)])
+    interactions = Interactions(offsets, (item_numbers + 1).astype(np.int32), len(names), times)
+    equal = np.unique(user_numbers[1:][(np.diff(times) == 0) & (np.diff(user_numbers) == 0)])
+    notes: dict[str, str | int | float] = {
+        "events": total, "events_with_nulls": dropped, "core": event_filter.core, "users_with_equal_times": len(equal)
+    }  # fmt: skip
+    notes |= {f"{LEFT_OUT}{reason}": count for reason, count in reasons.items() if count}
     return SequenceData(
         interactions, describe(names, descriptions), user_names.take(pa.array(kept_users)), source, notes
     )
@@ -101,6 +124,12 @@ def describe(names: pa.Array, descriptions: ItemDescriptions) -> ItemTable:
     texts, titles = ([given.get(name, "") for name in known] for given in (descriptions.texts, descriptions.titles))
     labels = [list(dict.fromkeys(descriptions.attributes.get(name, ()))) for name in known]
     return ItemTable.of(names, texts, attributes, titles, labels)
+
+
+def _named(names: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
+    """As strings; an empty name is none."""
+    strings = names.cast(pa.string())
+    return pc.if_else(pc.equal(strings, ""), None, strings)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
