@@ -101,10 +101,15 @@ def read_table(
             "--times.unit or --times.format say how times are written"
         )
     described = _items(Path(items), columns, text, left_out) if items is not None else ItemDescriptions({}, {})
-    names = (pa.chunked_array(users, pa.string()), pa.chunked_array(bought, pa.string()))
-    times_of = pa.chunked_array(moments, pa.int64())
     data = sequences_of_events(
-        *names, times_of, event_filter, described, events.name, left_out=left_out, keep_cold=keep_cold
+        pa.chunked_array(users, pa.string()),
+        pa.chunked_array(bought, pa.string()),
+        pa.chunked_array(moments, pa.int64()),
+        event_filter,
+        described,
+        events.name,
+        left_out=left_out,
+        keep_cold=keep_cold,
     )
     return replace(data, notes={**data.notes, "ids_with_blanks": blanks})
 
