@@ -21,7 +21,6 @@ import httpx
 import tyro
 
 from jobs.demo_report import Gained, sections
-from jobs.example_request import curl_command, example_request
 from jobs.presets import experiment_for, student_of_world, teacher_of_world
 from jobs.serve import reference_to
 from rayrec.data.log import Log
@@ -53,6 +52,7 @@ from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
 from serve_apps.access import TOKEN_VARIABLE
 from serve_apps.deploying import connect_to_serve, serving
+from serve_apps.example_request import curl_command, example_request
 from serve_apps.ranker import RankerService
 from serve_apps.retriever import RetrieverService
 from tune_spaces import find_space

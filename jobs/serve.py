@@ -1,4 +1,4 @@
-"""Serve a ranker or a retriever over HTTP: python -m jobs.serve [--model models:/ranker@serving | --model runs/first/bundle].
+"""Serve a model over HTTP, whichever its bundle holds: python -m jobs.serve [--model models:/ranker@serving | runs/first/bundle].
 
 Follows an alias: when models:/ranker@serving comes to mean another version, that one is loaded without a dropped request.
 Ends with Ctrl-C.
@@ -7,65 +7,79 @@ Ends with Ctrl-C.
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import tyro
 
-from jobs.example_request import curl_command, example_request
 from rayrec.bundle import bundle_kind
-from rayrec.data.log import Log, LogError
-from rayrec.data.log.schema import SchemaError
 from rayrec.errors import told
-from rayrec.families.ranker.bundle import Bundle, load_bundle
-from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
+from rayrec.families.table import Family, family_of
 from rayrec.registry import Registry, ResolvedModel, resolve_model
+from rayrec.typed_json import ConfigError
 from serve_apps.access import token_sha256
 from serve_apps.deploying import connect_to_serve, serving
+from serve_apps.example_request import curl_command
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService
 from serve_apps.refusals import VersionError, refusing_version
-from serve_apps.retriever import RetrieverService
+
+MODEL = "models:/ranker@serving"
+L = TypeVar("L", bound=ServiceLimits)
 
 
 @dataclass(frozen=True)
-class Serve:
-    """Serve a ranker or a retriever, whichever the bundle holds.
+class Serve(Generic[L]):
+    """Serve a model of one family.
 
+    service: limits of the family's application.
     model: models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder.
     host: beyond loopback only with a token in $RAYREC_TOKEN.
     follow_s: how often the reference is looked up again, in seconds.
-    service: limits of a ranker. retriever: those of a retriever.
     """
 
-    model: str = "models:/ranker@serving"
+    service: L
+    model: str = MODEL
     host: str = "127.0.0.1"
     port: int = 8000
     follow_s: float = 5.0
-    service: RankerService = field(default_factory=RankerService)
-    retriever: RetrieverService = field(default_factory=RetrieverService)
 
 
-def run(command: Serve, stop: threading.Event) -> None:
+class Application(Protocol):
+    """What a module of ``serve_apps`` is to this job: its limits, and a request to try of a bundle (path and body), if any."""
+
+    SERVICE: type[ServiceLimits]
+
+    def example(self, bundle: Any) -> tuple[str, dict[str, Any]] | None: ...
+
+
+def application_of(family: Family) -> Application:
+    """Raises ConfigError for a family that is not served."""
+    if family.service_path is None:
+        raise ConfigError(f"a {family.name} is not served over HTTP")
+    found: Application = cast(Application, import_module(family.service_path))
+    return found
+
+
+def run(command: Serve[Any], stop: threading.Event) -> None:
     """Serve until ``stop`` is set."""
-    limits: ServiceLimits = command.service
-    load: Callable[[Path], Bundle | RetrieverBundle] = load_bundle
     with refusing_version(command.model):
         resolved = resolve_model(command.model)
-        if bundle_kind(resolved.path) == "retriever":
-            limits, load = command.retriever, load_retriever
-        bundle = load(resolved.path)
+        family = family_of(bundle_kind(resolved.path))
+        bundle = family.load_bundle(resolved.path)
+    application = application_of(family)
     connect_to_serve()
-    with serving(limits, command.host, command.port) as deployed:
+    with serving(command.service, command.host, command.port) as deployed:
         deployed.deploy(reference_to(resolved))
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
-        print(f"  {try_line(deployed.url, bundle)}", flush=True)
-        followed, told = FollowedModel(command.model, resolved, load), ""
+        print(f"  {try_line(deployed.url, application.example(bundle))}", flush=True)
+        followed, told = FollowedModel(command.model, resolved, family.load_bundle), ""
         while not stop.wait(command.follow_s):
             problem = followed.look(deployed)
             if problem and problem != told:
@@ -78,19 +92,19 @@ def reference_to(resolved: ResolvedModel) -> ModelReference:
     return ModelReference(str(resolved.path), resolved.name, resolved.version)
 
 
-def try_line(url: str, bundle: Bundle | RetrieverBundle) -> str:
-    """A command to paste: a history of items, or rows of the log that the ranker was trained on, else what the service is."""
+def try_line(url: str, request: tuple[str, dict[str, Any]] | None) -> str:
+    """A command to paste: the example request, or what the service is where there is none."""
     token = token_sha256() is not None
-    if isinstance(bundle, RetrieverBundle):
-        return curl_command(f"{url}/v1/retrieve", {"history": list(bundle.names[:2]), "k": 5}, token=token)
-    try:
-        log = Log.open(Path(str(bundle.metadata.run_config.get("log"))))
-        body = example_request(
-            Log(log.path, bundle.schema), candidates=2
-        )  # what the model reads may be less than the log has
-    except (LogError, SchemaError):  # moved, or on another machine
+    if request is None:
         return curl_command(f"{url}/v1/model", token=token)
-    return curl_command(f"{url}/v1/rank", body, token=token)
+    path, body = request
+    return curl_command(f"{url}{path}", body, token=token)
+
+
+def load_any(folder: Path) -> object:
+    """A bundle of whatever family. Raises what the family's loader raises, ConfigError for a family that there is not."""
+    loaded: object = family_of(bundle_kind(folder)).load_bundle(folder)
+    return loaded
 
 
 class Deploys(Protocol):
@@ -114,7 +128,7 @@ class FollowedModel:
 
     model: str
     served: ResolvedModel
-    load: Callable[[Path], object] = load_bundle
+    load: Callable[[Path], object] = load_any
     refused: tuple[str, str] | None = None
     told: str = ""
 
@@ -168,11 +182,23 @@ def main() -> None:
     def end(_: int, __: FrameType | None) -> None:
         stop.set()
 
-    command = tyro.cli(Serve, description=__doc__)
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
     with told():
+        kind: Any = Serve[limits_of(sys.argv[1:])]  # type: ignore[misc]
+        command: Serve[Any] = tyro.cli(kind, description=__doc__)
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
         run(command, stop)
+
+
+def limits_of(arguments: Sequence[str]) -> type[ServiceLimits]:
+    """The limits that the command line may set: those of the family of ``--model``. With --help alone, what all have."""
+    named = [value for option, value in pairwise(arguments) if option == "--model"]
+    named += [argument.removeprefix("--model=") for argument in arguments if argument.startswith("--model=")]
+    if not named and {"-h", "--help"} & set(arguments):
+        return ServiceLimits
+    with refusing_version(named[-1] if named else MODEL):
+        kind = bundle_kind(resolve_model(named[-1] if named else MODEL).path)
+    return application_of(family_of(kind)).SERVICE
 
 
 if __name__ == "__main__":

@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from ray import serve
 
+from rayrec.data.log import Log, LogError
+from rayrec.data.log.schema import SchemaError
+from rayrec.families.ranker.bundle import Bundle
+from serve_apps.example_request import example_request
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_api import build_app
@@ -61,3 +66,17 @@ class Ranker(Replica[RankerService, ServedRanker, RankRequest, Ranked]):
 def build(args: dict[str, Any]) -> serve.Application:
     """The application; ``args``: fields of RankerService. What it serves is set by ``user_config``."""
     return application(Ranker, RankerService, args)
+
+
+SERVICE = RankerService
+
+
+def example(bundle: Bundle) -> tuple[str, dict[str, Any]] | None:
+    """Rows of the log that it was trained on; None where that is not at hand (moved, or on another machine)."""
+    try:
+        log = Log.open(Path(str(bundle.metadata.run_config.get("log"))))
+        return "/v1/rank", example_request(
+            Log(log.path, bundle.schema), candidates=2
+        )  # the log may have more than it reads
+    except (LogError, SchemaError):
+        return None

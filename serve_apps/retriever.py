@@ -14,6 +14,7 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 
+from rayrec.families.retriever.bundle import RetrieverBundle
 from rayrec.retrieval.index import IndexConfig
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
@@ -83,3 +84,11 @@ class Retriever(Replica[RetrieverService, ServedRetriever, RetrieveRequest, Retr
 def build(args: dict[str, Any]) -> serve.Application:
     """The application; ``args``: fields of RetrieverService. What it serves is set by ``user_config``."""
     return application(Retriever, RetrieverService, args)
+
+
+SERVICE = RetrieverService
+
+
+def example(bundle: RetrieverBundle) -> tuple[str, dict[str, Any]]:
+    """A history of two of its items."""
+    return "/v1/retrieve", {"history": list(bundle.names[:2]), "k": 5}

@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
-from jobs.example_request import example_request
-from jobs.serve import try_line
+from jobs.serve import application_of, limits_of, try_line
 from rayrec.data.log import Log, LogWriter
 from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.schema import (
@@ -20,7 +20,11 @@ from rayrec.data.log.schema import (
 )
 from rayrec.families.ranker.bundle import load_bundle, save_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
-from rayrec.typed_json import to_plain
+from rayrec.families.table import family_of
+from rayrec.typed_json import ConfigError, to_plain
+from serve_apps.example_request import example_request
+from serve_apps.limits import ServiceLimits
+from serve_apps.ranker import RankerService, example
 from serve_apps.ranking_request import RankRequests
 
 
@@ -71,7 +75,24 @@ def test_the_line_to_try_names_only_features_that_the_served_model_reads(small_l
         tmp_path / "bundle", model=task.build(), model_config=task.model_config, schema=task.schema, metrics={},
         run_config=to_plain(experiment),
     )  # fmt: skip
-    line = try_line("http://127.0.0.1:8000", load_bundle(folder))
+    line = try_line("http://127.0.0.1:8000", example(load_bundle(folder)))
     body = json.loads(shlex.split(line)[-1])
     assert {*body["context"], *body["candidates"][0]} == {"age", "user", "item"}
     RankRequests(task.schema, 10).parse(json.dumps(body).encode())
+
+
+def test_the_options_of_jobs_serve_are_those_of_the_bundles_family(small_log: Path, tmp_path: Path) -> None:
+    task = RankerExperiment(small_log).task()
+    folder = save_bundle(
+        tmp_path / "bundle",
+        model=task.build(),
+        model_config=task.model_config,
+        schema=task.schema,
+        metrics={},
+        run_config={},
+    )
+    assert limits_of(["--model", str(folder)]) is RankerService
+    assert limits_of([f"--model={folder}", "--port", "1"]) is RankerService
+    assert limits_of(["--help"]) is ServiceLimits
+    with pytest.raises(ConfigError, match="a language_model is not served"):
+        application_of(family_of("language_model"))

@@ -15,7 +15,6 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.example_request import curl_command, example_request
 from rayrec.bundle import BundleError
 from rayrec.data.log import Log
 from rayrec.data.log.collate import collate
@@ -24,6 +23,7 @@ from rayrec.families.ranker.bundle import load_bundle, save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import Ranker
 from serve_apps.access import is_loopback
+from serve_apps.example_request import curl_command, example_request
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
 from serve_apps.ranking_api import build_app

@@ -31,7 +31,7 @@ def test_jobs_serve_answers_for_a_retriever_and_the_next_request_finds_an_added_
 ) -> None:
     bundle = small_retriever(tmp_path / "liger", small_encoder(tmp_path / "encoder"))
     stop, port = threading.Event(), free_port()
-    command = Serve(str(bundle), port=port, retriever=RetrieverService(items_folder=str(tmp_path / "items")))
+    command = Serve(RetrieverService(items_folder=str(tmp_path / "items")), str(bundle), port=port)
     server = threading.Thread(target=run, args=(command, stop))
     server.start()
     try:

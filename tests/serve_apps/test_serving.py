@@ -22,7 +22,6 @@ import httpx
 import psutil
 import pytest
 
-from jobs.example_request import example_request
 from jobs.serve import FollowedModel
 from rayrec.data.log import Log
 from rayrec.families.ranker.task import RankingConfig
@@ -30,6 +29,7 @@ from rayrec.registry import Registry, resolve_model
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 from serve_apps.deploying import DeployedService, DeploymentError, serving
+from serve_apps.example_request import example_request
 from serve_apps.front import haproxy_is_front
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
