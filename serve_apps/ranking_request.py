@@ -5,8 +5,9 @@ A body holds raw feature values, as in the user's log:
     {"context": {"user": "u7"}, "candidates": [{"item": "b1", "price": 3.5}, {"item": "b2", "price": null}], "order_by": "click"}
 
 Each feature stands in the context (then it holds for all candidates) or in the candidates; a candidate's own value wins. null
-says that a value is missing; a feature given nowhere is an error. ``order_by``: a task, or exponents by task; the score is the
-product over tasks of probability ** exponent. Default: the schema's first task.
+says that a value is missing; a feature given nowhere is an error, but for text, which rankers do not read.
+``order_by``: a task, or exponents by task; the score is the product over tasks of probability ** exponent. Default: the schema's
+first task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,7 @@ class RankRequests:
     def __init__(self, schema: LogSchema, max_candidates: int) -> None:
         self._tasks = schema.task_names
         self._features = frozenset(feature.name for feature in schema.features)
+        self._texts = frozenset(feature.name for feature in schema.texts)
         self._lengths = {feature.name: _read_length(feature) for feature in schema.features}
         values = {feature.name: _value_type(feature) for feature in schema.features}
         task: Any = Literal[self._tasks]
@@ -82,7 +84,7 @@ class RankRequests:
             raise RequestError.of(error) from None
         candidates = given["candidates"]
         context = self._as_read(given.get("context", {}), len(candidates))
-        needed = self._features - context.keys()
+        needed = self._features - self._texts - context.keys()
         own = set[str]()
         absent = []
         for index, candidate in enumerate(candidates):
@@ -95,9 +97,9 @@ class RankRequests:
             what = "Given neither in the context nor in the candidate (null says that a value is missing)"
             raise RequestError([Problem(("body", "candidates", i, name), what, "missing") for i, name in absent])
         columns = {
-            name: [c[name] if name in c else context[name] for c in candidates]
+            name: [c[name] if name in c else context.get(name) for c in candidates]
             if name in own
-            else [context[name]] * len(candidates)
+            else [context.get(name)] * len(candidates)
             for name in self._features
         }
         return RankRequest(columns, len(candidates), self._exponents(given.get("order_by", self._tasks[0])))

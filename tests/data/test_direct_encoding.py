@@ -115,3 +115,12 @@ def test_a_log_without_features_of_a_kind_is_encoded_too() -> None:
         assert torch.equal(batch.dense, wanted.dense)
         assert torch.equal(batch.categorical, wanted.categorical)
         assert np.array_equal([s.tolist() for s in batch.sequences], [s.tolist() for s in wanted.sequences])
+
+
+def test_numbers_that_stand_for_missing_are_missing_in_a_request_too() -> None:
+    schema = replace(SCHEMA, features=(DenseFeature("age", transform="none", missing_values=("-999", "NA")),))
+    columns = {"age": [-999.0, 5.0, None]}
+    encoder = LogEncoder(schema)
+    batch, _ = DirectEncoder(encoder).encode(columns)
+    assert encoder.encode_values(columns).column("age").to_pylist() == [None, 5.0, None]
+    assert batch.dense.isnan().flatten().tolist() == [True, False, True]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rayrec.bundle import BundleError
 from rayrec.data.log import Log
 from rayrec.data.log.collate import collate
-from rayrec.data.log.schema import LogSchema, TaskLabel, TextFeature
+from rayrec.data.log.schema import DenseFeature, LogSchema, TaskLabel, TextFeature
 from rayrec.families.ranker.bundle import load_bundle, save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import Ranker
@@ -190,6 +190,16 @@ def test_what_a_context_repeats_is_cut_to_what_is_read(ranker: ServedRanker, bod
     assert isinstance(first, Ranked)
     assert isinstance(second, Ranked)
     assert np.array_equal(first.scores, second.scores)
+
+
+def test_a_request_may_leave_out_the_text_that_rankers_do_not_read() -> None:
+    schema = LogSchema("docs", (TextFeature("title"), DenseFeature("price", transform="none")), (TaskLabel("click"),))
+    requests = RankRequests(schema, max_candidates=10)
+    assert requests.parse(b'{"candidates": [{"price": 1}, {"price": 2}]}').columns["title"] == [None, None]
+    mixed = requests.parse(b'{"candidates": [{"price": 1, "title": "a"}, {"price": 2}]}')
+    assert mixed.columns == {"price": [1, 2], "title": ["a", None]}
+    with pytest.raises(RequestError, match="price"):
+        requests.parse(b'{"candidates": [{"title": "a"}]}')
 
 
 def test_a_context_text_too_large_for_that_many_candidates_is_refused() -> None:

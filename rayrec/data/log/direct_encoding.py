@@ -15,6 +15,7 @@ from rayrec.batch import Batch
 from rayrec.data.log.collate import collate
 from rayrec.data.log.encoding import LogEncoder, spelled
 from rayrec.data.log.hashing import hash_strings
+from rayrec.data.log.raw_columns import as_numbers
 from rayrec.data.log.schema import CategoricalFeature
 
 _EXACT = 2.0**53  # beyond it an integer may not be what was given
@@ -52,6 +53,9 @@ class DirectEncoder:
         try:
             n = len(columns[schema.features[0].name])
             dense = np.array([columns[name] for name in self._dense], np.float64).reshape(len(self._dense), n)
+            for row, number in enumerate(schema.dense):
+                if number.missing_values:
+                    dense[row] = as_numbers(pa.array(dense[row]), number.missing_values).values
             texts = [[spelled(value, strip) for value in columns[f.name]] for f in schema.categorical]
             lists = [
                 [[spelled(value, strip) for value in (values or ())[-f.max_length :]] for values in columns[f.name]]

@@ -193,7 +193,9 @@ def _splitter_by_time(
     after = 1 - np.searchsorted(times_kept, (valid, test)) / len(times_kept)
     shares = {"validation": (rule.valid_share, after[0] - after[1]), "test": (rule.test_share, after[1])}
     uneven = [
-        f"{got:.0%} instead of {asked:.0%} for {of}" for of, (asked, got) in shares.items() if abs(got - asked) > 0.05
+        f"{got:.0%} instead of {asked:.0%} for {of}"
+        for of, (asked, got) in shares.items()
+        if abs(got - asked) > 0.05 + 1 / len(times_kept)
     ]
     note = f"rows of equal {column!r} stay together, so the split has {' and '.join(uneven)}" if uneven else ""
     return RowSplitter(rule, (valid, test), spelling, note)

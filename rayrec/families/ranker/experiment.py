@@ -1,5 +1,6 @@
 """A ranker experiment from config to bundle; see ``rayrec.training.experiment``."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -78,6 +79,9 @@ class RankerExperiment:
 
     def check(self) -> None:
         logs = open_logs(self)
+        if texts := self.view(Log.open(self.log)).schema.texts:
+            names = ", ".join(text.name for text in texts)
+            print(f"note: {self.log}: a ranker does not read text: {names}; requests may leave it out", file=sys.stderr)
         if self.taught:
             assert self.teacher is not None
             _check_teacher(self, load_bundle(self.teacher.bundle).schema, logs)
