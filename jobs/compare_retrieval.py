@@ -20,6 +20,7 @@ from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import Judgement, judge
 from rayrec.families.retriever.task import ModelName
 from rayrec.files import write_text_atomically
+from rayrec.metrics.paired import mean_estimate
 from rayrec.reporting import Section, Table, write_page
 from rayrec.reporting.page import number
 from rayrec.retrieval.searching import HEADS
@@ -59,11 +60,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """A model by a method: means and standard deviations over seeds, in the order of COLUMNS (None where undefined)."""
+    """A model by a method: means and standard deviations over seeds, in the order of COLUMNS (None where undefined).
+
+    user_errors: standard errors over the judged users of the means over seeds; None where not known.
+    """
 
     name: str
     means: tuple[float | None, ...]
     deviations: tuple[float | None, ...]
+    user_errors: tuple[float | None, ...]
     parameters: int
     index_bytes: int
     milliseconds: float
@@ -80,7 +85,8 @@ def run(command: CompareRetrieval) -> list[Row]:
     for seed, model in planned:
         trials.append(trial(command, model, seed))
         rows = table(trials)
-        text = f"Mean over seeds, standard deviation behind it; {len(trials)} of {len(planned)} trained models."
+        text = "Mean over seeds, standard deviation behind it, standard error over users in brackets; "
+        text += f"{len(trials)} of {len(planned)} trained models."
         write_page(command.out / "report", "Retrieval compared", sections(rows, command, text))
     print(
         f"{'':<14}" + "".join(f"{name:>18}" for name in COLUMNS) + f"{'ms/user':>10}{'index kB':>10}{'training s':>12}"
@@ -145,18 +151,23 @@ def table(trials: Sequence[Trial]) -> list[Row]:
     rows = []
     for name, members in groups.items():
         columns = []
+        user_errors: list[float | None] = []
         for column in COLUMNS:
             group, metric = column.split()
             values = [value for _, j in members if (value := j.metrics[group][metric]) is not None]
             columns.append(
                 (statistics.mean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None)
             )
+            rests = [j.left_out.get(group, {}).get(metric, ()) for _, j in members]
+            known = len(values) == len(members) and all(rests)
+            user_errors.append(mean_estimate(values, rests).group_error if known else None)
         first, judgement = members[0]
         rows.append(
             Row(
                 name,
                 tuple(mean for mean, _ in columns),
                 tuple(deviation for _, deviation in columns),
+                tuple(user_errors),
                 first.parameters,
                 judgement.index_bytes,
                 statistics.median(j.milliseconds for _, j in members),
@@ -173,7 +184,7 @@ def sections(rows: Sequence[Row], command: CompareRetrieval, text: str) -> tuple
     cells = tuple(
         (
             row.name,
-            *(_cell(m, d) for m, d in zip(row.means, row.deviations, strict=True)),
+            *(_cell(m, d, e) for m, d, e in zip(row.means, row.deviations, row.user_errors, strict=True)),
             f"{row.parameters:,}",
             f"{row.index_bytes:,}",
             number(row.milliseconds, 3),
@@ -208,10 +219,11 @@ def sections(rows: Sequence[Row], command: CompareRetrieval, text: str) -> tuple
     )
 
 
-def _cell(mean: float | None, deviation: float | None) -> str:
+def _cell(mean: float | None, deviation: float | None, user_error: float | None = None) -> str:
     if mean is None:
         return "n/a"
-    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+    users = "" if user_error is None else f" (users {user_error:.4f})"
+    return f"{mean:.4f}{users}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}{users}"
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.errors import DivergedError
+from rayrec.metrics.binary_groups import BinaryGroups, group_of
 
 _BINS = 16_384
 _LIMIT = 16.0  # logits beyond +-16 fall into the outermost bins
@@ -55,15 +56,24 @@ class BinaryResult:
 
 
 class BinaryMetrics:
-    """Running metrics of T tasks. ``calibration_bins``: equal-mass bins of the ECE and the calibration curve."""
+    """Running metrics of T tasks. ``calibration_bins``: equal-mass bins of the ECE and the calibration curve.
 
-    def __init__(self, num_tasks: int, *, calibration_bins: int = 20) -> None:
+    by_group: also keep sums by group of users or rows, for ``groups.left_out``.
+    """
+
+    def __init__(self, num_tasks: int, *, calibration_bins: int = 20, by_group: bool = False) -> None:
+        self.groups = BinaryGroups(num_tasks) if by_group else None
+        self._rows = 0
         self.num_tasks = num_tasks
         self.calibration_bins = calibration_bins
         self._state = torch.zeros(num_tasks, _SUMS + 3 * _BINS, dtype=torch.float64)
 
-    def update(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+    def update(
+        self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, users: Tensor | None = None
+    ) -> None:
         """Fold in a batch: logits (B, T), labels (B, T) in {0, 1} or NaN = not observed, weights (B,) or None.
+
+        users: (B,) int64, whose rows these are, 0 = unknown (each such row for itself); None = every row for itself.
 
         Raises ValueError for other shapes or for a logit that is not finite on an observed row.
         """
@@ -75,6 +85,11 @@ class BinaryMetrics:
         observed = ~labels.isnan()
         if bool((observed & ~logits.isfinite()).any()):
             raise DivergedError("a logit is NaN or infinite: training has diverged; lower the learning rate")
+        if self.groups is not None:
+            own = -1 - torch.arange(self._rows, self._rows + len(logits), device=logits.device)
+            keys = own if users is None else torch.where(users == 0, own, users)
+            self.groups.update(logits, labels, group_of(keys), weights)
+        self._rows += len(logits)
         labels = labels.double().nan_to_num(0.0)
         mass = observed.double() if weights is None else observed * weights.double().unsqueeze(1)  # (B, T)
         positive = mass * labels
@@ -88,10 +103,14 @@ class BinaryMetrics:
 
     def state(self) -> Tensor:
         """(T, S) float64 sums; the sum of several states is the state of all their rows together."""
-        return self._state
+        return self._state if self.groups is None else torch.cat([self._state, self.groups.state().flatten(1)], dim=1)
 
     def load_state(self, state: Tensor) -> None:
         """Raises ValueError when it is the state of another number of tasks."""
+        if self.groups is not None and state.shape[1] > self._state.shape[1]:
+            own = self._state.shape[1]
+            self.groups.load_state(state[:, own:].view(self.groups.state().shape))
+            state = state[:, :own]
         if state.shape != self._state.shape:
             raise ValueError(f"state of shape {tuple(state.shape)}, expected {tuple(self._state.shape)}")
         self._state = state.clone()

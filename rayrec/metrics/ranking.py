@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PARTS = 64
 ABSENT = torch.iinfo(torch.int64).max
 
 
@@ -59,7 +60,8 @@ def list_ranks(retrieved: Tensor, targets: Tensor, scores: Tensor | None = None)
 class RankingMetrics:
     """Running sums over queries, by group: ``all``, ``in_set`` (target seen in training) and ``cold`` (never seen).
 
-    ``state`` (3, 2 + 2 * cutoffs) float64 holds count, reciprocal ranks, then recalls and gains; states of workers add up.
+    ``state`` (64, 3, 2 + 2 * cutoffs) float64 holds count, reciprocal ranks, then recalls and gains, of queries by their number
+    modulo 64, so that ``left_out`` can tell how much the metrics hang on the queries. States of workers add up.
     """
 
     GROUPS = ("all", "in_set", "cold")
@@ -68,7 +70,8 @@ class RankingMetrics:
         if not cutoffs or min(cutoffs) < 1:
             raise ValueError(f"cutoffs must be at least 1, not {tuple(cutoffs)}")
         self.cutoffs = tuple(cutoffs)
-        self._state = torch.zeros(len(self.GROUPS), 2 + 2 * len(self.cutoffs), dtype=torch.float64)
+        self._state = torch.zeros(PARTS, len(self.GROUPS), 2 + 2 * len(self.cutoffs), dtype=torch.float64)
+        self._queries = 0
 
     def update(self, ranks: Tensor, cold: Tensor | None = None) -> None:
         """Fold in ranks (B,) int64 >= 1; ``cold`` (B,) bool tells which targets were never seen in training.
@@ -85,7 +88,10 @@ class RankingMetrics:
         gains = hits / torch.log2(1 + rank).unsqueeze(1)
         terms = torch.cat([torch.ones_like(rank).unsqueeze(1), (found / rank).unsqueeze(1), hits, gains], dim=1)
         groups = torch.stack([torch.ones_like(cold), ~cold, cold]).double()  # (3, B)
-        self._state += (groups @ terms).cpu()
+        part = (torch.arange(len(ranks), device=ranks.device) + self._queries) % PARTS
+        self._queries += len(ranks)
+        by_query = groups.T.unsqueeze(2) * terms.unsqueeze(1)  # (B, 3, terms)
+        self._state.index_add_(0, part.cpu(), by_query.cpu())
 
     def state(self) -> Tensor:
         return self._state
@@ -95,7 +101,17 @@ class RankingMetrics:
 
     def compute(self) -> dict[str, RankingResult]:
         """Result by group."""
-        return {group: self._result(row) for group, row in zip(self.GROUPS, self._state.tolist(), strict=True)}
+        return {group: self._result(row) for group, row in zip(self.GROUPS, self._state.sum(0).tolist(), strict=True)}
+
+    def left_out(self) -> dict[str, dict[str, tuple[float, ...]]]:
+        """By group and metric the 64 values without each part of the queries; of a group with queries outside every part."""
+        rest = self._state.sum(0) - self._state  # (64, 3, terms)
+        names = ["mrr", *(f"recall@{c}" for c in self.cutoffs), *(f"ndcg@{c}" for c in self.cutoffs)]
+        return {
+            group: {name: tuple(v) for name, v in zip(names, (rest[:, i, 1:] / rest[:, i, :1]).T.tolist(), strict=True)}
+            for i, group in enumerate(self.GROUPS)
+            if bool((rest[:, i, 0] > 0).all())
+        }
 
     def _result(self, row: list[float]) -> RankingResult:
         count = row[0]

@@ -18,8 +18,8 @@ from rayrec.typed_json import to_json
 OVERALL = "mean of tasks"
 SIGNIFICANT = 0.05
 DIFFERENCE_LEGEND = (
-    "Mean of the differences of equal seeds, and its 95 % t interval; a star marks one that is told from 0 with all others of "
-    "the table counted (Holm, 5 % a table)."
+    "Mean of the differences of equal seeds, and its 95 % t interval, over seeds and, where known, judged rows or users; "
+    "a star marks one that is told from 0 with all others of the table counted (Holm, 5 % a table)."
 )
 
 
@@ -46,9 +46,22 @@ def outcomes(state: ComparisonState) -> tuple[Outcome, ...]:
             common = sorted(set(of_seeds) & set(of_baseline))
             difference = None
             if arm != comparison.baseline and common:
-                difference = paired_difference([of_seeds[s] for s in common], [of_baseline[s] for s in common])
-            found.append(Outcome(arm, *place, mean_estimate(list(of_seeds.values())), difference))
+                numbers, rests = _stacked(of_seeds, common)
+                others, others_rests = _stacked(of_baseline, common)
+                known = rests is not None and others_rests is not None
+                difference = paired_difference(
+                    numbers, others, rests if known else None, others_rests if known else None
+                )
+            found.append(Outcome(arm, *place, mean_estimate(*_stacked(of_seeds, list(of_seeds))), difference))
     return tuple(found)
+
+
+def _stacked(
+    of_seeds: Mapping[int, "Measured"], seeds: Sequence[int]
+) -> tuple[list[float], list[tuple[float, ...]] | None]:
+    """Values of the seeds, and what they are without each group; None where one of them has no groups."""
+    rests = [rest for seed in seeds if (rest := of_seeds[seed][1])]
+    return [of_seeds[seed][0] for seed in seeds], rests if len(rests) == len(seeds) else None
 
 
 def metrics_in_order(state: ComparisonState) -> tuple[str, ...]:
@@ -70,7 +83,7 @@ def comparison_sections(state: ComparisonState, split: str) -> tuple[Section, ..
         sections.append(
             Section(
                 f"{metric.replace('_', ' ')}, {split} split",
-                "Mean over seeds ± standard error.",
+                "Mean over seeds ± standard error over seeds; where known, that over judged rows or users in brackets.",
                 table=means_table(of_metric, arms, comparison.baseline),
             )
         )
@@ -159,8 +172,8 @@ def results_csv(found: Sequence[Outcome]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ("arm", "split", "task", "metric", "mean", "standard_error", "seeds", "difference", "difference_standard_error",
-         "low", "high", "pairs", "p_value", "p_holm")
+        ("arm", "split", "task", "metric", "mean", "standard_error", "seeds", "error_over_rows", "difference",
+         "difference_standard_error", "low", "high", "pairs", "p_value", "p_holm", "difference_error_over_rows")
     )  # fmt: skip
     tables: dict[tuple[str, str], list[Outcome]] = {}
     for o in found:
@@ -168,11 +181,12 @@ def results_csv(found: Sequence[Outcome]) -> str:
     p_holm = {place: adjusted(table) for place, table in tables.items()}
     for o in found:
         d = o.difference
-        paired = ("",) * 7 if d is None else (
+        paired = ("",) * 8 if d is None else (
             d.mean, d.standard_error, d.low, d.high, d.count, d.p_value, p_holm[o.split, o.metric].get((o.arm, o.task), ""),
+            d.group_error,
         )  # fmt: skip
         e = o.estimate
-        writer.writerow((o.arm, o.split, o.task, o.metric, e.mean, e.standard_error, e.count, *paired))
+        writer.writerow((o.arm, o.split, o.task, o.metric, e.mean, e.standard_error, e.count, e.group_error, *paired))
     return text.getvalue()
 
 
@@ -189,29 +203,41 @@ def _introduction(state: ComparisonState, split: str) -> str:
     return text
 
 
+Measured = tuple[float, tuple[float, ...]]  # a value, and what it is without each group of judged rows: () = not known
+
+
 def _by_place(
     done: Mapping[TrialKey, Progress], parts: tuple[str, ...]
-) -> dict[tuple[str, str, str], dict[int, float]]:
+) -> dict[tuple[str, str, str], dict[int, Measured]]:
     """Values by seed of each (split, task, metric) of an arm, the mean over tasks among them. parts: the arms it is made of; only
     seeds that all of them have count."""
-    places: dict[tuple[str, str, str], dict[int, float]] = {}
+    places: dict[tuple[str, str, str], dict[int, Measured]] = {}
     for seed in sorted({key.seed for key in done}):
         if not all(TrialKey(part, seed) in done for part in parts):
             continue
-        splits: dict[str, dict[str, dict[str, float | None]]] = {}
+        splits: dict[str, dict[str, dict[str, Measured]]] = {}
         for part in parts:
-            for split, of_tasks in done[TrialKey(part, seed)].evaluations.items():
-                splits.setdefault(split, {}).update(of_tasks)
+            progress = done[TrialKey(part, seed)]
+            for split, of_tasks in progress.evaluations.items():
+                rests = progress.left_out.get(split, {})
+                for task, metrics in of_tasks.items():
+                    splits.setdefault(split, {})[task] = {
+                        metric: (value, rests.get(task, {}).get(metric, ()))
+                        for metric, value in metrics.items()
+                        if metric not in COUNTS and value is not None
+                    }
         for split, tasks in splits.items():
-            means: dict[str, list[float]] = {}
-            for task, metrics in tasks.items():
-                for metric, value in metrics.items():
-                    if metric not in COUNTS and value is not None:
-                        places.setdefault((split, task, metric), {})[seed] = value
-                        means.setdefault(metric, []).append(value)
-            for metric, values in means.items():
-                if len(values) == len(tasks) > 1:
-                    places.setdefault((split, OVERALL, metric), {})[seed] = sum(values) / len(values)
+            by_metric: dict[str, list[Measured]] = {}
+            for task, found in tasks.items():
+                for metric, measured in found.items():
+                    places.setdefault((split, task, metric), {})[seed] = measured
+                    by_metric.setdefault(metric, []).append(measured)
+            for metric, of_tasks_measured in by_metric.items():
+                if len(of_tasks_measured) == len(tasks) > 1:
+                    value = sum(value for value, _ in of_tasks_measured) / len(tasks)
+                    groups = [rest for _, rest in of_tasks_measured]
+                    mean = tuple(sum(g) / len(tasks) for g in zip(*groups, strict=True)) if all(groups) else ()
+                    places.setdefault((split, OVERALL, metric), {})[seed] = (value, mean)
     return places
 
 
@@ -219,11 +245,13 @@ def _estimate(estimate: MeanEstimate | None) -> str:
     if estimate is None:
         return "n/a"
     error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.5f}"
-    return f"{estimate.mean:.5f}{error}"
+    groups = "" if estimate.group_error is None else f" (rows {estimate.group_error:.5f})"
+    return f"{estimate.mean:.5f}{error}{groups}"
 
 
 def _difference(difference: PairedDifference | None, starred: bool) -> str:
     if difference is None:
         return "n/a"
-    interval = f" [{difference.low:+.5f}, {difference.high:+.5f}]" if difference.count > 1 else ""
+    known = difference.p_value is not None
+    interval = f" [{difference.low:+.5f}, {difference.high:+.5f}]" if known else ""
     return f"{difference.mean:+.5f}{interval}{' *' if starred else ''}"

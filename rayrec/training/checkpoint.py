@@ -37,6 +37,7 @@ class Progress:
     """Where training stands.
 
     ``epoch`` and ``step_in_epoch`` are the next batch to read; ``step`` counts updates, ``passes`` evaluations.
+    ``left_out``: the final evaluations on the judged rows less one group each, by split (``rayrec.training.task.LeftOut``).
     workers: how many share the rows, without which a place in an epoch means nothing; 0 in checkpoints from before this was kept.
     """
 
@@ -54,6 +55,7 @@ class Progress:
     curve: tuple[CurvePoint, ...] = ()
     evaluations: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     calibration: dict[str, dict[str, tuple[tuple[float, float, float], ...]]] = field(default_factory=dict)
+    left_out: dict[str, dict[str, dict[str, tuple[float, ...]]]] = field(default_factory=dict)
 
 
 @dataclass

@@ -31,7 +31,7 @@ from rayrec.training.checkpoint import (
     write_checkpoint,
 )
 from rayrec.training.reporters import Reporter
-from rayrec.training.task import COUNTS, AnyBatch, Evaluation, Task
+from rayrec.training.task import COUNTS, AnyBatch, Evaluation, JudgedByGroup, Task
 from rayrec.typed_json import ConfigError
 
 OBJECTIVE = "objective"  # the reported metric: the task's objective at the best evaluation so far
@@ -323,15 +323,20 @@ class _Loop(Generic[B]):
             state.model.load_state_dict(state.best)
             state.best = None
         evaluations, calibration = dict(state.progress.evaluations), dict(state.progress.calibration)
+        left_out = dict(state.progress.left_out)
         for split in self.data.splits:
             if split == "train":
                 continue
             with closing(self.data.open_evaluation(split, 1)) as stream:
-                evaluation = self._pass(stream.epoch_batches())
+                evaluation = self._pass(stream.epoch_batches(), by_group=True)
             evaluations[split] = self.task.summarize(evaluation)
+            if isinstance(self.task, JudgedByGroup):
+                left_out[split] = {name: dict(values) for name, values in self.task.left_out(evaluation).items()}
             if isinstance(evaluation, BinaryMetrics):
                 calibration[split] = _calibration(evaluation, tuple(evaluations[split]))
-        state.progress = replace(state.progress, finished=True, evaluations=evaluations, calibration=calibration)
+        state.progress = replace(
+            state.progress, finished=True, evaluations=evaluations, calibration=calibration, left_out=left_out
+        )
         self._checkpoint()
         return state.progress
 
@@ -408,9 +413,12 @@ class _Loop(Generic[B]):
         return patience is not None and self.state.progress.evaluations_without_gain >= patience
 
     @torch.no_grad()
-    def _pass(self, batches: Iterator[B]) -> Evaluation:
+    def _pass(self, batches: Iterator[B], *, by_group: bool = False) -> Evaluation:
         self.state.model.eval()
-        evaluation = self.task.new_evaluation()
+        task = self.task
+        evaluation = (
+            task.grouped_evaluation() if by_group and isinstance(task, JudgedByGroup) else task.new_evaluation()
+        )
         for batch in batches:
             batch = batch.to(self.worker.device, non_blocking=True)
             with self.autocast():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,21 @@ class Evaluation(Protocol):
     def state(self) -> Tensor: ...
 
     def load_state(self, state: Tensor) -> None: ...
+
+
+LeftOut = Mapping[str, Mapping[str, tuple[float, ...]]]
+"""By what is judged and metric: the values on the judged users or rows less one of G groups, for ``rayrec.metrics.paired``."""
+
+
+@runtime_checkable
+class JudgedByGroup(Protocol):
+    """A task that can tell how much its metrics hang on the users, or rows, that were judged."""
+
+    def grouped_evaluation(self) -> Evaluation:
+        """A ``new_evaluation`` that also keeps sums by group."""
+        ...
+
+    def left_out(self, evaluation: Evaluation) -> LeftOut: ...
 
 
 class Task(Protocol[B]):

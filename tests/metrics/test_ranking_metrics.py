@@ -80,3 +80,24 @@ def test_a_constant_or_broken_model_gets_no_credit() -> None:
 def test_a_rank_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="ranks start at 1"):
         RankingMetrics().update(torch.tensor([0]))
+
+
+def test_metrics_without_a_part_of_the_queries_are_those_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ranks = torch.randint(1, 30, (150,), generator=generator)
+    cold = torch.rand(150, generator=generator) < 0.4
+    metrics = RankingMetrics((5, 10))
+    for start in range(0, 150, 40):  # parts go on over batches
+        metrics.update(ranks[start : start + 40], cold[start : start + 40])
+    rests = metrics.left_out()
+    for part in (0, 7, 63):
+        others = torch.arange(150) % 64 != part
+        alone = RankingMetrics((5, 10))
+        alone.update(ranks[others], cold[others])
+        for group, result in alone.compute().items():
+            found = {name: values[part] for name, values in rests[group].items()}
+            expected = {name: value for name, value in result.as_numbers().items() if name != "count"}
+            assert found == pytest.approx(expected)
+    only_warm = RankingMetrics()
+    only_warm.update(ranks)
+    assert set(only_warm.left_out()) == {"all", "in_set"}

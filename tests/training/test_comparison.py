@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.compare import Compare, compare, plan_of
@@ -101,6 +102,30 @@ def test_tables_show_means_paired_differences_and_the_mean_over_tasks(base: Rank
     lines = list(csv.DictReader(io.StringIO(results_csv(outcomes(state)))))
     assert len(lines) == 6
     assert float(lines[3]["difference"]) == expected.mean
+
+
+def test_intervals_cover_judged_rows_where_trials_tell_their_values_by_group(base: RankerExperiment) -> None:
+    rest = {"plain": (0.70, 0.71, 0.69, 0.70), "good": (0.73, 0.70, 0.72, 0.75)}
+    done = {
+        TrialKey(arm, seed): Progress(
+            evaluations={"test": {"click": {"auc": value + seed / 1000}}},
+            left_out={"test": {"click": {"auc": tuple(v + seed / 1000 for v in rest[arm])}}},
+        )
+        for arm, value in (("plain", 0.70), ("good", 0.72))
+        for seed in range(3)
+    }
+    comparison = Comparison(dict.fromkeys(rest, base), "plain", (0, 1, 2))
+    state = ComparisonState(Path("runs/x"), ComparisonRecord(comparison, "run", "uri"), done, ())
+    plain, good = outcomes(state)
+    assert plain.estimate.group_error == pytest.approx((3 / 4 * 0.0002) ** 0.5)
+    assert good.difference is not None
+    assert good.difference.group_error == pytest.approx((3 * np.var([0.03, -0.01, 0.03, 0.05])) ** 0.5)
+    assert good.difference.low < 0 < good.difference.high  # the seeds alone agree to the last digit
+    (row,) = means_table(outcomes(state), ["plain"], "plain").rows
+    assert row[2] == "0.70100 ± 0.00058 (rows 0.01225)"
+    old = replace(done[TrialKey("good", 1)], left_out={})
+    state = replace(state, done={**done, TrialKey("good", 1): old})
+    assert outcomes(state)[1].estimate.group_error is None  # a record from before there were groups
 
 
 def test_stars_count_all_comparisons_of_their_table(base: RankerExperiment) -> None:
@@ -199,6 +224,9 @@ def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again(
     lines: list[str] = []
     state = run_trials(state, TrialOptions(concurrent=1), lines.append)
     assert list(state.done) == [TrialKey("plain", 3)]
+    rests = state.done[TrialKey("plain", 3)].left_out["test"]["click"]
+    assert set(rests) == {"log_loss", "normalized_entropy", "auc", "calibration_ratio"}
+    assert all(len(set(values)) > 32 for values in rests.values())
     assert str(gone) in state.failed[TrialKey("broken", 3)]
     assert describe_left(state) == "2 trials: 1 done, 1 left (broken 3)"
     finished = [line for line in lines if not line.startswith("training ")]  # a slow trial's place comes before
@@ -280,6 +308,9 @@ def test_a_trial_that_fails_in_this_process_does_not_stop_the_others(
     shutil.rmtree(gone)
     state = run_trials(state, TrialOptions(in_process=True), lambda text: None)
     assert list(state.done) == [TrialKey("plain", 3)]
+    rests = state.done[TrialKey("plain", 3)].left_out["test"]["click"]
+    assert set(rests) == {"log_loss", "normalized_entropy", "auc", "calibration_ratio"}
+    assert all(len(set(values)) > 32 for values in rests.values())
     assert str(gone) in state.failed[TrialKey("broken", 3)]
 
 

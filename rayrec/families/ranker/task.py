@@ -19,7 +19,7 @@ from rayrec.methods.method import Method, MethodConfig, Rows, Tasks
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.metrics import BinaryMetrics
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
-from rayrec.training.task import Evaluation, Loss
+from rayrec.training.task import Evaluation, LeftOut, Loss
 from rayrec.typed_json import ConfigError
 
 
@@ -41,6 +41,8 @@ class RankingConfig:
     perturbation: SCR or LSPR; None = none.
     distillation: UKDSL: learn from a teacher's scores, on unlabeled rows too; None = not.
     inverse_propensity: weigh labeled rows by their propensities; None = not. Methods act in the order of their fields.
+    user: a categorical feature, whose rows are judged as one when it comes to how much a metric hangs on who was judged; None =
+    every row for itself.
     known_features_split: also judge apart the rows with fewer known features than that, and those with as many or more: metrics
     ``<metric>_few_known`` and ``<metric>_many_known`` of each task; None = not.
     """
@@ -53,6 +55,7 @@ class RankingConfig:
     distillation: DistillationConfig | None = None
     inverse_propensity: InversePropensity | None = None
     known_features_split: int | None = None
+    user: str | None = None
 
 
 def ranker_inputs(schema: LogSchema) -> RankerInputs:
@@ -90,6 +93,12 @@ class RankingTask:
         negative = sorted(name for name, weight in config.task_weights.items() if not weight >= 0)
         if negative:
             raise ConfigError(f"task_weights must be at least 0: {', '.join(negative)}")
+        users = [feature.name for feature in schema.categorical]
+        if config.user is not None and config.user not in users:
+            raise ConfigError(
+                f"user names no categorical feature: {config.user!r}; there are {', '.join(users) or 'none'}"
+            )
+        self._user = None if config.user is None else users.index(config.user)
         self.schema = schema
         self.config = config
         independent = tuple(task.name for task in schema.tasks if task.observed_when is None)
@@ -188,10 +197,27 @@ class RankingTask:
             few = (batch.known_features() < split).unsqueeze(1)
             labels = torch.cat([labels, labels.masked_fill(~few, nan), labels.masked_fill(few, nan)], dim=1)
             outputs = outputs.repeat(1, 3)
-        evaluation.update(outputs, labels, batch.weights)
+        evaluation.update(
+            outputs, labels, batch.weights, None if self._user is None else batch.categorical[:, self._user]
+        )
 
-    def new_evaluation(self) -> BinaryMetrics:
-        return BinaryMetrics(len(self.schema.tasks) * (1 if self.config.known_features_split is None else 3))
+    def new_evaluation(self, *, by_group: bool = False) -> BinaryMetrics:
+        judged = len(self.schema.tasks) * (1 if self.config.known_features_split is None else 3)
+        return BinaryMetrics(judged, by_group=by_group)
+
+    def grouped_evaluation(self) -> BinaryMetrics:
+        return self.new_evaluation(by_group=True)
+
+    def left_out(self, evaluation: Evaluation) -> LeftOut:
+        assert isinstance(evaluation, BinaryMetrics)
+        if evaluation.groups is None:
+            return {}
+        found, tasks = evaluation.groups.left_out(), self.schema.task_names
+        values = dict(zip(tasks, found, strict=False))
+        for group, start in (("few_known", len(tasks)), ("many_known", 2 * len(tasks))):
+            for task, metrics in zip(tasks, found[start:], strict=False):
+                values[task] |= {f"{name}_{group}": rest for name, rest in metrics.items()}
+        return values
 
     def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
         """rows, positives, log_loss, normalized_entropy, auc, ece, calibration_ratio by task; None where undefined."""

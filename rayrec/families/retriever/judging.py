@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rayrec.families.retriever.experiment import RetrieverExperiment
@@ -16,6 +16,7 @@ from rayrec.typed_json import ConfigError
 class Judgement:
     """metrics: by group (in_set, cold, all) and name. milliseconds: a user, in batches, histories to ranks.
 
+    left_out: the metrics without each group of users, of equal groups for all models of one split.
     index_bytes: what answering needs beside the weights: float32 vectors (dense), 2 bytes a code (generative), both (hybrid).
     """
 
@@ -24,6 +25,7 @@ class Judgement:
     metrics: Mapping[str, Mapping[str, float | None]]
     milliseconds: float
     index_bytes: int
+    left_out: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
 
 
 def judge(
@@ -43,4 +45,5 @@ def judge(
         task.observe(evaluation, ranks, batch)
     used = beams or searcher.beams if "generative" in HEADS[method] else None
     milliseconds = 1000 * seconds / max(users, 1)
-    return Judgement(method, used, task.summarize(evaluation), milliseconds, searcher.stored_bytes(method))
+    stored, left_out = searcher.stored_bytes(method), task.left_out(evaluation)
+    return Judgement(method, used, task.summarize(evaluation), milliseconds, stored, left_out)

@@ -18,7 +18,7 @@ from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.searching import Method, Searcher
-from rayrec.training.task import Evaluation, Loss
+from rayrec.training.task import Evaluation, LeftOut, Loss
 from rayrec.typed_json import ConfigError
 
 ModelName = Literal["sasrec", "depth", "tiger", "dense", "liger", "mender_emb", "mender_tok"]
@@ -182,6 +182,13 @@ class RetrievalTask:
 
     def new_evaluation(self) -> RankingMetrics:
         return RankingMetrics(self.config.cutoffs)
+
+    def grouped_evaluation(self) -> RankingMetrics:
+        return self.new_evaluation()
+
+    def left_out(self, evaluation: Evaluation) -> LeftOut:
+        assert isinstance(evaluation, RankingMetrics)
+        return evaluation.left_out()
 
     def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
         """users, recall@K, ndcg@K, mrr of all targets, of those seen in training (in_set) and of cold ones."""
