@@ -5,7 +5,6 @@ plan (Sinkhorn iterations, Cuturi 2013; for semantic IDs LC-Rec, Zheng et al. 20
 """
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -29,6 +28,8 @@ def own_codes(prefixes: Tensor, vectors: Tensor, codebook: Tensor) -> Tensor:
     Of more vectors with one prefix than codewords (K, D), those for which it costs least are told apart; the others take the
     nearest codeword.
     """
+    from scipy.optimize import linear_sum_assignment  # a second of imports, which only making ids needs
+
     distances = squared_distances(vectors, codebook)
     codes = distances.argmin(1)
     _, group, counts = prefixes.unique(dim=0, return_inverse=True, return_counts=True)

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from rayrec.reporting import Section, Table
 from rayrec.reporting.page import number
-from rayrec.training.checkpoint import CurvePoint, Progress
+from rayrec.training.checkpoint import CurvePoint, Progress, metric_names
 from rayrec.typed_json import to_json
 
 
@@ -37,11 +37,6 @@ def run_sections(progress: Progress, config: Any) -> tuple[Section, ...]:
         )
     sections.append(Section("Config", "Repeats this run: python -m jobs.train repeat RUN_ID.", code=to_json(config)))
     return tuple(sections)
-
-
-def metric_names(tasks: Mapping[str, Mapping[str, float | None]]) -> tuple[str, ...]:
-    """The metrics of a split's tasks, in the order in which they are listed."""
-    return tuple(dict.fromkeys(name for metrics in tasks.values() for name in metrics))
 
 
 def learning_curves(progress: Progress) -> Figure:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
 
 from rayrec.errors import UserError
 
@@ -35,6 +34,8 @@ class TextEncoder:
     """Loaded once, then called with texts. Raises EncoderError when there is no such encoder."""
 
     def __init__(self, config: TextEncoderConfig, device: torch.device | str = "cpu") -> None:
+        from transformers import AutoModel, AutoTokenizer  # seconds of imports
+
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config, self.device = config, device

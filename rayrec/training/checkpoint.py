@@ -8,6 +8,7 @@
 <checkpoint>/progress.json       position in the data, curves, early stopping
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def read_checkpoint(folder: Path, state: TrainingState, rank: int) -> None:
 
 def read_progress(folder: Path) -> Progress:
     return from_json(Progress, (folder / "progress.json").read_bytes(), str(folder / "progress.json"))
+
+
+def metric_names(tasks: Mapping[str, Mapping[str, float | None]]) -> tuple[str, ...]:
+    """The metrics of a split's tasks, in the order in which they are listed."""
+    return tuple(dict.fromkeys(name for metrics in tasks.values() for name in metrics))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
