@@ -2,8 +2,8 @@
 
 Two replicas, the proxy and the clients share this machine. Each client is a thread with one open connection that asks again as
 soon as it has its answer: 20 candidates of raw values, 26 categorical and 13 dense features. A request fails when its reply is
-not 200. In the kill, and only there, a client asks once more when a connection breaks or a reply is a 5xx: ranking changes
-nothing, so asking twice is safe.
+not 200. Only in the kill, and only without HAProxy, which does so itself, a client asks once more when a connection breaks or a
+reply is a 5xx: ranking changes nothing, so asking twice is safe. By Serve's own proxy: RAY_SERVE_ENABLE_HA_PROXY=0.
 """
 
 import json
@@ -17,12 +17,15 @@ import numpy as np
 import psutil
 import torch
 import tyro
+from ray import serve
 
+from benchmarks.bare_application import Bare
 from benchmarks.http_load import Demand, Load, run_load
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
 from rayrec.families.ranker.bundle import save_bundle
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from serve_apps.deploying import connect_to_serve, serving
+from serve_apps.front import haproxy_is_front
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
 
@@ -48,22 +51,29 @@ def main(config: ServingBenchmark) -> None:
         connect_to_serve(num_cpus=2)
         with serving(RankerService(), "127.0.0.1", free_port()) as deployed:
             deployed.deploy(ModelReference(str(first), "ranker", "1"))
+            serve.run(Bare.bind(), name="bare", route_prefix="/bare")  # type: ignore[attr-defined]
             bodies = [request_body(config.candidates, seed) for seed in range(64)]
 
-            def demand(clients: int, seconds: float, *, ask_twice: bool = False) -> Demand:
-                return Demand(f"{deployed.url}/v1/rank", bodies, clients, seconds, ask_twice)
+            def demand(clients: int, seconds: float, *, path: str = "", ask_twice: bool = False) -> Demand:
+                return Demand(f"{deployed.url}{path}/v1/rank", bodies, clients, seconds, ask_twice)
 
-            run_load(demand(max(config.clients), 2.0))  # warm
             runs: dict[int, list[Load]] = {clients: [] for clients in config.clients}
+            bare: dict[int, list[Load]] = {clients: [] for clients in config.clients}
+            measured = (("", runs), ("/bare", bare))
+            for path, _ in measured:
+                run_load(demand(max(config.clients), 2.0, path=path))  # warm
             for _ in range(config.repeats):
                 for clients in config.clients:
-                    runs[clients].append(run_load(demand(clients, config.seconds)))
+                    for path, loads in measured:
+                        loads[clients].append(run_load(demand(clients, config.seconds, path=path)))
             redeploy = run_load(
                 demand(config.change_clients, config.seconds),
                 lambda: deployed.deploy(ModelReference(str(second), "ranker", "2")),
             )
-            kill = run_load(demand(config.change_clients, 2 * config.seconds, ask_twice=True), kill_one_replica)
-    report(runs, redeploy, kill)
+            kill = run_load(
+                demand(config.change_clients, 2 * config.seconds, ask_twice=not haproxy_is_front()), kill_one_replica
+            )
+    report(runs, bare, redeploy, kill)
 
 
 def write_bundles(folder: Path) -> tuple[Path, Path]:
@@ -113,16 +123,21 @@ def kill_one_replica() -> None:
     replicas[0].kill()
 
 
-def report(runs: dict[int, list[Load]], redeploy: Load, kill: Load) -> None:
-    """The table, and the JSON line."""
-    result: dict[str, Any] = {"clients": {}}
-    print(f"{'clients':>10}{'p50 ms':>10}{'p99 ms':>10}{'rps':>10}{'failed':>10}")
-    for clients, loads in runs.items():
-        p50, p99 = (float(np.median([np.percentile(load.milliseconds, q) for load in loads])) for q in (50, 99))
-        rps = float(np.median([len(load.milliseconds) / load.seconds for load in loads]))
-        failed = sum(load.failed for load in loads)
-        print(f"{clients:>10}{p50:>10.1f}{p99:>10.1f}{rps:>10.0f}{failed:>10}")
-        result["clients"][str(clients)] = {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "rps": round(rps, 1)}
+def report(runs: dict[int, list[Load]], bare: dict[int, list[Load]], redeploy: Load, kill: Load) -> None:
+    """The table, and the JSON line. over_bare: our p50 over that of the bare application, by clients."""
+    front = "haproxy" if haproxy_is_front() else "serve's own proxy"
+    result: dict[str, Any] = {"front": front, "clients": {}, "bare": {}, "over_bare": {}}
+    print(f"{front:<20}{'clients':>10}{'p50 ms':>10}{'p99 ms':>10}{'rps':>10}{'failed':>10}")
+    for name, key, measured in (("bare application", "bare", bare), ("ranker", "clients", runs)):
+        for clients, loads in measured.items():
+            p50, p99 = (float(np.median([np.percentile(load.milliseconds, q) for load in loads])) for q in (50, 99))
+            rps = float(np.median([len(load.milliseconds) / load.seconds for load in loads]))
+            failed = sum(load.failed for load in loads)
+            print(f"{name:<20}{clients:>10}{p50:>10.1f}{p99:>10.1f}{rps:>10.0f}{failed:>10}")
+            result[key][str(clients)] = {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "rps": round(rps, 1)}
+    for clients in result["clients"]:
+        over = result["clients"][clients]["p50_ms"] / result["bare"][clients]["p50_ms"]
+        result["over_bare"][clients] = round(over, 2)
     for name, load in (("redeploy", redeploy), ("kill", kill)):
         answered = len(load.milliseconds)
         print(

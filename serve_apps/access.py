@@ -1,10 +1,13 @@
-"""Who may ask: the bearer token, loopback without one."""
+"""Who may ask: the bearer token, loopback without one.
+
+They are coroutines, though they wait for nothing: FastAPI hands any other dependency to a thread, which takes a millisecond.
+"""
 
 import hashlib
 import hmac
 import ipaddress
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import HTTPException, Request
 
@@ -29,30 +32,30 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def name_check(expected_sha256: str | None) -> Callable[[Request], None]:
+def name_check(expected_sha256: str | None) -> Callable[[Request], Awaitable[None]]:
     """A FastAPI dependency. Without a token a request must name this machine by a loopback name: a web page that has its own name
     point to 127.0.0.1 (DNS rebinding) sends that name, and gets 403."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         if expected_sha256 is None and not is_loopback(_without_port(request.headers.get("host", ""))):
             raise HTTPException(403, f"Without a token only 127.0.0.1 and localhost are answered: set {TOKEN_VARIABLE}")
 
     return check
 
 
-def access_check(expected_sha256: str | None) -> Callable[[Request], None]:
+def access_check(expected_sha256: str | None) -> Callable[[Request], Awaitable[None]]:
     """A FastAPI dependency. With a token: 401 for a request without it. Without: 403 for one that came not over loopback, or
     names another host."""
     named = name_check(expected_sha256)
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         if expected_sha256 is None:
             server = request.scope.get("server")
             if server is None or not is_loopback(server[0]):
                 raise HTTPException(
                     403, f"Without a token only loopback is served: set {TOKEN_VARIABLE} for the service"
                 )
-            named(request)
+            await named(request)
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = hashlib.sha256(token.strip().encode()).hexdigest()

@@ -4,18 +4,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.params import Depends as Dependency
 from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from serve_apps.access import access_check, name_check
+from serve_apps.docs_page import docs_page
 from serve_apps.limits import Room, ServiceLimits
 from serve_apps.refusals import RequestError
 from serve_apps.serving_metrics import ANSWERING, Observed, ServingMetrics
 
 HEALTH, MODEL, METRICS = "/healthz", "/v1/model", "/metrics"
+_NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class ServedVersion(Protocol):
@@ -109,22 +111,30 @@ def service_app(
         """Version and metrics of the model, and what it reads and answers."""
         return answering(request, service).describe()
 
-    @app.get(METRICS, dependencies=guarded, responses=_GUARDED)
+    @app.get(
+        METRICS,
+        dependencies=guarded,
+        response_class=Response,
+        responses={**_GUARDED, 200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
+    )
     async def prometheus() -> Response:
         """Metrics in Prometheus' text format."""
         return metrics.page()
 
+    def described(request: Request) -> dict[str, Any]:
+        served = answering(request, service)
+        found = get_openapi(title=title, version=served.label, routes=app.routes)
+        if document is not None:
+            document(found, served)
+        return found
+
     @app.get("/openapi.json", dependencies=guarded, include_in_schema=False)
     async def openapi(request: Request) -> JSONResponse:
-        served = answering(request, service)
-        described = get_openapi(title=title, version=served.label, routes=app.routes)
-        if document is not None:
-            document(described, served)
-        return JSONResponse(described)
+        return JSONResponse(described(request))
 
     @app.get("/docs", dependencies=guarded, include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url="openapi.json", title=title)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(docs_page(described(request)), headers={"Content-Security-Policy": _NO_SCRIPTS})
 
     @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:

@@ -55,7 +55,7 @@ def test_haproxy_bounds_requests_and_says_when_to_ask_again() -> None:
 def asked(host: str | None, digest: str | None = None) -> int:
     headers = [] if host is None else [(b"host", host.encode())]
     try:
-        name_check(digest)(Request({"type": "http", "headers": headers}))
+        asyncio.run(name_check(digest)(Request({"type": "http", "headers": headers})))
     except HTTPException as refused:
         return refused.status_code
     return 200

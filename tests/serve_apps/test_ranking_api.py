@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -412,3 +413,34 @@ def test_every_reply_names_the_model(client: TestClient, body: dict[str, Any]) -
 def test_the_printed_curl_line_never_holds_the_token(body: dict[str, Any]) -> None:
     line = curl_command("http://127.0.0.1:8000/v1/rank", body, token=True)
     assert '-H "Authorization: Bearer $RAYREC_TOKEN"' in line
+
+
+def test_the_page_about_the_service_is_whole_without_the_internet_and_without_a_script(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert not re.search(r"<script|src=|https?:|//", page.text)
+    for text in ("POST /v1/rank", "GET /metrics", "history", "No valid bearer token"):
+        assert text in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_metrics_are_documented_as_text(client: TestClient) -> None:
+    answer = client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]["200"]
+    assert list(answer["content"]) == [client.get("/metrics").headers["content-type"]]
+
+
+def test_a_reply_names_the_version_that_answered_though_another_came_meanwhile(
+    bundles: tuple[Path, Path], ranker: ServedRanker, body: dict[str, Any]
+) -> None:
+    second = load_ranker(ModelReference(str(bundles[1]), "small", "2"), max_candidates=50)
+
+    class Changing(InProcess):
+        async def ask(self, ranker: ServedRanker, request: RankRequest) -> Ranked:
+            answer = await super().ask(ranker, request)
+            self.current = second
+            return answer
+
+    service = TestClient(build_app(Changing(ranker), ServingMetrics(), RankerService()), base_url="http://127.0.0.1")
+    for label in ("small/1", "small/2"):
+        reply = service.post("/v1/rank", json=body)
+        assert (reply.json()["model"], reply.headers["x-rayrec-model"]) == (label, label)
