@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from rayrec.retrieval.residual_quantization import ResidualKMeansConfig
 
 from rayrec.families.retriever import semantic_id_files
 from rayrec.families.retriever.semantic_id_files import read_semantic_ids, write_semantic_ids
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizedItems, TokenizerConfig, fit_tokenizer
 
 
