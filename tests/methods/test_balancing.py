@@ -25,7 +25,7 @@ from rayrec.methods.balancing.running_min_norm import RunningMinNorm
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 
 COMBINING = ("running_min_norm", "fixed", "mgda", "pcgrad", "cagrad", "nash_mtl")
-DISTRIBUTED = ("multibalance", "running_min_norm", "pcgrad", "gradnorm", "uncertainty")
+DISTRIBUTED = ("multibalance", "running_min_norm", "pcgrad", "gradnorm", "uncertainty", "famo")
 LEVELS = ("representation", "parameters")
 
 

@@ -226,6 +226,7 @@ def test_draws_repeat_with_the_seed_go_on_from_a_checkpoint_and_leave_torchs_gen
     [
         ("strength", {"strength": 1.5}),
         ("strength", {"strength": -0.1}),
+        ("dense_noise", {"dense_noise": math.inf}),
         ("item_drop", {"item_drop": 2.0}),
         ("nothing is perturbed", {"dense_noise": 0.0, "embedding_noise": 0.0}),
         ("unlabeled", {"unlabeled": True}),

@@ -134,3 +134,11 @@ def test_values_that_cannot_be_compared_are_refused() -> None:
         ValueError, match=r"1 rows of at least two finite values by group are needed, not shape \(2, 2\)"
     ):
         mean_estimate([1.0], [[1.0, 1.0], [1.0, 1.0]])
+
+
+def test_groups_that_move_both_sides_alike_say_nothing_about_the_difference() -> None:
+    """Each group's difference is what is jackknifed: a group that is hard for both sides adds no error."""
+    hard = np.array([[0.1, -0.3, 0.2, 0.05], [0.4, -0.1, -0.2, 0.3]])
+    found = paired_difference([1.1, 2.1], [1.0, 2.0], hard + 0.1, hard)
+    assert found.group_error == pytest.approx(0.0, abs=1e-12)
+    assert paired_difference([1.1, 2.1], [1.0, 2.0], hard, -hard).group_error > 0.1
