@@ -20,7 +20,7 @@ scores items by their projected text; with it the hybrid method ranks the genera
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +129,10 @@ class DepthRetriever(Retriever[Tensor]):
     @property
     def dense(self) -> DenseHead[Tensor] | None:
         return self if self.config.dense_weight > 0 else None
+
+    @property
+    def judged_by(self) -> Literal["generative"]:
+        return "generative"
 
     @property
     def growing(self) -> Growing | None:

@@ -6,7 +6,7 @@ for those that a preference steers, ``Steered``.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,11 @@ class Retriever(nn.Module, Generic[H]):
     @property
     def growing(self) -> Growing | None:
         return None
+
+    @property
+    def judged_by(self) -> Literal["dense", "generative"]:
+        """The method that early stopping and sweeps go by: the dense head where there is one, as LIGER's paper has it."""
+        return "generative" if self.dense is None else "dense"
 
     @property
     def loss_weights(self) -> Mapping[str, float]:

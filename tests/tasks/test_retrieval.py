@@ -143,6 +143,16 @@ def test_hybrid_ranks_cold_items_at_least_as_well_as_dense_alone(
     assert (recalls["generative"]["in_set"]["recall@5"] or 0.0) > 0.8
 
 
+def test_a_depth_retriever_with_a_dense_head_is_still_selected_by_what_it_generates(folders: tuple[Path, Path]) -> None:
+    retrieval = replace(RETRIEVAL, model="depth", depth=replace(RETRIEVAL.depth, dense_weight=0.5))
+    wanted = replace(experiment(folders, "depth"), retrieval=retrieval)
+    task, model = wanted.task(), wanted.task().build().eval()
+    batch = next(wanted.data(Worker()).open_evaluation("valid", 1).epoch_batches())
+    by_method = {method: task.ranks(task.searcher(model), batch, method) for method in METHODS}
+    assert torch.equal(task.predict(model, batch), by_method["generative"])
+    assert not torch.equal(by_method["dense"], by_method["generative"])
+
+
 def test_a_bundle_answers_by_the_method_that_was_best_on_validation(
     folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle]
 ) -> None:

@@ -146,12 +146,12 @@ class RetrievalTask:
         return Loss(parts["loss"], {name: value.detach() for name, value in parts.items()})
 
     def predict(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
-        """Ranks (B,) of the targets by the method that selects models: LIGER's dense head, as in the paper."""
+        """Ranks (B,) of the targets by the method that selects models."""
         retriever = _retriever(model)
         if self._searcher is None or self._searcher.model is not retriever:
             self._searcher = self.searcher(retriever)
         self._searcher.weights_changed()  # the model may have been trained on since the last batch
-        return self.ranks(self._searcher, batch, self._searcher.methods[0])
+        return self.ranks(self._searcher, batch, retriever.judged_by)
 
     def ranks(self, searcher: Searcher[Any], batch: HistoryBatch, method: Method, beams: int | None = None) -> Tensor:
         """Ranks (B,) of the targets among the ``list_depth`` items that the method finds first; ABSENT beyond.
