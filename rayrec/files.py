@@ -83,8 +83,9 @@ def make_folder(path: Path) -> Path:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new temporary name beside ``path``; leftovers of processes of this machine that are gone are removed first."""
-    for left in path.parent.glob(f".{_escaped(path.name)}.{_HOST}.*.partial"):
+    """A new temporary name beside ``path``; leftovers of processes of this machine that are gone are removed first,
+    SQLite's journals of them too."""
+    for left in path.parent.glob(f".{_escaped(path.name)}.{_HOST}.*.partial*"):
         if not is_alive(int(left.name.split(".")[-2].split("-")[0])):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{next(_NUMBERS)}.partial")
