@@ -11,6 +11,9 @@ import numpy as np
 import tyro
 
 from rayrec.data.content import ContentLog, write_content
+from rayrec.data.public.content_bing import BingNews
+from rayrec.data.public.content_goodreads import GoodreadsOnce
+from rayrec.data.public.content_mind import Mind
 from rayrec.data.public.content_movielens import MovielensTastes
 from rayrec.errors import told
 
@@ -37,7 +40,30 @@ class _MovielensTastes(Import):
     reader: Annotated[MovielensTastes, tyro.conf.arg(name="")] = field(default_factory=MovielensTastes)
 
 
-COMMANDS: dict[str, Any] = {"movielens-tastes": _MovielensTastes}
+@dataclass(frozen=True)
+class _GoodreadsOnce(Import):
+    """Books that 23,089 users like, with interests that an LLM wrote of them."""
+
+    reader: Annotated[GoodreadsOnce, tyro.conf.arg(name="")] = field(default_factory=GoodreadsOnce)
+
+
+@dataclass(frozen=True)
+class _Mind(Import):
+    """MIND of any size: a folder of unpacked archives, each with news.tsv and behaviors.tsv."""
+
+    reader: Annotated[Mind, tyro.conf.arg(name="")] = field(default_factory=Mind)
+
+
+@dataclass(frozen=True)
+class _BingNews(Import):
+    """The released sample of Bing News clicks: titles only."""
+
+    reader: Annotated[BingNews, tyro.conf.arg(name="")] = field(default_factory=BingNews)
+
+
+COMMANDS: dict[str, Any] = {
+    "movielens-tastes": _MovielensTastes, "goodreads-once": _GoodreadsOnce, "mind": _Mind, "bing-news": _BingNews
+}  # fmt: skip
 
 
 def run(command: Any) -> Path:

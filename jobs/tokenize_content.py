@@ -27,13 +27,15 @@ class TokenizeContent:
     """Token ids of a content log.
 
     tokenizer: "minilm", the folder or hub id of an encoder, or a file spiece.model of T5.
-    max_text_tokens: longer texts of users are cut. block: texts a Ray Data block.
+    max_text_tokens: longer texts of users are cut. max_item_tokens: so are items longer than this; None = by their fields' caps.
+    block: texts a Ray Data block.
     """
 
     content: Path
     out: Path
     tokenizer: str = "minilm"
     max_text_tokens: int = 128
+    max_item_tokens: int | None = None
     block: int = 4096
     overwrite: bool = False
 
@@ -46,7 +48,7 @@ def run(command: TokenizeContent) -> Path:
     fields, most = log.items.fields, command.max_text_tokens
     items = _through_ray(
         {"item": log.items.names, **{one.name: log.items.texts[one.name] for one in fields}}, command.block,
-        lambda batch: item_tokens(tokenizer, fields, batch),
+        lambda batch: item_tokens(tokenizer, fields, batch, command.max_item_tokens),
     )  # fmt: skip
     texts = {
         version: _through_ray(

@@ -93,6 +93,10 @@ class ContentEncoder(nn.Module):
     def frozen(self) -> bool:
         return self.config.train == "none"
 
+    def keep_states_in(self, kept: dict[int, Tensor]) -> None:
+        """Share what a frozen body said: encoders with the same weights and keys, run after run, read each text once."""
+        self._kept = kept
+
     def train(self, mode: bool = True) -> "ContentEncoder":
         super().train(mode)
         if self.frozen:

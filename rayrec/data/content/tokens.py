@@ -42,10 +42,12 @@ class ContentTokens:
 
 
 def item_tokens(
-    tokenizer: ContentTokenizer, fields: Sequence[TextField], columns: Mapping[str, Sequence[str]]
-) -> list[list[int]]:
-    """Ids of items from their text columns."""
-    return tokenizer.contents([(one.label, one.max_tokens, list(columns[one.name])) for one in fields])
+    tokenizer: ContentTokenizer, fields: Sequence[TextField], columns: Mapping[str, Sequence[str]],
+    longest: int | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """Ids of items from their text columns, each cut to ``longest``."""
+    rows = tokenizer.contents([(one.label, one.max_tokens, list(columns[one.name])) for one in fields])
+    return [row if longest is None or len(row) <= longest else [*row[: longest - 1], row[-1]] for row in rows]
 
 
 def tokenize(log: ContentLog, tokenizer: ContentTokenizer, name: str, max_text_tokens: int) -> ContentTokens:

@@ -23,9 +23,13 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class MovielensTastes:
-    """folds: parts of the training likes, each predicted from the others. draw: how candidates are drawn."""
+    """folds: parts of the training likes, each predicted from the others. users: only the first so many; None = all.
+
+    draw: how candidates are drawn.
+    """
 
     folds: int = 5
+    users: int | None = None
     draw: CandidateDraw = field(default_factory=CandidateDraw)
 
     def __post_init__(self) -> None:
@@ -35,7 +39,9 @@ class MovielensTastes:
     def read(self, source: Path) -> ContentLog:
         """Raises ContentError that names the file, column or item that is wrong."""
         films = read_columns(source / "items.parquet", ("item", "title", "genres", "summary"))
-        users = read_columns(source / "users.parquet", ("user", "train", "valid", "test", "tastes"))
+        users = read_columns(source / "users.parquet", ("user", "train", "valid", "test", "tastes")).slice(
+            0, self.users
+        )
         number = {item: row + 1 for row, item in enumerate(films["item"].to_pylist())}
         genres = films["genres"].to_pylist()
         items = ItemTexts.of(
