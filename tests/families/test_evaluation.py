@@ -2,19 +2,24 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from sklearn.metrics import roc_auc_score
 
 from jobs.evaluate import run
 from rayrec.data.log import Log
 from rayrec.data.log.schema import SchemaError, write_schema
-from rayrec.data.log.streams import StreamConfig
+from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.data.text_stream import TextImport, documents, write_blocks
 from rayrec.families.language_model.bundle import load_language_model
 from rayrec.families.language_model.evaluation import sample
 from rayrec.families.language_model.experiment import LanguageModelExperiment
+from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
+from rayrec.families.ranker.scoring import features_of
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.models.ranker import RankerArchitecture
@@ -60,6 +65,24 @@ def test_a_ranker_is_judged_as_its_training_judged_it(ranker: tuple[Path, Progre
             value = wanted[row[0]][name]
             assert value is not None
             assert float(cell.replace(",", "")) == pytest.approx(value, abs=1e-5)
+
+
+def test_rows_of_each_user_are_judged_as_a_loop_over_users_judges_them(
+    ranker: tuple[Path, Progress], small_log: Path
+) -> None:
+    bundle, _ = ranker
+    table = run(str(bundle), ["--by", "item"])
+    loaded, log = load_bundle(bundle), Log.open(small_log)
+    view = Log(log.path, features_of(loaded.schema, log.schema, log.path))
+    stream = LogStream(view, "test", StreamConfig(512, shuffle=False, drop_last=False, reader="in_process"))
+    with torch.no_grad():
+        scores = torch.cat([loaded.model(batch)[:, 0] for batch in stream.epoch_batches()]).numpy()
+    rows = pq.read_table([*log.files("test")], columns=["item", "click"]).to_pandas()
+    aucs = [roc_auc_score(own.click, scores[own.index]) for _, own in rows.groupby("item") if own.click.nunique() == 2]
+    assert float(table.rows[0][table.columns.index("auc_by_item")]) == pytest.approx(np.mean(aucs), abs=1e-5)
+    assert table.rows[0][table.columns.index("items")] == str(len(aucs))
+    with pytest.raises(ConfigError, match="no column is called 'buyer'; there are age, price"):
+        run(str(bundle), ["--by", "buyer"])
 
 
 def test_a_ranker_is_judged_on_another_log_and_one_without_its_features_is_refused(

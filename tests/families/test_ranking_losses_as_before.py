@@ -1,4 +1,4 @@
-"""Losses of every training method, step by step, as they were recorded before methods became parts (commit ba0a8db).
+"""Losses of every training method, step by step, as they were recorded before methods became parts (commit f482848).
 
 ``ranking_losses.json`` holds, by case, the JSON of a ranking config as it was written then and the totals of four SGD steps on
 random rows: so each case also reads a config of that time.

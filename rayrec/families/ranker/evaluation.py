@@ -5,12 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.families.ranker.experiment import EVALUATION_BATCH_ROWS, RankerExperiment
 from rayrec.families.ranker.scoring import features_of
 from rayrec.families.ranker.task import RankingConfig, RankingTask
+from rayrec.metrics.by_group import grouped_metrics
 from rayrec.reporting import Table
 from rayrec.reporting.page import metrics_table
 from rayrec.training.judging import judge_stream
@@ -22,10 +29,13 @@ class EvaluateRanker:
     """Judge a ranker.
 
     split: which part of the log. log: None = the one that it was trained on.
+    by: a column of the log whose values are requests or users: how well the rows of each are ordered (AUC, MRR, nDCG within
+    groups, averaged over those with both kinds of label). None = the log's request id, where it has one.
     """
 
     split: Literal["train", "valid", "test"] = "test"
     log: Path | None = None
+    by: str | None = None
 
     def evaluate(self, folder: Path) -> Table:
         """Metrics by task. Raises BundleError, LogError, SchemaError or ConfigError that names what does not fit."""
@@ -38,8 +48,35 @@ class EvaluateRanker:
             raise ConfigError(f"{log.path}: no labels of {', '.join(absent)}, which the model predicts")
         view = Log(log.path, replace(features_of(bundle.schema, log.schema, log.path), tasks=bundle.schema.tasks))
         stream = StreamConfig(EVALUATION_BATCH_ROWS, shuffle=False, drop_last=False, reader="in_process")
+        task, by = _task(bundle, experiment), self.by or log.schema.request_id
         with closing(LogStream(view, self.split, stream)) as batches:
-            return metrics_table(judge_stream(_task(bundle, experiment), bundle.model, batches.epoch_batches()))
+            summary = judge_stream(task, bundle.model, batches.epoch_batches())
+        if by is None:
+            return metrics_table(summary)
+        groups = _column(log, self.split, by)
+        with closing(LogStream(view, self.split, stream)) as batches, torch.no_grad():
+            found = [(task.predict(bundle.model, batch), batch.labels) for batch in batches.epoch_batches()]
+        logits, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+        for place, name in enumerate(bundle.schema.task_names):
+            within = grouped_metrics(groups, logits[:, place], labels[:, place])
+            summary[name] |= {
+                f"{by}s": within.groups,
+                f"auc_by_{by}": within.auc,
+                f"mrr_by_{by}": within.mrr,
+                **{f"ndcg@{k}_by_{by}": value for k, value in within.ndcg.items()},
+            }
+        return metrics_table(summary)
+
+
+def _column(log: Log, split: str, name: str) -> NDArray[np.generic]:
+    """(n,) codes of a column's values in the order of the split's rows. Raises ConfigError when the log has no such column."""
+    files = log.files(split)
+    known = pq.read_schema(files[0]).names
+    if name not in known:
+        raise ConfigError(f"{log.path}: no column is called {name!r}; there are {', '.join(known)}")
+    column = pq.read_table(list(files), columns=[name]).column(name).combine_chunks()
+    codes: NDArray[np.generic] = pc.rank(column, tiebreaker="dense").to_numpy()
+    return codes
 
 
 def _task(bundle: Bundle, experiment: RankerExperiment) -> RankingTask:
