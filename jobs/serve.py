@@ -67,14 +67,15 @@ def application_of(family: Family) -> Application:
     return found
 
 
-def run(command: Serve[Any], stop: threading.Event) -> None:
-    """Serve until ``stop`` is set."""
+def run(command: Serve[Any], stop: threading.Event, connected: Callable[[], None] = lambda: None) -> None:
+    """Serve until ``stop`` is set. connected: called once Ray is there, whose own signal handlers are set by then."""
     with refusing_version(command.model):
         resolved = resolve_model(command.model)
         family = family_of(bundle_kind(resolved.path))
         bundle = family.load_bundle(resolved.path)
     application = application_of(family)
     connect_to_serve()
+    connected()
     with serving(command.service, command.host, command.port) as deployed:
         deployed.deploy(reference_to(resolved))
         print(f"serving {resolved.name}/{resolved.version} at {deployed.url}, try:", flush=True)
@@ -182,12 +183,15 @@ def main() -> None:
     def end(_: int, __: FrameType | None) -> None:
         stop.set()
 
+    def listen() -> None:
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
+
     with told():
         kind: Any = Serve[limits_of(sys.argv[1:])]  # type: ignore[misc]
         command: Serve[Any] = tyro.cli(kind, description=__doc__)
-        signal.signal(signal.SIGTERM, end)
-        signal.signal(signal.SIGINT, end)
-        run(command, stop)
+        listen()
+        run(command, stop, listen)
 
 
 def limits_of(arguments: Sequence[str]) -> type[ServiceLimits]:
