@@ -114,7 +114,8 @@ class DepthRetriever(Retriever[Tensor]):
         if config.dense_weight > 0:
             self.register_buffer("item_text", items.text.clone())
             self.ask, self.text = nn.Linear(dim, dim, bias=False), nn.Linear(items.text.shape[1], dim, bias=False)
-            self.dense_repeat = nn.Parameter(torch.zeros(()))
+            if config.repeat_terms:
+                self.dense_repeat = nn.Parameter(torch.zeros(()))
         self._initialize()
         self.register_load_state_dict_post_hook(_forget_known)
 

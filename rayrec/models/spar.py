@@ -50,7 +50,7 @@ class Spar(ContentRanker):
             config.random_share,
             config.block,
         )
-        self.uhs = SparsePolyAttention(dim, config.code_dim, pattern) if config.summarize else None
+        self.uhs = SparsePolyAttention(dim, config.code_dim, pattern) if config.summarize and config.history else None
         self.uie = PolyAttention(dim, config.user_codes, config.code_dim)
         self.ccs = PolyAttention(dim, config.item_codes, config.code_dim) if config.item_summary else None
         self.relevance = Relevance(dim)
@@ -61,7 +61,7 @@ class Spar(ContentRanker):
             real, there = torch.zeros_like(real), torch.zeros_like(there)
         states = torch.cat([interests, grid.flatten(1, 2)], 1)
         seen = torch.cat([interests_real, real.flatten(1)], 1)
-        if self.uhs is None or not self.config.history:
+        if self.uhs is None:
             gamma: Tensor = self.uie(states, seen)
             return gamma
         if self.config.sparse:

@@ -74,17 +74,20 @@ def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None)
     record_file = folder / "run.json"
     if record_file.is_file():
         record = from_json(RunRecord, record_file.read_bytes(), str(record_file))
-        if decides_the_same(record.experiment, experiment):
-            if record.data not in (None, experiment.fingerprint()):
-                raise ConfigError(
-                    f"run {name!r} was begun on other data than what lies there now ({record_file}); choose another name, or "
-                    "remove that folder"
-                )
+        trained = newest_checkpoint(folder / "train") is not None or (folder / "bundle").exists()
+        same_config = decides_the_same(record.experiment, experiment)
+        same_data = record.data in (None, experiment.fingerprint())
+        if same_config and not same_data and trained:
+            raise ConfigError(
+                f"run {name!r} was begun on other data than what lies there now ({record_file}); choose another name, or "
+                "remove that folder"
+            )
+        if same_config and same_data:
             if record.experiment != experiment:
                 record = replace(record, experiment=experiment)
                 write_text_atomically(record_file, to_json(record))
             return folder, record
-        if newest_checkpoint(folder / "train") is not None or (folder / "bundle").exists():
+        if trained:
             raise ConfigError(
                 f"run {name!r} exists with another config ({record_file}); choose another name, or remove that folder"
             )

@@ -367,6 +367,7 @@ class _Loop(Generic[B]):
         if len(batches) * self.worker.size == 1:
             return None
         sizes = torch.stack([self.task.sizes(self.state.model, batch) for batch in batches]).double().mean(0)
+        sizes = sizes.to(self.worker.device)  # nccl reduces nothing that lies on a CPU
         if self.worker.size > 1:
             dist.all_reduce(sizes)
         return sizes / self.worker.size

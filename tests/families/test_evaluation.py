@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -83,6 +84,28 @@ def test_rows_of_each_user_are_judged_as_a_loop_over_users_judges_them(
     assert table.rows[0][table.columns.index("items")] == str(len(aucs))
     with pytest.raises(ConfigError, match="no column is called 'buyer'; there are age, price"):
         run(str(bundle), ["--by", "buyer"])
+    with pytest.raises(ConfigError, match="column 'history' holds list"):
+        run(str(bundle), ["--by", "history"])
+
+
+def test_rows_of_unknown_users_are_no_user_of_their_own(
+    ranker: tuple[Path, Progress], small_log: Path, tmp_path: Path
+) -> None:
+    bundle, _ = ranker
+    log = Log.open(small_log)
+    rows: pa.Table = pq.read_table(log.files("test")[0]).slice(0, 400)
+    item = pc.if_else(pc.equal(rows["item"], 3), 0, rows["item"]).cast(pa.int32())
+    for name, column in (("all", rows["item"]), ("unknown", item)):
+        folder = tmp_path / name
+        (folder / "test").mkdir(parents=True)
+        place = rows.column_names.index("item")
+        pq.write_table(rows.set_column(place, rows.field("item"), column), folder / "test" / "part-00000.parquet")
+        write_schema(log.schema, folder / "schema.json")
+    counts = [
+        int(table.rows[0][table.columns.index("items")])
+        for table in (run(str(bundle), ["--by", "item", "--log", str(tmp_path / name)]) for name in ("all", "unknown"))
+    ]
+    assert counts[1] == counts[0] - 1
 
 
 def test_a_ranker_is_judged_on_another_log_and_one_without_its_features_is_refused(

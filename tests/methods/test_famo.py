@@ -51,6 +51,14 @@ def test_a_task_observed_nowhere_in_a_batch_is_left_out_and_compared_with_its_la
     assert total_of(Famo().balancer(2, 8), torch.zeros(2)) == 0.0
 
 
+def test_a_task_that_is_absent_while_others_improve_keeps_its_logit() -> None:
+    balancer = Famo(learning_rate=1.0, decay=0.0).balancer(3, 8)
+    for values in ([1.0, 1.0, 1.0], [0.5, 0.9, 0.0], [0.2, 0.8, 0.0]):
+        total_of(balancer, torch.tensor(values))
+    assert balancer.logits[2] == 0.0
+    assert balancer.logits[0] < 0 < balancer.logits[1]
+
+
 def test_one_task_is_trained_plainly() -> None:
     loss = torch.tensor([0.7], requires_grad=True)
     balancer = Famo().balancer(1, 8)

@@ -21,6 +21,13 @@ def test_a_log_that_was_moved_is_the_same_and_one_that_was_imported_anew_is_not(
     (tmp_path / "log").rename(tmp_path / "moved")
     assert RankerExperiment(tmp_path / "moved").fingerprint() == record.data
     write_small_log(tmp_path / "log", rows=320)
+    assert open_run("first", experiment)[1].data not in (
+        None,
+        record.data,
+    )  # it never trained: it does not hold its name
+    (runs / "first" / "bundle").mkdir()
+    shutil.rmtree(tmp_path / "log")
+    (tmp_path / "moved").rename(tmp_path / "log")
     with pytest.raises(ConfigError, match=r"run 'first' was begun on other data"):
         open_run("first", experiment)
 

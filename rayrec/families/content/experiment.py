@@ -1,9 +1,12 @@
 """A content experiment from config to bundle; see ``rayrec.training.experiment``."""
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from rayrec.data.content import ContentLog, read_content
 from rayrec.data.content.batches import ContentInputs
@@ -64,6 +67,19 @@ class ContentExperiment:
                 "EmbSum learns to write summaries: name a version of user texts by summary, or set its weight to 0"
             )
         self.task()
+
+    def fingerprint(self) -> str:
+        """Items, histories, impressions, and the token ids of items and of the versions that are read."""
+        log, tokens = _data(self.content, self.tokens)
+        shown = log.impressions
+        read = [tokens.user_texts[name] for name in (self.interest, self.summary) if name is not None]
+        digest = hashlib.sha256((log.items.fingerprint + tokens.tokenizer.json).encode())
+        digest.update("".join(shown.split.tolist()).encode())
+        digest.update(np.ascontiguousarray(shown.history).tobytes())
+        for lists in (log.histories, shown.candidates, shown.labels, tokens.items, *read):
+            digest.update(np.ascontiguousarray(lists.offsets).tobytes())
+            digest.update(np.ascontiguousarray(lists.values).tobytes())
+        return digest.hexdigest()[:16]
 
     def inputs(self) -> ContentInputs:
         log, tokens = _data(self.content, self.tokens)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -30,7 +31,7 @@ class EvaluateRanker:
 
     split: which part of the log. log: None = the one that it was trained on.
     by: a column of the log whose values are requests or users: how well the rows of each are ordered (AUC, MRR, nDCG within
-    groups, averaged over those with both kinds of label). None = the log's request id, where it has one.
+    groups, averaged over those with both kinds of label); rows without a value are left out. None = the log's request id.
     """
 
     split: Literal["train", "valid", "test"] = "test"
@@ -53,12 +54,12 @@ class EvaluateRanker:
             summary = judge_stream(task, bundle.model, batches.epoch_batches())
         if by is None:
             return metrics_table(summary)
-        groups = _column(log, self.split, by)
+        groups, known = _column(log, self.split, by)
         with closing(LogStream(view, self.split, stream)) as batches, torch.no_grad():
             found = [(task.predict(bundle.model, batch), batch.labels) for batch in batches.epoch_batches()]
         logits, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
         for place, name in enumerate(bundle.schema.task_names):
-            within = grouped_metrics(groups, logits[:, place], labels[:, place])
+            within = grouped_metrics(groups[known], logits[known, place], labels[known, place])
             summary[name] |= {
                 f"{by}s": within.groups,
                 f"auc_by_{by}": within.auc,
@@ -68,15 +69,25 @@ class EvaluateRanker:
         return metrics_table(summary)
 
 
-def _column(log: Log, split: str, name: str) -> NDArray[np.generic]:
-    """(n,) codes of a column's values in the order of the split's rows. Raises ConfigError when the log has no such column."""
+def _column(log: Log, split: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(n,) codes of a column's values in the order of the split's rows, and which rows have one: null and, in a categorical
+    feature, the code of missing and unknown values are none. Raises ConfigError for a column that is not there or holds lists."""
     files = log.files(split)
-    known = pq.read_schema(files[0]).names
-    if name not in known:
-        raise ConfigError(f"{log.path}: no column is called {name!r}; there are {', '.join(known)}")
-    column = pq.read_table(list(files), columns=[name]).column(name).combine_chunks()
-    codes: NDArray[np.generic] = pc.rank(column, tiebreaker="dense").to_numpy()
-    return codes
+    fields = pq.read_schema(files[0])
+    if name not in fields.names:
+        raise ConfigError(f"{log.path}: no column is called {name!r}; there are {', '.join(fields.names)}")
+    if pa.types.is_nested(fields.field(name).type):
+        raise ConfigError(
+            f"{log.path}: column {name!r} holds {fields.field(name).type}, which names no request or user"
+        )
+    column = pq.read_table(list(files), columns=[name]).column(name)
+    known = column.is_valid()
+    if name in {feature.name for feature in log.schema.categorical}:
+        known = pc.and_(known, pc.fill_null(pc.not_equal(column, 0), False))
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    codes = column.combine_chunks().indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, known.to_numpy()
 
 
 def _task(bundle: Bundle, experiment: RankerExperiment) -> RankingTask:

@@ -46,14 +46,16 @@ class FamoBalancer(Balancer):
         self.register_buffer("last_losses", torch.zeros(tasks))
 
     def total(self, losses: Tensor, h: Tensor, inputs: Tensor, parameters: Iterable[nn.Parameter] = ()) -> Tensor:
-        """A task of loss 0 (observed nowhere in this batch) has no say and keeps its last loss."""
+        """A task of loss 0 (observed nowhere in this batch) has no say; it keeps its last loss and, but for the pull to 0, its
+        logit."""
         with torch.no_grad():
             joint = averaged(losses.detach().clone())
             present = joint > 0.0
             compared = present & (self.last_losses > 0.0)
             improved = torch.where(compared, self.last_losses.log() - joint.log(), 0.0)
             if self.steps > 0:
-                z = self.logits.softmax(0)
+                z = torch.where(compared, self.logits.softmax(0), 0.0)
+                z = z / z.sum().clamp_min(torch.finfo(z.dtype).tiny)  # among those that can be compared
                 slope = z * (improved - z @ improved)
                 self.logits -= self.config.learning_rate * (slope + self.config.decay * self.logits)
             self.last_losses.copy_(torch.where(present, joint, self.last_losses))

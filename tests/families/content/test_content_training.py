@@ -1,5 +1,6 @@
 """Content rankers train in the one worker loop; users and candidates stand alone; what was precomputed scores the same."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rayrec.families.content.evaluation import EvaluateContent
 from rayrec.families.content.experiment import ContentExperiment
 from rayrec.models.content_inputs import ContentBatch, Texts
 from rayrec.models.content_ranker import ContentRanker
+from rayrec.runs.fitting import fit
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.judging import judge_stream
@@ -152,3 +154,30 @@ def test_batches_stay_within_the_token_budget_and_hold_each_positive_once(experi
 def test_texts_that_were_never_tokenized_are_named(experiment: ContentExperiment) -> None:
     with pytest.raises(ConfigError, match="no user texts of version 'spoken' were tokenized; there are: written"):
         replace(experiment, interest="spoken").check()
+
+
+def test_a_run_by_name_trains_in_process_and_goes_on_only_with_its_own_data(
+    experiment: ContentExperiment, runs: Path, tmp_path: Path
+) -> None:
+    short = replace(experiment, loop=replace(experiment.loop, epochs=1)).absolute()
+    finished = fit("content", short, in_process=True)
+    assert finished.progress.evaluations["test"]
+    assert load_content_ranker(finished.bundle).saved.items == short.inputs().log.items.fingerprint
+    shutil.copytree(short.content, tmp_path / "copy")
+    assert replace(short, content=tmp_path / "copy").fingerprint() == short.fingerprint()
+    assert replace(short, interest=None, summary=None).fingerprint() != short.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change", [{"history": False}, {"summarize": False}, {"item_summary": False}, {"sparse": False}]
+)
+def test_every_parameter_of_every_variant_of_spar_gets_a_gradient(
+    experiment: ContentExperiment, change: dict[str, bool]
+) -> None:
+    spar = replace(experiment.ranker.spar, **change)
+    wanted = replace(experiment, ranker=replace(experiment.ranker, spar=spar))
+    task = wanted.task()
+    model = task.build()
+    batch, _ = next(wanted.data(Worker()).open_training(StreamPosition(), 1).epoch_batches())
+    task.loss(model, batch).total.backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
