@@ -100,13 +100,13 @@ def run(command: Demo) -> Path:
         with steps.next("teacher: sees all features, learns from impressions, scores every candidate"):
             inputs = replace(inputs, base=_taught(inputs, folder))
     with steps.next("supervised ranker, under Ray Train"):
-        supervised = fit(f"{name}/supervised", replace(inputs.base, unlabeled=None, unlabeled_ratio=0.0))
+        supervised = fit(f"{name}-supervised", replace(inputs.base, unlabeled=None, unlabeled_ratio=0.0))
     with steps.next(f"sweep of regularization strength and task weights: {command.trials} trials under Ray Tune"):
         plain = replace(inputs.base, unlabeled=None, unlabeled_ratio=0.0)
-        swept = sweep(f"{name}/sweep", SPACE, find_space(SPACE), SweepConfig(plain, trials=command.trials))
+        swept = sweep(f"{name}-sweep", SPACE, find_space(SPACE), SweepConfig(plain, trials=command.trials))
     methods = ("UKDSL, " if inputs.logs else "") + "LSPR and MultiBalance"
     with steps.next(f"ranker with {methods}, under Ray Train"):
-        ours = fit(f"{name}/ours", _ours(inputs.base, swept))
+        ours = fit(f"{name}-ours", _ours(inputs.base, swept))
     retriever: FinishedRun | None = None
     if inputs.logs is not None:
         with steps.next("retriever on the same world: SASRec on what users clicked"):
@@ -204,7 +204,7 @@ def _retriever(log: Log, name: str) -> FinishedRun:
         retrieval=RetrievalConfig(sasrec=SASRecConfig(dim=32, layers=1, dropout=0.3)),
         loop=LoopConfig(epochs=12, patience=4, gradient_clip=1.0),
     )
-    return fit(f"{name}/retriever", experiment)
+    return fit(f"{name}-retriever", experiment)
 
 
 def _answers(
