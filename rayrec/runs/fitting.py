@@ -38,7 +38,7 @@ def fit(
         try:
             if progress is None or not progress.finished:
                 if in_process:
-                    _train_in_process(folder, record, experiment_here)
+                    _train_in_process(folder, record, experiment_here, start=checkpoint)
                 else:
                     from rayrec.runs.ray_train import train_under_ray  # seconds of imports
 
@@ -53,9 +53,9 @@ def fit(
         return complete_run(folder, record, last)
 
 
-def _train_in_process(folder: Path, record: RunRecord, experiment: AnyExperiment) -> None:
+def _train_in_process(folder: Path, record: RunRecord, experiment: AnyExperiment, *, start: Path | None) -> None:
     metrics = MetricQueue(folder, Tracker(record.tracking_uri, record.mlflow_run), record.mlflow_run)
     try:
-        train_here(experiment, FolderReporter(folder / "train"), worker=Worker(), log_metrics=metrics.log)
+        train_here(experiment, FolderReporter(folder / "train", start), worker=Worker(), log_metrics=metrics.log)
     finally:
         metrics.close()

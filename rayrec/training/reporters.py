@@ -24,17 +24,20 @@ class Reporter(Protocol):
 
 
 class FolderReporter:
-    """Checkpoints in ``<folder>/checkpoint-<n>``, the last two kept; each appears by a rename."""
+    """Checkpoints in ``<folder>/checkpoint-<n>``, the last two kept; each appears by a rename.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    start: a checkpoint of other names, of a run that was begun under Ray Train.
+    """
+
+    def __init__(self, folder: Path, start: Path | None = None) -> None:
+        self.folder, self.start = folder, start
         folder.mkdir(parents=True, exist_ok=True)
 
     def latest(self) -> Path | None:
-        return max(self._checkpoints(), default=None)
+        return _further(max(self._checkpoints(), default=None), self.start)
 
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
-        newest = self.latest()
+        newest = max(self._checkpoints(), default=None)
         number = 0 if newest is None else int(newest.name.rpartition("-")[2]) + 1
         with whole_folder(self.folder / f"checkpoint-{number:06d}") as partial:
             write(partial)
@@ -58,9 +61,7 @@ class RayTrainReporter:
         import ray.train  # seconds of imports, which a run in process does without
 
         checkpoint = ray.train.get_checkpoint()
-        found = None if checkpoint is None else Path(checkpoint.to_directory())
-        both = [path for path in (found, self.start) if path is not None and path.is_dir()]
-        return max(both, key=lambda path: read_progress(path).step, default=None)
+        return _further(None if checkpoint is None else Path(checkpoint.to_directory()), self.start)
 
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         import ray.train
@@ -68,6 +69,13 @@ class RayTrainReporter:
         with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
             write(Path(folder))
             ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _further(own: Path | None, start: Path | None) -> Path | None:
+    """Which of two checkpoints has more steps, if there is any; the own one of as many."""
+    if start is None or not start.is_dir():
+        return own
+    return start if own is None or read_progress(start).step > read_progress(own).step else own
 
 
 class RayTuneReporter:

@@ -1,9 +1,10 @@
 """Runs in this very process: what is checked before, how a run goes on, who may train under a name, tracking that is away."""
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progres
 from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import LoopConfig, Worker
 from rayrec.training.metric_queue import MetricQueue, send_unsent
-from rayrec.training.reporters import FolderReporter
+from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, to_json
 
@@ -293,6 +294,51 @@ def test_a_checkpoint_that_is_not_whole_is_never_gone_on_from(tmp_path: Path) ->
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
     assert newest_checkpoint(tmp_path / "none") is None
     assert json.loads((tmp_path / "checkpoint_a" / "progress.json").read_text())["workers"] == 0
+
+
+def test_a_run_begun_under_ray_goes_on_in_process_from_where_it_stopped(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit("whole", experiment, in_process=True)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 30, Interrupted())
+        with pytest.raises(Interrupted):
+            fit("moved", experiment, in_process=True)
+    train = runs / "moved" / "train"
+    begun = newest_checkpoint(train)
+    assert begun is not None
+    begun.rename(train / "checkpoint_2026-01-01_00-00-00.000000")  # as Ray Train names it
+    for other in train.glob("checkpoint-*"):
+        shutil.rmtree(other)
+    written = []
+    report = FolderReporter.report
+
+    def reporting(self: FolderReporter, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
+        report(self, metrics, write)
+        written.append(read_progress(max(self.folder.glob("checkpoint-*"))).step)
+
+    monkeypatch.setattr(FolderReporter, "report", reporting)
+    resumed = fit("moved", experiment, in_process=True)
+    assert written[0] == 30
+    assert resumed.progress.evaluations == whole.progress.evaluations
+
+
+def test_a_folder_s_latest_checkpoint_is_the_further_of_its_own_and_the_one_to_start_from(tmp_path: Path) -> None:
+    def at_step(step: int) -> CheckpointWriter:
+        def write(folder: Path) -> None:
+            (folder / "progress.json").write_text(to_json(Progress(step=step)))
+
+        return write
+
+    start = tmp_path / "checkpoint_b"
+    reporter = FolderReporter(tmp_path, start)
+    assert reporter.latest() is None
+    reporter.report({}, at_step(20))
+    start.mkdir()
+    at_step(40)(start)
+    assert reporter.latest() == start
+    reporter.report({}, at_step(40))
+    assert reporter.latest() == tmp_path / "checkpoint-000001"
 
 
 def test_a_run_may_go_on_with_other_run_options_and_with_no_other_model(
