@@ -1,5 +1,6 @@
 """A planted world in which the preference names the category of the next item and nothing else tells it."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -255,3 +257,31 @@ def test_what_a_model_with_preferences_lacks_is_named(folders: Path) -> None:
         replace(wanted, preferences=PreferenceConfig(folders / "absent")).check()
     with pytest.raises(ValueError, match="axes must be different"):
         PreferenceConfig(axes=("fine", "fine"))
+
+
+def test_a_benchmark_or_embeddings_that_were_made_anew_are_other_data(
+    folders: Path, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    wanted = experiment(folders, "mender_emb")
+    pools = dict(benchmark.pools)
+    pools["recommendation", "train"] = pools["recommendation", "train"].take(np.arange(10))
+    changed = {
+        "same": benchmark,
+        "texts": replace(benchmark, texts=(*benchmark.texts[:-1], "Avoid everything")),
+        "vectors": replace(benchmark, vectors=benchmark.vectors[::-1].copy()),
+        "pools": replace(benchmark, pools=pools),
+    }
+    names = world().items.titles.to_pylist()
+    found = {
+        name: replace(wanted, preferences=PreferenceConfig(write_benchmark(tmp_path / name, one, names))).fingerprint()
+        for name, one in changed.items()
+    }
+    assert found.pop("same") == wanted.fingerprint()
+    shutil.copytree(folders / "ids", tmp_path / "ids")
+    tensors = load_file(tmp_path / "ids" / "semantic_ids.safetensors")
+    tensors["embeddings"] = tensors["embeddings"].flip(0)
+    save_file(tensors, tmp_path / "ids" / "semantic_ids.safetensors")
+    found["embeddings"] = replace(wanted, semantic_ids=tmp_path / "ids").fingerprint()
+    assert len({wanted.fingerprint(), *found.values()}) == 5
+    blind = experiment(folders, "tiger")
+    assert replace(blind, preferences=PreferenceConfig(tmp_path / "pools")).fingerprint() == blind.fingerprint()

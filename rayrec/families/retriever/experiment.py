@@ -92,13 +92,21 @@ class RetrieverExperiment:
         self.task()
 
     def fingerprint(self) -> str:
-        """Items, events and, where they are read, semantic IDs."""
-        data, ids = _data(self.sequences), self.ids()
+        """Items, events and, where they are read, semantic IDs with the items' embeddings, and the preference benchmark."""
+        data, ids, benchmark = _data(self.sequences), self.ids(), self.benchmark()
         digest = hashlib.sha256(data.items.fingerprint.encode())
         for part in (data.interactions.offsets, data.interactions.items):
             digest.update(np.ascontiguousarray(part).tobytes())
         if ids is not None:
             digest.update(ids.items.ids.codes.numpy().tobytes())
+            digest.update(ids.items.embeddings.numpy().tobytes())
+        if benchmark is not None:
+            digest.update("\0".join(benchmark.texts).encode())
+            digest.update(np.ascontiguousarray(benchmark.vectors).tobytes())
+            for (axis, split), pool in benchmark.pools.items():
+                digest.update(f"{axis} {split} {len(pool)}".encode())
+                for column in (pool.users, pool.positions, pool.targets, pool.preferences, pool.negatives):
+                    digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()[:16]
 
     def task(self) -> RetrievalTask:
