@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from rayrec.data.content import UserTexts, read_content, write_content
+from rayrec.data.content.tokens import tokenize, write_tokens
 from rayrec.data.log.streams import StreamPosition
 from rayrec.families.content.bundle import load_content_ranker
 from rayrec.families.content.evaluation import EvaluateContent
@@ -16,6 +19,8 @@ from rayrec.families.content.experiment import ContentExperiment
 from rayrec.models.content_inputs import ContentBatch, Texts
 from rayrec.models.content_ranker import ContentRanker
 from rayrec.runs.fitting import fit
+from rayrec.text.content_tokenizer import ContentTokenizer
+from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.judging import judge_stream
@@ -181,3 +186,26 @@ def test_every_parameter_of_every_variant_of_spar_gets_a_gradient(
     batch, _ = next(wanted.data(Worker()).open_training(StreamPosition(), 1).epoch_batches())
     task.loss(model, batch).total.backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_tokens_that_a_model_was_not_trained_to_read_are_named(
+    experiment: ContentExperiment, small_tokenizer: ContentTokenizer, tmp_path: Path
+) -> None:
+    log = experiment.inputs().log
+    bundle = experiment.save(fresh(experiment), tmp_path / "bundle", {})
+    same = write_tokens(tmp_path / "same", tokenize(log, small_tokenizer, "small", 16))
+    assert EvaluateContent(tokens=same).evaluate(bundle).rows == EvaluateContent().evaluate(bundle).rows
+    trained = train_tokenizer(["football cooking politics travel Title: Category: ; Likes game"] * 3, 300)
+    others = (
+        ContentTokenizer(trained.json, trained.separator, trained.separator, trained.vocabulary),
+        replace(small_tokenizer, end=small_tokenizer.end - 1),
+    )
+    for i, other in enumerate(others):
+        tokens = write_tokens(tmp_path / f"other-{i}", tokenize(log, other, "other", 16))
+        with pytest.raises(ConfigError, match=rf"{tokens}: tokens of another tokenizer"):
+            EvaluateContent(tokens=tokens).evaluate(bundle)
+    user_texts = {"written": UserTexts("a template", pa.array(["Likes game game game game game."] * len(log.users)))}
+    content = write_content(tmp_path / "content", replace(log, user_texts=user_texts))
+    longer = write_tokens(tmp_path / "longer", tokenize(read_content(content), small_tokenizer, "small", 40))
+    with pytest.raises(ConfigError, match=rf"{longer}: items of up to \d+ tokens and users' texts of up to \d+"):
+        EvaluateContent(content=content, tokens=longer).evaluate(bundle)
