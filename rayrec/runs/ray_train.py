@@ -108,7 +108,10 @@ class _Trainer(TorchTrainer):
 def worker_loop(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs; ``config`` holds the run's record as plain JSON, its folder and where to begin."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told once
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Ray Train tells of each report by a logger that is named after its own file.
+    files = [n for n in logging.root.manager.loggerDict if n.endswith("ray/train/v2/_internal/execution/context.py")]
+    for name in ("ray.train", *files):
+        logging.getLogger(name).setLevel(logging.WARNING)
     record = from_plain(RunRecord, config["record"], "the run's record")
     folder = Path(config["folder"])
     if has_ended(folder):

@@ -9,12 +9,14 @@
 On a small machine each trial runs the worker loop in its own process; with GPUs each trial is a Ray Train run.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import optuna
 import ray.tune
 from ray.train.torch import TorchTrainer
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
@@ -204,6 +206,8 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
         ),
         {"cpu": cpus},
     )
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints boxes whatever the verbosity
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = folder / "trials"
     if Tuner.can_restore(str(storage)):
         return Tuner.restore(str(storage), trainable=trainable, resume_unfinished=True, resume_errored=True)

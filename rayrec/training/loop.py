@@ -460,9 +460,11 @@ class _Loop(Generic[B]):
         self.reporter.report(numbers, lambda folder: write_checkpoint(folder, self.state, self.worker.rank))
 
     def _show(self, parts: Mapping[str, Tensor], window: "_Window[B]", steps_per_epoch: int) -> None:
+        progress = self.state.progress
+        if window.shown_rows is None:  # what came before the first step, or a resumed one, says nothing of the speed
+            window.shown, window.shown_rows = time.perf_counter(), progress.rows
         if not self.leads or time.perf_counter() - window.shown < self.config.progress_seconds:
             return
-        progress = self.state.progress
         passed, rows = time.perf_counter() - window.shown, progress.rows - window.shown_rows
         window.shown, window.shown_rows = time.perf_counter(), progress.rows
         left = self.config.epochs * steps_per_epoch - progress.step
@@ -479,7 +481,8 @@ class _Window(Generic[B]):
 
     def __init__(self, task: Task[B]) -> None:
         self.task = task
-        self.shown, self.shown_rows = time.perf_counter(), 0
+        self.shown = time.perf_counter()
+        self.shown_rows: int | None = None  # at the line shown last
         self.reset()
 
     def reset(self) -> None:
