@@ -33,7 +33,7 @@ def prepare_front() -> None:
         return
     # A short name whatever $TMPDIR is: names of sockets are bounded. Only its owner reads it: the admin socket lies in it.
     folder = Path(tempfile.mkdtemp(prefix="rr-", dir="/tmp"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove, folder, os.getpid())
     start = folder / "haproxy"
     command = [sys.executable, "-I", haproxy_front.__file__, str(folder), binary]
     start.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
@@ -58,6 +58,12 @@ def prepare_front() -> None:
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """At the end of the process that made it, not of one that was forked from it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def haproxy_is_front() -> bool:

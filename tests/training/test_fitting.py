@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_bit_for_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_checkpoint", filling)
-        with pytest.raises(DiskError, match="train: no space is left on its disk"):
+        with pytest.raises(DiskError, match="no space is left on its disk"):
             fit("full", experiment, in_process=True)
     newest = newest_checkpoint(small_disk / "runs" / "full" / "train")
     assert newest is not None
