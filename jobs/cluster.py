@@ -156,8 +156,8 @@ def _wait(process: subprocess.Popen[bytes], head: Head, token: str, seconds: flo
 
 
 def _end(head: Head) -> None:
-    """SIGTERM to the whole group, SIGKILL after 40 s (a running Serve drains for 30), then the scratch folder."""
-    for name, seconds in ((signal.SIGTERM, 40.0), (signal.SIGKILL, 5.0)):
+    """SIGTERM to the whole group, SIGKILL after 15 s, then the scratch folder."""
+    for name, seconds in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(head.pid, name)
         except ProcessLookupError:
