@@ -12,38 +12,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from rayrec.errors import UserError, told
+from rayrec.errors import told
 from rayrec.families.ranker.task import RankingTask
 from rayrec.families.table import AnyExperiment, read_experiment
-from rayrec.files import write_text_atomically
-from rayrec.reporting import write_page
 from rayrec.reporting.page import text_table
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
-from rayrec.runs.comparison import (
-    Comparison,
-    ComparisonState,
-    TrialOptions,
-    describe_left,
-    open_comparison,
-    run_trials,
-)
-from rayrec.runs.comparison_report import (
-    comparison_sections,
-    differences_table,
-    means_table,
-    metrics_in_order,
-    outcomes,
-    results_csv,
-)
+from rayrec.runs.comparing import Judging, raise_failures, run_comparison, train_what_is_left
+from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions, open_comparison
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json
-
-SHOWN_METRICS = 2  # in the terminal; the report has all
-
-
-class TrialsFailed(UserError):
-    """Some trials failed, after all others were done and reported."""
 
 
 @dataclass(frozen=True)
@@ -135,39 +113,26 @@ def compare(command: Compare) -> ComparisonState:
     choices: dict[str, ArmChoice] = {}
     if planned.open_arms:
         candidates = comparison_of_candidates(planned.open_arms, planned.choice_seeds)
-        state = _train(open_comparison(f"{command.name}-choice", candidates), command, "choice of settings: ", started)
+        state = train_what_is_left(
+            open_comparison(f"{command.name}-choice", candidates),
+            command.trials,
+            status=command.status,
+            began=started,
+            what="choice of settings: ",
+        )
         if state.left:
-            _raise_failures(state)
+            raise_failures(state)
             return state
         choices = choose(planned.open_arms, state)
         section = choice_section(choices)
         assert section.table is not None
         print(f"{text_table(section.table)}\n")
         Tracker(state.record.tracking_uri, state.record.mlflow_run).finish(state.record.mlflow_run)
-    state = _train(open_comparison(command.name, planned.comparison(choices)), command, "", started)
-    if state.done:
-        _report(state, command.split, choices)
-    _raise_failures(state)
-    return state
-
-
-def _train(state: ComparisonState, command: Compare, what: str, started: float) -> ComparisonState:
-    print(f"{what}{describe_left(state)}", flush=True)
-    if command.status or not state.left:
-        return state
-    until = command.trials.start_until
-    left = None if until is None else until - (time.monotonic() - started)
-    state = run_trials(state, replace(command.trials, start_until=left))
-    print(f"{what}{describe_left(state)}", flush=True)
-    return state
-
-
-def _raise_failures(state: ComparisonState) -> None:
-    if state.failed:
-        raise TrialsFailed(
-            "trials failed; the same command tries them again: "
-            + "; ".join(f"{key}: {error}" for key, error in state.failed.items())
-        )
+    chosen = (choice_section(choices),) if choices else ()
+    judging = Judging(command.split, sections=lambda state: chosen)
+    return run_comparison(
+        command.name, planned.comparison(choices), command.trials, judging, status=command.status, began=started
+    )
 
 
 def plan_of(command: Compare) -> PlannedComparison:
@@ -240,37 +205,6 @@ def _experiment(source: str, folder: Path) -> AnyExperiment:
     if file.suffix == ".json" or len(file.parts) > 1:
         raise ConfigError(f"{file}: no such file")
     return read_experiment(Tracker().config_text(source), f"run {source}")
-
-
-def _report(state: ComparisonState, split: str, choices: Mapping[str, ArmChoice]) -> None:
-    found = outcomes(state)
-    splits = sorted({outcome.split for outcome in found})
-    if split not in splits:
-        raise ConfigError(f"no arm was judged on split {split!r}; splits: {', '.join(splits)}")
-    comparison = state.record.comparison
-    for metric in metrics_in_order(state)[:SHOWN_METRICS]:
-        of_metric = [outcome for outcome in found if outcome.metric == metric and outcome.split == split]
-        print(f"\n{metric}, {split} split: mean ± standard error")
-        print(text_table(means_table(of_metric, comparison.reported_arms, comparison.baseline)))
-        print(f"difference to {comparison.baseline} [95 % t interval], * where told from 0 in this table")
-        print(text_table(differences_table(of_metric, comparison.reported_arms)))
-    sections = comparison_sections(state, split)
-    if choices:
-        sections = (*sections, choice_section(choices))
-    page = write_page(state.folder / "report", state.folder.name, sections)
-    write_text_atomically(page.parent / "results.csv", results_csv(found))
-    tracker, run = Tracker(state.record.tracking_uri, state.record.mlflow_run), state.record.mlflow_run
-    tracker.log_folder(run, page.parent, "report")
-    means = {f"{o.arm}/{o.split}/{o.task}/{o.metric}": o.estimate.mean for o in found}
-    differences = {
-        f"{o.arm}/{o.split}/{o.task}/{o.metric}/difference": o.difference.mean
-        for o in found
-        if o.difference is not None
-    }
-    tracker.log_metrics(run, {**means, **differences}, len(state.done))
-    if not state.left:
-        tracker.finish(run)
-    print(f"\nreport: {page}\nMLflow run: {run}")
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     <runs>/<name>/comparison.json                the MLflow run, and the arms as last asked for
     <runs>/<name>/trials/<arm>/<seed>/trial.json   the trial's experiment and its MLflow run
-    <runs>/<name>/trials/<arm>/<seed>/result.json  its metrics and curves, once it is done
+    <runs>/<name>/trials/<arm>/<seed>/result.json  its metrics and curves, once it is trained
+    <runs>/<name>/trials/<arm>/<seed>/further.json  how its model came out otherwise (see rayrec.runs.further)
     <runs>/<name>/report/                        page, plots and results.csv
 
 A trial that was killed goes on from its checkpoint, one that is done is never trained again: the same name with more arms or
@@ -25,9 +26,11 @@ from rayrec.families.table import AnyExperiment
 from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.runs.cluster import connect, gpus
+from rayrec.runs.further import FurtherEvaluation, bundle_folder, judge_further, read_further
 from rayrec.runs.run_folder import RunRecord, only_one
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import check_streams, train_here
+from rayrec.training.judging import Judged
 from rayrec.training.loop import Worker
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
@@ -109,13 +112,20 @@ class ComparisonRecord:
 
 @dataclass(frozen=True)
 class ComparisonState:
-    """Where a comparison stands: results of trials that are done, what is left, and errors of those that failed just now."""
+    """Where a comparison stands: results of trials that are done, what is left, and errors of those that failed just now.
+
+    wanted: what else is asked of each trained model; further: how those that are done came out in each way.
+    untrained: what the arms are shown beside, by name: popularity, say, judged on the same data.
+    """
 
     folder: Path
     record: ComparisonRecord
     done: Mapping[TrialKey, Progress]
     left: tuple[TrialKey, ...]
     failed: Mapping[TrialKey, str] = field(default_factory=dict)
+    wanted: FurtherEvaluation | None = None
+    further: Mapping[TrialKey, Mapping[str, Judged]] = field(default_factory=dict)
+    untrained: Mapping[str, Judged] = field(default_factory=dict)
 
 
 def with_seed(experiment: AnyExperiment, seed: int) -> AnyExperiment:
@@ -129,10 +139,11 @@ def with_seed(experiment: AnyExperiment, seed: int) -> AnyExperiment:
     return from_plain(type(experiment), seeded(to_plain(experiment)), f"the experiment with seed {seed}")
 
 
-def open_comparison(name: str, comparison: Comparison) -> ComparisonState:
-    """Make the comparison's folder, or find it again with what is done.
+def open_comparison(name: str, comparison: Comparison, wanted: FurtherEvaluation | None = None) -> ComparisonState:
+    """Make the comparison's folder, or find it again with what is done. wanted: what else is asked of each trained model.
 
-    Raises ConfigError when a trial of that arm and seed is there with another experiment, and ValueErrors of wrong inputs.
+    Raises ConfigError when a trial of that arm and seed is there with another experiment, or without the bundle that ``wanted``
+    needs, and ValueErrors of wrong inputs.
     """
     folder = runs_folder() / name
     for arm, experiment in comparison.arms.items():
@@ -142,7 +153,7 @@ def open_comparison(name: str, comparison: Comparison) -> ComparisonState:
         except ValueError as error:
             raise ConfigError(f"arm {arm}: {error}") from error
         for seed in comparison.seeds:
-            _check_trial(folder, TrialKey(arm, seed), with_seed(experiment, seed))
+            _check_trial(folder, TrialKey(arm, seed), with_seed(experiment, seed), wanted)
     file = folder / "comparison.json"
     if file.is_file():
         record = replace(from_json(ComparisonRecord, file.read_bytes(), str(file)), comparison=comparison)
@@ -152,7 +163,7 @@ def open_comparison(name: str, comparison: Comparison) -> ComparisonState:
         plan = {"baseline": comparison.baseline, "arms": list(comparison.arms), "seeds": list(comparison.seeds)}
         record = ComparisonRecord(comparison, tracker.start(name, plan, tags={"kind": "comparison"}), tracker.uri)
     write_text_atomically(file, to_json(record))
-    return _state(folder, record)
+    return _state(folder, record, wanted)
 
 
 def run_trials(
@@ -182,7 +193,8 @@ def _run_by_ray(state: ComparisonState, options: TrialOptions, say: Callable[[st
             break
         while waiting and len(running) < room and not late:
             key = waiting.pop(0)
-            running[task.remote(to_plain(_asked(state, key)), str(state.folder), key.arm, key.seed, options)] = key
+            asked = to_plain(_asked(state, key))
+            running[task.remote(asked, str(state.folder), key.arm, key.seed, options, state.wanted)] = key
         ready, _ = ray.wait(list(running), timeout=1.0)
         for reference in ready:
             key = running.pop(reference)
@@ -197,7 +209,7 @@ def _run_by_ray(state: ComparisonState, options: TrialOptions, say: Callable[[st
         if time.monotonic() - shown > options.progress_seconds:
             shown = time.monotonic()
             say("training " + ", ".join(f"{key} ({_position(state.folder, key)})" for key in running.values()))
-    return replace(_state(state.folder, state.record), failed=failed)
+    return replace(_state(state.folder, state.record, state.wanted), failed=failed, untrained=state.untrained)
 
 
 def _run_here(state: ComparisonState, options: TrialOptions, say: Callable[[str], None]) -> ComparisonState:
@@ -207,12 +219,12 @@ def _run_here(state: ComparisonState, options: TrialOptions, say: Callable[[str]
         if options.start_until is not None and time.monotonic() - started > options.start_until:
             break
         try:
-            outcome = _train_trial(_asked(state, key), state.folder, key, options, Worker())
+            outcome = _train_trial(_asked(state, key), state.folder, key, options, state.wanted, Worker())
         except Exception as error:  # whatever is wrong with one trial, the others go on
             failed[key] = f"{type(error).__name__}: {error}"
             outcome = f"failed: {failed[key]}"
         say(_finished_line(key, outcome, place + 1, len(state.left) - place - 1, time.monotonic() - started))
-    return replace(_state(state.folder, state.record), failed=failed)
+    return replace(_state(state.folder, state.record, state.wanted), failed=failed, untrained=state.untrained)
 
 
 def _asked(state: ComparisonState, key: TrialKey) -> RunRecord:
@@ -240,24 +252,32 @@ def trial_folder(folder: Path, key: TrialKey) -> Path:
     return folder / "trials" / key.arm / str(key.seed)
 
 
-def _state(folder: Path, record: ComparisonRecord) -> ComparisonState:
-    done, left = {}, []
+def _state(folder: Path, record: ComparisonRecord, wanted: FurtherEvaluation | None) -> ComparisonState:
+    done, further, left = {}, {}, []
     for seed in record.comparison.seeds:  # seed by seed, so that a comparison that was cut short is balanced
         for arm in record.comparison.arms:
             key = TrialKey(arm, seed)
-            result = trial_folder(folder, key) / "result.json"
-            if result.is_file():
-                done[key] = from_json(Progress, result.read_bytes(), str(result))
+            place = trial_folder(folder, key)
+            result = place / "result.json"
+            known = {} if wanted is None else read_further(place, wanted)
+            if result.is_file() and known is not None:
+                done[key], further[key] = from_json(Progress, result.read_bytes(), str(result)), known
             else:
                 left.append(key)
-    return ComparisonState(folder, record, done, tuple(left))
+    return ComparisonState(folder, record, done, tuple(left), wanted=wanted, further=further)
 
 
-def _check_trial(folder: Path, key: TrialKey, experiment: AnyExperiment) -> None:
+def _check_trial(folder: Path, key: TrialKey, experiment: AnyExperiment, wanted: FurtherEvaluation | None) -> None:
     note = trial_folder(folder, key) / "trial.json"
     if note.is_file() and from_json(RunRecord, note.read_bytes(), str(note)).experiment != experiment:
         raise ConfigError(
             f"{key} was trained with another experiment ({note}): give the arm another name, or remove {note.parent.parent}"
+        )
+    trained, kept = (note.parent / "result.json").is_file(), bundle_folder(note.parent).is_dir()
+    if wanted is not None and trained and not kept and read_further(note.parent, wanted) is None:
+        raise ConfigError(
+            f"{key} is trained, but its model was not kept to be judged further: give the comparison another name, or remove "
+            f"{note.parent}"
         )
 
 
@@ -271,16 +291,40 @@ def _position(folder: Path, key: TrialKey) -> str:
         return "evaluating"
 
 
-def _train_in_task(record: Any, folder: str, arm: str, seed: int, options: TrialOptions) -> str:
+def _train_in_task(
+    record: Any, folder: str, arm: str, seed: int, options: TrialOptions, wanted: FurtherEvaluation | None
+) -> str:
     """``_train_trial`` in a Ray worker."""
     worker = Worker(device=torch.device("cuda")) if ray.get_gpu_ids() else Worker()
-    return _train_trial(from_plain(RunRecord, record), Path(folder), TrialKey(arm, seed), options, worker)
+    return _train_trial(from_plain(RunRecord, record), Path(folder), TrialKey(arm, seed), options, wanted, worker)
 
 
-def _train_trial(record: RunRecord, folder: Path, key: TrialKey, options: TrialOptions, worker: Worker) -> str:
-    """One trial; returns a line on how it came out. record: its experiment and the comparison's MLflow run."""
+def _train_trial(
+    record: RunRecord,
+    folder: Path,
+    key: TrialKey,
+    options: TrialOptions,
+    wanted: FurtherEvaluation | None,
+    worker: Worker,
+) -> str:
+    """One trial, trained unless it is, and judged further; returns a line on how it came out.
+
+    record: its experiment and the comparison's MLflow run.
+    """
     place = trial_folder(folder, key)
     run = _open_trial(place, record, f"{folder.name}-{key.arm}-{key.seed}")
+    result = place / "result.json"
+    if result.is_file():
+        progress = from_json(Progress, result.read_bytes(), str(result))
+    else:
+        progress = _train(run, place, options, wanted is not None, worker)
+    if wanted is not None:
+        _log_further(run, judge_further(place, wanted), progress.step)
+    name = run.experiment.task().objective_name
+    return f"{name} {progress.best_objective:.5f} at step {progress.best_step:,}, {progress.seconds:.0f} s"
+
+
+def _train(run: RunRecord, place: Path, options: TrialOptions, keep_bundle: bool, worker: Worker) -> Progress:
     tracker = Tracker(run.tracking_uri, run.mlflow_run)
     if run.experiment.loop.threads is None:
         torch.set_num_threads(max(1, int(options.cpus)))
@@ -301,11 +345,22 @@ def _train_trial(record: RunRecord, folder: Path, key: TrialKey, options: TrialO
     }
     tracker.log_metrics(run.mlflow_run, final, progress.step)
     tracker.finish(run.mlflow_run)
+    if keep_bundle:
+        run.experiment.save_bundle(latest, bundle_folder(place))
     write_text_atomically(place / "result.json", to_json(progress))
     if not options.keep_checkpoints:
         shutil.rmtree(reporter.folder)
-    name = run.experiment.task().objective_name
-    return f"{name} {progress.best_objective:.5f} at step {progress.best_step:,}, {progress.seconds:.0f} s"
+    return progress
+
+
+def _log_further(run: RunRecord, found: Mapping[str, Judged], step: int) -> None:
+    numbers = {
+        "/".join(filter(None, ("further", way, judged.split, task, metric))): value
+        for way, judged in found.items()
+        for task, metrics in judged.metrics.items()
+        for metric, value in metrics.items()
+    }
+    Tracker(run.tracking_uri, run.mlflow_run).log_metrics(run.mlflow_run, numbers, step)
 
 
 def _open_trial(place: Path, record: RunRecord, name: str) -> RunRecord:

@@ -5,13 +5,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 
 from matplotlib.figure import Figure
 
 from rayrec.metrics.paired import MeanEstimate, PairedDifference, holm, mean_estimate, paired_difference
 from rayrec.reporting import Section, Table
+from rayrec.reporting.page import number
 from rayrec.runs.comparison import ComparisonState, TrialKey, describe_left
 from rayrec.training.checkpoint import Progress
+from rayrec.training.judging import Judged
 from rayrec.training.task import COUNTS
 from rayrec.typed_json import to_json
 
@@ -36,13 +39,19 @@ class Outcome:
 
 
 def outcomes(state: ComparisonState) -> tuple[Outcome, ...]:
-    """Every metric that is defined in at least one trial, and its mean over tasks where there are several."""
+    """Every metric that is defined in at least one trial, and its mean over tasks where there are several.
+
+    What was judged further is an arm of its own, "ARM WAY", measured against the baseline judged in the same way, or in its own
+    where that is not one of the baseline's.
+    """
     comparison = state.record.comparison
-    values = {arm: _by_place(state.done, parts) for arm, parts in comparison.parts.items()}
+    values = _values(state)
     found = []
-    for arm in comparison.reported_arms:
-        for place, of_seeds in values[arm].items():
-            of_baseline = values[comparison.baseline].get(place, {})
+    for name, places in values.items():
+        arm, way = name
+        like = (comparison.baseline, way) if (comparison.baseline, way) in values else (comparison.baseline, "")
+        for place, of_seeds in places.items():
+            of_baseline = values.get(like, {}).get(place, {})
             common = sorted(set(of_seeds) & set(of_baseline))
             difference = None
             if arm != comparison.baseline and common:
@@ -52,8 +61,15 @@ def outcomes(state: ComparisonState) -> tuple[Outcome, ...]:
                 difference = paired_difference(
                     numbers, others, rests if known else None, others_rests if known else None
                 )
-            found.append(Outcome(arm, *place, mean_estimate(*_stacked(of_seeds, list(of_seeds))), difference))
+            seen = list(of_seeds)[:1] if arm in state.untrained else list(of_seeds)
+            estimate = mean_estimate(*_stacked(of_seeds, seen))
+            found.append(Outcome(f"{arm} {way}".rstrip(), *place, estimate, difference))
     return tuple(found)
+
+
+def reported(found: Sequence[Outcome]) -> list[str]:
+    """The arms of a report in their order, each way in which an arm was judged further behind it."""
+    return list(dict.fromkeys(outcome.arm for outcome in found))
 
 
 def _stacked(
@@ -76,7 +92,7 @@ def comparison_sections(state: ComparisonState, split: str) -> tuple[Section, ..
     """For each metric on ``split`` a table of means, one of differences, and a plot."""
     found = [outcome for outcome in outcomes(state) if outcome.split == split]
     comparison = state.record.comparison
-    arms, metrics = comparison.reported_arms, [m for m in metrics_in_order(state) if any(o.metric == m for o in found)]
+    arms, metrics = reported(found), [m for m in metrics_in_order(state) if any(o.metric == m for o in found)]
     sections = [Section("Comparison", _introduction(state, split))]
     for metric in metrics:
         of_metric = [outcome for outcome in found if outcome.metric == metric]
@@ -95,9 +111,30 @@ def comparison_sections(state: ComparisonState, split: str) -> tuple[Section, ..
                 figures={f"difference_{split}_{metric}": difference_plot(of_metric, comparison.baseline)},
             )
         )
+    sections.append(Section("Costs", "Medians over seeds.", table=costs_table(state)))
     for arm, experiment in comparison.arms.items():
         sections.append(Section(f"Arm {arm}", code=to_json(experiment)))
     return tuple(sections)
+
+
+def costs_table(state: ComparisonState) -> Table:
+    """Rows: arms, with each way in which they were judged further. Columns: training, then what judging told."""
+    further = [judged for ways in state.further.values() for judged in ways.values()]
+    names = tuple(dict.fromkeys(name for judged in further for name in judged.costs))
+    rows = []
+    for arm in state.record.comparison.arms:
+        keys = [key for key in state.done if key.arm == arm]
+        if not keys:
+            continue
+        seconds = [state.done[key].seconds for key in keys]
+        speeds = [state.done[key].rows / max(state.done[key].seconds, 1e-9) for key in keys]
+        ways = list(dict.fromkeys(way for key in keys for way in state.further.get(key, {}))) or [""]
+        for way in ways:
+            costs = [state.further[key][way].costs for key in keys if way in state.further.get(key, {})]
+            known = [[cost[name] for cost in costs if name in cost] for name in names]
+            cells = (number(median(values), 3) if values else "" for values in known)
+            rows.append((f"{arm} {way}".rstrip(), number(median(seconds), 1), f"{median(speeds):,.0f}", *cells))
+    return Table(("arm", "training s", "rows/s", *names), tuple(rows))
 
 
 def means_table(found: Sequence[Outcome], arms: Sequence[str], baseline: str) -> Table:
@@ -204,28 +241,58 @@ def _introduction(state: ComparisonState, split: str) -> str:
 
 
 Measured = tuple[float, tuple[float, ...]]  # a value, and what it is without each group of judged rows: () = not known
+Places = dict[tuple[str, str, str], dict[int, Measured]]  # values by seed, by split, task and metric
 
 
-def _by_place(
-    done: Mapping[TrialKey, Progress], parts: tuple[str, ...]
-) -> dict[tuple[str, str, str], dict[int, Measured]]:
+def _values(state: ComparisonState) -> dict[tuple[str, str], Places]:
+    """Of each arm by the ways in which it was judged, the first, "", being its own; then what was not trained."""
+    values: dict[tuple[str, str], Places] = {}
+    for arm, parts in state.record.comparison.parts.items():
+        ways = dict.fromkeys(
+            ("", *(way for part in parts for key in state.further if key.arm == part for way in state.further[key]))
+        )
+        for way in ways:
+            judged = {
+                key: (*(_own(progress) if not way else ()), *_further(state, key, way))
+                for key, progress in state.done.items()
+                if key.arm in parts
+            }
+            values[arm, way] = _by_place(judged, parts)
+    for name, untrained in state.untrained.items():  # the same whatever the seed
+        seeds = state.record.comparison.seeds
+        values[name, ""] = _by_place({TrialKey(name, seed): (untrained,) for seed in seeds}, (name,))
+    return values
+
+
+def _own(progress: Progress) -> tuple[Judged, ...]:
+    return tuple(
+        Judged(split, found, progress.left_out.get(split, {})) for split, found in progress.evaluations.items()
+    )
+
+
+def _further(state: ComparisonState, key: TrialKey, way: str) -> tuple[Judged, ...]:
+    found = state.further.get(key, {}).get(way)
+    return () if found is None else (found,)
+
+
+def _by_place(judged: Mapping[TrialKey, Sequence[Judged]], parts: tuple[str, ...]) -> Places:
     """Values by seed of each (split, task, metric) of an arm, the mean over tasks among them. parts: the arms it is made of; only
     seeds that all of them have count."""
-    places: dict[tuple[str, str, str], dict[int, Measured]] = {}
-    for seed in sorted({key.seed for key in done}):
-        if not all(TrialKey(part, seed) in done for part in parts):
+    places: Places = {}
+    for seed in sorted({key.seed for key in judged}):
+        if not all(TrialKey(part, seed) in judged for part in parts):
             continue
         splits: dict[str, dict[str, dict[str, Measured]]] = {}
         for part in parts:
-            progress = done[TrialKey(part, seed)]
-            for split, of_tasks in progress.evaluations.items():
-                rests = progress.left_out.get(split, {})
-                for task, metrics in of_tasks.items():
-                    splits.setdefault(split, {})[task] = {
-                        metric: (value, rests.get(task, {}).get(metric, ()))
-                        for metric, value in metrics.items()
-                        if metric not in COUNTS and value is not None
-                    }
+            for one in judged[TrialKey(part, seed)]:
+                for task, metrics in one.metrics.items():
+                    splits.setdefault(one.split, {}).setdefault(task, {}).update(
+                        {
+                            metric: (value, one.left_out.get(task, {}).get(metric, ()))
+                            for metric, value in metrics.items()
+                            if metric not in COUNTS and value is not None
+                        }
+                    )
         for split, tasks in splits.items():
             by_metric: dict[str, list[Measured]] = {}
             for task, found in tasks.items():
