@@ -1,8 +1,9 @@
 """SPAR, EmbSum and their baselines side by side: python -m studies.content_rankers --content C --tokens T --out FILE.
 
-One JSON line a run, appended as it ends: metrics on the test impressions, by history length too; runs that are there are not
-repeated. Nothing is chosen on the test part. The encoder is frozen and read once for all runs, in sessions of one content, so
-that a run takes minutes on a CPU.
+One JSON line a run, appended as it ends: metrics on the test impressions, of each of 20 groups of users left out in turn, and by
+history length; runs that are there are not repeated. Nothing is chosen on the test part. The encoder is frozen, reads contents
+one at a time, and its token states, cut to their first principal components, are kept on disk for all runs, so that a run takes a
+minute or two on a CPU.
 """
 
 import json
@@ -12,30 +13,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rayrec.data.content.streams import ContentStreamConfig
+from rayrec.data.content import ContentLog
+from rayrec.data.content.streams import ContentStreamConfig, JudgedContents
 from rayrec.errors import told
 from rayrec.families.content.experiment import ContentExperiment
-from rayrec.families.content.task import ContentConfig, ContentTask
-from rayrec.families.content.untrained import bm25, judge_scores, popularity
+from rayrec.families.content.task import ContentConfig
+from rayrec.families.content.untrained import Scores, bm25, popularity
+from rayrec.metrics.impressions import impression_metrics
+from rayrec.models.content_baselines import MinerConfig, NrmsConfig
 from rayrec.models.content_encoder import ContentEncoderConfig
-from rayrec.models.content_ranker import ContentRanker
 from rayrec.models.embsum import EmbsumConfig
 from rayrec.models.spar import SparConfig
 from rayrec.optim import OptimizerConfig
-from rayrec.training.judging import judge_stream
 from rayrec.training.loop import LoopConfig, Worker, run_training
 from rayrec.training.reporters import CheckpointWriter
+from studies.content_states import KeptTask, kept_states
+
+METRICS = ("auc", "mrr", "ndcg@5", "ndcg@10")
+GROUPS = 20  # of users, by number
 
 
 @dataclass(frozen=True)
 class ContentStudy:
     """content, tokens: see ContentExperiment. text: version of user texts that SPAR reads and EmbSum learns to write.
 
-    arms: of ARMS; none named = all. lengths: histories at which a trained model is judged again. dim: of all embeddings.
+    arms: of ARMS; none named = all. lengths: newest contents that a trained model is judged with once more.
+    trained_lengths: train arms once more for histories of these lengths. dim: of all embeddings. components: of a token's state.
     """
 
     content: Path
@@ -44,12 +53,14 @@ class ContentStudy:
     text: str | None = None
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    lengths: tuple[int, ...] = (5, 10, 20, 40, 60)
+    lengths: tuple[int, ...] = (5, 15, 30)
+    trained_lengths: tuple[int, ...] = ()
     dim: int = 64
+    components: int = 96
     epochs: int = 4
     learning_rate: float = 1e-3
-    valid_histories: int | None = 200
-    stream: ContentStreamConfig = field(default_factory=lambda: ContentStreamConfig(positives=40))
+    valid_histories: int | None = 300
+    stream: ContentStreamConfig = field(default_factory=lambda: ContentStreamConfig(token_budget=32_768, positives=40))
 
 
 _SPAR, _EMBSUM = (
@@ -58,8 +69,8 @@ _SPAR, _EMBSUM = (
 )
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "two_tower": {"model": "two_tower"},
-    "nrms": {"model": "nrms"},
-    "miner": {"model": "miner"},
+    "nrms": {"model": "nrms", "nrms": NrmsConfig(code_dim=32)},
+    "miner": {"model": "miner", "miner": MinerConfig(code_dim=32)},
     "spar": {"model": "spar", "spar": _SPAR},
     "spar without the LLM's text": {"model": "spar", "spar": _SPAR},
     "spar, the LLM's text only": {"model": "spar", "spar": replace(_SPAR, history=False)},
@@ -84,34 +95,29 @@ class _Nowhere:
         pass
 
 
-class _SharedStates(ContentTask):
-    """The task, with the frozen encoder's states shared by all runs of a study; ``model``: what was built last."""
-
-    kept: dict[int, Tensor] = {}  # noqa: RUF012
-
-    def build(self) -> ContentRanker:
-        self.model = super().build()
-        self.model.encoder.keep_states_in(self.kept)
-        return self.model
-
-
 def run(study: ContentStudy) -> None:
     """Every arm and seed that the file has not; the untrained ones first."""
     there = set()
     if study.out.is_file():
-        there = {(line["arm"], line["seed"]) for line in map(json.loads, study.out.read_text().splitlines())}
-    log = experiment_of(study, "two_tower", 0).inputs().log
-    texts = study.text
+        lines = map(json.loads, study.out.read_text().splitlines())
+        there = {(line["arm"], line["seed"], line.get("trained_length")) for line in lines}
+    inputs = experiment_of(study, "two_tower", 0).inputs()
+    log, texts = inputs.log, study.text
     untrained = {"popularity": lambda: popularity(log), "bm25": lambda: bm25(log, 60)}
     if texts is not None:
         untrained["bm25 with the LLM's text"] = lambda: bm25(log, 60, texts)
     for arm, scores in untrained.items():
-        if (arm, 0) not in there and not study.arms:
-            _append(study.out, {"arm": arm, "seed": 0, "test": judge_scores(log, scores(), "test")})
+        if (arm, 0, None) not in there and not study.arms:
+            _append(study.out, {"arm": arm, "seed": 0, **judge_untrained(log, scores())})
+    states_file = study.out.parent / f"states-{inputs.tokens.record.items}-{study.components}.safetensors"
+    user_texts = None if texts is None else inputs.tokens.user_texts[texts]
+    task = experiment_of(study, "two_tower", 0).task()
+    states = kept_states(states_file, task, inputs.tokens.items, user_texts, study.components)
     for seed in study.seeds:
         for arm in study.arms or tuple(ARMS):
-            if (arm, seed) not in there:
-                _append(study.out, run_arm(study, arm, seed))
+            for length in study.trained_lengths or (None,):
+                if (arm, seed, length) not in there:
+                    _append(study.out, run_arm(study, arm, seed, states, length))
 
 
 def experiment_of(study: ContentStudy, arm: str, seed: int) -> ContentExperiment:
@@ -131,23 +137,62 @@ def experiment_of(study: ContentStudy, arm: str, seed: int) -> ContentExperiment
     )  # fmt: skip
 
 
-def run_arm(study: ContentStudy, arm: str, seed: int) -> dict[str, Any]:
+def run_arm(study: ContentStudy, arm: str, seed: int, states: dict[int, Tensor], length: int | None) -> dict[str, Any]:
     """Train one model and judge it: what a line of the file holds."""
     experiment, started = experiment_of(study, arm, seed), time.perf_counter()
-    plain = experiment.task()
-    task = _SharedStates(plain.config, plain.vocabulary)
+    if length is not None:
+        experiment = replace(experiment, ranker=replace(experiment.ranker, max_history=length))
+    task = KeptTask(experiment.task(), states)
     progress = run_training(task, experiment.data(Worker()), experiment.loop, experiment.optimizer, _Nowhere())
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     curve = {}
-    for length in study.lengths:
-        shorter = replace(experiment, ranker=replace(experiment.ranker, max_history=length))
-        batches = shorter.data(Worker()).open_evaluation("valid", 1).epoch_batches()
-        curve[length] = judge_stream(task, task.model, batches)["impressions"]["auc"]
+    for shorter in study.lengths:
+        if length is None:
+            cut = replace(experiment, ranker=replace(experiment.ranker, max_history=shorter))
+            curve[shorter] = judge(cut, task)["test"]
     return {
-        "arm": arm, "seed": seed, "test": progress.evaluations["test"]["impressions"],
-        "valid": progress.evaluations["valid"]["impressions"], "valid_auc_by_history": curve,
+        "arm": arm, "seed": seed, "trained_length": length, **judge(experiment, task), "by_history": curve,
+        "valid": progress.evaluations["valid"]["impressions"],
         "parameters": trained, "seconds": progress.seconds, "wall": time.perf_counter() - started,
     }  # fmt: skip
+
+
+@torch.no_grad()
+def judge(experiment: ContentExperiment, task: KeptTask) -> dict[str, Any]:
+    """Metrics of the test impressions: "test", their means; "left_out", by name the means without each group of users."""
+    log = experiment.inputs().log
+    stream = JudgedContents(experiment.inputs(), "test", experiment.stream)
+    task.model.eval()
+    rows, found = [], []
+    for numbers, batch in stream.numbered_batches():
+        rows.append(numbers)
+        found.append(impression_metrics(task.predict(task.model, batch), batch.labels))
+    return by_group(log, np.concatenate(rows), torch.cat(found).numpy())
+
+
+def judge_untrained(log: ContentLog, scores: Scores) -> dict[str, Any]:
+    """As ``judge``."""
+    shown, rows = log.impressions, log.impressions.rows("test")
+    rows = rows[np.argsort(shown.history[rows], kind="stable")]
+    found = [
+        impression_metrics(
+            torch.from_numpy(scores(int(shown.history[row]), shown.candidates[row].astype(np.int64)))[None],
+            torch.from_numpy(shown.labels[row].astype(np.int64))[None],
+        )
+        for row in rows
+    ]
+    return by_group(log, rows, torch.cat(found).numpy())
+
+
+def by_group(log: ContentLog, rows: NDArray[np.int64], found: NDArray[np.float64]) -> dict[str, Any]:
+    """Of impressions ``rows`` (R,) and their metrics (R, 4): means, and means without the users of each group."""
+    there = ~np.isnan(found).any(1)
+    groups = log.owners[log.impressions.history[rows]] % GROUPS
+    kept = [found[there & (groups != group)].mean(0) for group in range(GROUPS)]
+    return {
+        "test": dict(zip(METRICS, found[there].mean(0).tolist(), strict=True)),
+        "left_out": dict(zip(METRICS, np.stack(kept).T.tolist(), strict=True)),
+    }
 
 
 def _append(file: Path, line: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from rayrec.data.content.log import ContentError, Impressions
 class CandidateDraw:
     """positives: most likes an impression holds. negatives: drawn beside each like. seed: fixes all draws.
 
-    by_kind: share of the negatives that are of the like's own kind (film genres); the others are drawn with probability in
-    proportion to how many users like them, so that popularity alone ranks little.
+    by_kind: share of the negatives that are of the like's own kind (film genres). All are drawn with probability in proportion
+    to how many users like them, so that popularity alone ranks little.
     """
 
     positives: int = 5
@@ -36,11 +36,11 @@ class Drawer:
     ) -> None:
         self.draw, self._kinds = draw, kinds
         self._random = np.random.default_rng(draw.seed)
-        weights = counts.astype(np.float64)
-        weights[0] = 0.0
-        if weights.sum() == 0:
+        self._weights = counts.astype(np.float64)
+        self._weights[0] = 0.0
+        if self._weights.sum() == 0:
             raise ContentError("no item is liked in training: nothing to draw candidates by")
-        self._cumulative = np.cumsum(weights / weights.sum())
+        self._cumulative = np.cumsum(self._weights / self._weights.sum())
 
     def impressions(
         self, split: str, history: int, liked: Sequence[int], known: set[int]
@@ -63,8 +63,10 @@ class Drawer:
 
     def _one(self, like: int, taken: set[int]) -> int:
         kind = None if self._kinds is None else self._kinds[like]
-        if kind is not None and len(kind) and self._random.random() < self.draw.by_kind:
-            for item in self._random.choice(kind, 50):
+        if kind is not None and self._weights[kind].sum() > 0 and self._random.random() < self.draw.by_kind:
+            sums = np.cumsum(self._weights[kind])
+            places = np.searchsorted(sums, self._random.random(50) * sums[-1], side="right")
+            for item in kind[places.clip(max=len(kind) - 1)]:
                 if int(item) not in taken:
                     return int(item)
         for _ in range(10_000):
