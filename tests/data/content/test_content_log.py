@@ -18,7 +18,7 @@ from rayrec.data.content import (
     read_content,
     write_content,
 )
-from rayrec.data.content.drawing import CandidateDraw, gather
+from rayrec.data.content.drawing import CandidateDraw, Drawer, gather
 from rayrec.data.content.tokens import read_tokens, tokenize, write_tokens
 from rayrec.data.public.content_bing import BingNews
 from rayrec.data.public.content_goodreads import GoodreadsOnce
@@ -147,6 +147,18 @@ def test_movielens_histories_never_hold_what_is_to_be_predicted(data_root: Path)
     assert np.array_equal(again.impressions.candidates.values, shown.candidates.values)
     other = MovielensTastes(users=30, folds=3, draw=CandidateDraw(seed=1)).read(source)
     assert not np.array_equal(other.impressions.candidates.values, shown.candidates.values)
+
+
+def test_candidates_of_a_kind_are_drawn_by_popularity_too() -> None:
+    counts = np.array([0, 10, 90, 300, 0])
+    kind = np.array([1, 2], dtype=np.int32)
+    drawer = Drawer(CandidateDraw(positives=1, negatives=1, by_kind=1.0), counts, [kind] * 5)
+    drawn = [drawer.impressions("train", 0, [4], set())[0][2] for _ in range(2000)]
+    negatives = np.array([next(item for item in pair if item != 4) for pair in drawn])
+    assert set(negatives.tolist()) == {1, 2}
+    assert abs((negatives == 2).mean() - 0.9) < 0.03
+    nobody = Drawer(CandidateDraw(positives=1, negatives=1, by_kind=1.0), counts, [np.array([4], dtype=np.int32)] * 5)
+    assert nobody.impressions("train", 0, [4], set())[0][2] != [4, 4]  # a kind that nobody likes: as without kinds
 
 
 def test_goodreads_and_bing_news_are_read(data_root: Path) -> None:
