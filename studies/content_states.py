@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rayrec.data.content.lists import Lists
 from rayrec.families.content.task import ContentTask
+from rayrec.models.content_encoder import Body
 from rayrec.models.content_inputs import pad_texts
 from rayrec.models.content_ranker import ContentRanker
 
@@ -31,7 +32,7 @@ class KeptTask(ContentTask):
         return self.model
 
 
-class _Kept(nn.Module):
+class _Kept(Body):
     """Stands where the frozen encoder was: all of its states are kept."""
 
     def __init__(self, width: int) -> None:

@@ -73,7 +73,7 @@ class ContentEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.body: _Body = (
+        self.body: Body = (
             _Scratch(config.t5, vocabulary) if config.model == SCRATCH else _Pretrained(config, where, shape)
         )
         if self.body.vocabulary < vocabulary:
@@ -170,7 +170,7 @@ class ContentEncoder(nn.Module):
         return nn.functional.pad(padded, (0, 0, 0, texts.tokens.shape[1] - padded.shape[1]))
 
 
-class _Body(nn.Module):
+class Body(nn.Module):
     """width: D of its states. vocabulary: ids it knows. positions: most tokens of one input."""
 
     width: int
@@ -178,7 +178,7 @@ class _Body(nn.Module):
     positions: int
 
 
-class _Pretrained(_Body):
+class _Pretrained(Body):
     """A Hugging Face encoder, or the encoder of an encoder-decoder."""
 
     def __init__(self, config: ContentEncoderConfig, where: str, shape: Mapping[str, Any] | None) -> None:
@@ -220,7 +220,7 @@ class _Pretrained(_Body):
         return states
 
 
-class _Scratch(_Body):
+class _Scratch(Body):
     """Token embeddings and a T5 encoder with fresh weights."""
 
     def __init__(self, config: T5Config, vocabulary: int) -> None:
