@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rayrec.metrics.ranking import PARTS
+
 
 def impression_metrics(scores: Tensor, labels: Tensor, cutoffs: Sequence[int] = (5, 10)) -> Tensor:
     """(B, 2 + len(cutoffs)) float64: AUC, MRR, nDCG@K of each row; NaN rows where a class is absent.
@@ -41,21 +43,33 @@ def impression_metrics(scores: Tensor, labels: Tensor, cutoffs: Sequence[int] = 
 
 
 class ImpressionMetrics:
-    """Running sums over impressions; one without a positive or without a negative is left out and counted as such."""
+    """Running sums over impressions; one without a positive or without a negative is left out and counted as such.
+
+    ``state`` (64, 2 + metrics) float64 holds the sums of users by their number modulo 64, so that ``without_groups`` can tell how
+    much the metrics hang on the users. States of workers add up.
+    """
 
     def __init__(self, cutoffs: Sequence[int] = (5, 10)) -> None:
         if not cutoffs or min(cutoffs) < 1:
             raise ValueError(f"cutoffs must be at least 1, not {tuple(cutoffs)}")
         self.cutoffs = tuple(cutoffs)
         self.names = ("auc", "mrr", *(f"ndcg@{cutoff}" for cutoff in self.cutoffs))
-        self._state = torch.zeros(2 + len(self.names), dtype=torch.float64)
+        self._state = torch.zeros(PARTS, 2 + len(self.names), dtype=torch.float64)
+        self._users = 0
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Fold in scores and labels (B, C); see ``impression_metrics``."""
+    def update(self, scores: Tensor, labels: Tensor, users: Tensor | None = None) -> None:
+        """Fold in scores and labels (B, C); see ``impression_metrics``.
+
+        users: (B,) int64 number of each impression's user within this batch; None = each impression is of another user.
+        """
         found = impression_metrics(scores, labels, self.cutoffs)
         judged = ~found.isnan().any(1)
-        counts = torch.stack([judged.sum(), (~judged).sum()]).double()
-        self._state += torch.cat([counts, found[judged].sum(0)]).cpu()
+        users = torch.arange(len(found), device=found.device) if users is None else users
+        terms = torch.cat(
+            [torch.stack([judged, ~judged], dim=1).double(), found.nan_to_num(0.0) * judged.unsqueeze(1)], dim=1
+        )
+        self._state.index_add_(0, ((users + self._users) % PARTS).cpu(), terms.cpu())
+        self._users += int(users.max()) + 1 if len(users) else 0
 
     def state(self) -> Tensor:
         return self._state
@@ -65,6 +79,14 @@ class ImpressionMetrics:
 
     def compute(self) -> dict[str, float | None]:
         """rows (impressions judged), left_out, and the mean of each metric; None where nothing was judged."""
-        rows, left_out, *sums = self._state.tolist()
+        rows, left_out, *sums = self._state.sum(0).tolist()
         means = {name: value / rows if rows else None for name, value in zip(self.names, sums, strict=True)}
         return {"rows": rows, "left_out": left_out, **means}
+
+    def without_groups(self) -> dict[str, tuple[float, ...]]:
+        """By metric the 64 values without each part of the users; nothing where one part has all that was judged."""
+        rest = self._state.sum(0) - self._state  # (64, 2 + metrics)
+        if bool((rest[:, 0] <= 0).any()):
+            return {}
+        means = (rest[:, 2:] / rest[:, :1]).T.tolist()
+        return {name: tuple(values) for name, values in zip(self.names, means, strict=True)}

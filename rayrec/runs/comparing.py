@@ -30,7 +30,6 @@ from rayrec.training.judging import Judged
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 
-SHOWN_METRICS = 2  # in the terminal; the report has all
 Sections = Callable[[ComparisonState], Sequence[Section]]
 
 
@@ -44,12 +43,14 @@ class Judging:
 
     split: whose metrics the report shows. wanted: what else is asked of each trained model.
     untrained: what the arms are shown beside. sections: further ones of the report.
+    shown: metrics in the terminal, where the report has all; None = the first two that the task follows.
     """
 
     split: str = "test"
     wanted: FurtherEvaluation | None = None
     untrained: Mapping[str, Judged] = field(default_factory=dict)
     sections: Sections = lambda state: ()
+    shown: tuple[str, ...] | None = None
 
 
 def run_comparison(
@@ -105,7 +106,8 @@ def report(state: ComparisonState, judging: Judging) -> None:
     comparison = state.record.comparison
     of_split = [outcome for outcome in found if outcome.split == judging.split]
     here = {outcome.metric for outcome in of_split}
-    for metric in [metric for metric in metrics_in_order(state) if metric in here][:SHOWN_METRICS]:
+    first = tuple(metric for metric in metrics_in_order(state) if metric in here)[:2]
+    for metric in judging.shown or first:
         of_metric = [outcome for outcome in of_split if outcome.metric == metric]
         print(f"\n{metric}, {judging.split} split: mean ± standard error")
         print(text_table(means_table(of_metric, reported(found), comparison.baseline)))

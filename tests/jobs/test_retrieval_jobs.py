@@ -88,7 +88,7 @@ def experiment(sequences: Path, ids: Path | None) -> RetrieverExperiment:
 
 
 def test_embedding_goes_on_where_it_was_and_feeds_ids_comparison_and_evaluation(
-    ray_session: None, sequences: Path, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_session: None, runs: Path, sequences: Path, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = embed_items.EmbedItems(sequences, tmp_path / "embeddings", TextEncoderConfig(encoder), shard=10, cpus=0.5)
     embed_items.run(command)
@@ -127,7 +127,7 @@ def test_embedding_goes_on_where_it_was_and_feeds_ids_comparison_and_evaluation(
     assert "Items that share 1 code" in (tmp_path / "ids" / "report" / "report.html").read_text()
 
     compare = compare_retrieval.CompareRetrieval(
-        tmp_path / "compared", experiment(sequences, tmp_path / "ids"), seeds=(0,), beams=(10,)
+        "compared", experiment(sequences, tmp_path / "ids"), seeds=(0,), beams=(10,)
     )
     rows = compare_retrieval.run(compare)
     assert [row.name for row in rows] == [
@@ -143,6 +143,15 @@ def test_embedding_goes_on_where_it_was_and_feeds_ids_comparison_and_evaluation(
     out = capsys.readouterr().out
     assert "seed 0" not in out
     assert set(json.loads(out.splitlines()[-1])) == {row.name for row in rows}
+    assert (runs / "compared" / "report" / "quality_against_cost.png").is_file()
+    wider = compare_retrieval.run(replace(compare, beams=(5, 10)))
+    assert [row.name for row in wider][2:] == [
+        "tiger generative 5", "tiger generative 10", "liger dense", "liger generative 5", "liger hybrid 5", "liger hybrid 10"
+    ]  # fmt: skip
+    assert "seed 0: " in capsys.readouterr().out
+    assert {row.name: row.means for row in wider}["liger hybrid 10"] == {row.name: row.means for row in rows}[
+        "liger hybrid 10"
+    ]
 
 
 def test_attributes_stand_in_for_text(sequences: Path, tmp_path: Path) -> None:

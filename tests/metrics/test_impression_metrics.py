@@ -50,3 +50,19 @@ def test_impressions_of_one_class_are_left_out_and_states_of_workers_add_up() ->
     assert whole.compute()["auc"] == 0.5
     assert (whole.compute()["rows"], whole.compute()["left_out"]) == (2, 1)
     assert ImpressionMetrics().compute()["auc"] is None
+
+
+def test_metrics_without_a_group_are_those_of_the_other_users() -> None:
+    """Two impressions a user, in batches that end with a user."""
+    generator = torch.Generator().manual_seed(0)
+    scores, users = torch.rand(200, 6, generator=generator), torch.arange(200) // 2
+    labels = (torch.rand(200, 6, generator=generator) < 0.4).long()
+    whole, others = ImpressionMetrics(), ImpressionMetrics()
+    for first, last in ((0, 60), (60, 200)):
+        whole.update(scores[first:last], labels[first:last], users[first:last] - first // 2)
+    keep = users % 64 != 5  # users 5 and 69
+    others.update(scores[keep], labels[keep])
+    for name, values in whole.without_groups().items():
+        assert len(values) == 64
+        assert values[5] == pytest.approx(others.compute()[name])
+    assert ImpressionMetrics().without_groups() == {}

@@ -27,9 +27,9 @@ from rayrec.families.retriever.evaluation import EvaluateRetriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.preferences import PreferenceConfig, benchmark_features
 from rayrec.families.retriever.semantic_id_files import write_semantic_ids
-from rayrec.families.retriever.steering import followed, judge_axes, nearest_ranks, star_plot
+from rayrec.families.retriever.steering import followed, followed_left_out, judge_axes, nearest_ranks, star_plot
 from rayrec.families.retriever.task import ModelName, RetrievalConfig
-from rayrec.metrics.ranking import ABSENT
+from rayrec.metrics.ranking import ABSENT, PARTS
 from rayrec.models.liger import LigerConfig
 from rayrec.models.mender import MenderEmbConfig, MenderTokConfig
 from rayrec.models.sasrec import SASRecConfig
@@ -40,6 +40,7 @@ from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.retriever import Steered
 from rayrec.retrieval.searching import Searcher
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.runs.comparison_report import outcomes, reported
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
@@ -216,6 +217,15 @@ def test_all_axes_are_judged_for_all_models_blind_ones_included(
     assert (tmp_path / "star.png").stat().st_size > 10_000
 
 
+def test_m_at_k_without_each_part_is_that_of_the_other_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wished, opposed = torch.randint(1, 12, (2, 100), generator=generator)
+    rest = followed_left_out(wished, opposed, 5)
+    others = torch.arange(100) % PARTS != 7
+    assert len(rest) == PARTS
+    assert rest[7] == pytest.approx(followed(wished[others], opposed[others], 5))
+
+
 def test_m_at_k_by_hand() -> None:
     wished = torch.tensor([1, 6, 3, ABSENT, 5, 2])
     opposed = torch.tensor([ABSENT, 1, 2, ABSENT, 6, 11])
@@ -234,18 +244,23 @@ def test_the_encoder_alone_finds_the_kind_and_the_star_needs_a_model(benchmark: 
 
 
 def test_the_comparison_goes_on_where_it_stopped_and_refuses_another_experiment(
-    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = experiment(folders, "mender_emb", epochs=1)
-    command = CompareSteering(tmp_path / "study", base, ("sasrec", "mender_emb_all"), (0,), beams=10)
+    command = CompareSteering("study", base, ("sasrec", "mender_emb_all"), (0,), beams=10)
     first = compare(command)
-    assert [one.arm for one in first] == ["popularity", "sasrec", "mender_emb_all"]
+    assert sorted(reported(outcomes(first))) == ["mender_emb_all", "popularity", "sasrec"]
+    found = {(o.arm, o.task, o.metric): o for o in outcomes(first) if o.split == "axes"}
+    sentiment = found["mender_emb_all", "sentiment", "m@10"]
+    assert sentiment.difference is not None
+    assert sentiment.estimate.group_error is not None  # intervals cover users as well as seeds
+    assert found["popularity", "sentiment", "m@10"].estimate.mean == 0
     capsys.readouterr()
     assert compare(command) == first
     assert "seed 0" not in capsys.readouterr().out  # nothing was trained again
-    assert (tmp_path / "study" / "report" / "star.png").is_file()
+    assert (runs / "study" / "report" / "star.png").is_file()
     other = replace(base, loop=replace(base.loop, warmup_steps=3))
-    with pytest.raises(ConfigError, match="holds another experiment"):
+    with pytest.raises(ConfigError, match="was trained with another experiment"):
         compare(replace(command, experiment=other))
 
 

@@ -15,7 +15,7 @@ from rayrec.models.content_ranker import ContentRanker, ContentShape
 from rayrec.models.embsum import Embsum, EmbsumConfig
 from rayrec.models.spar import Spar, SparConfig
 from rayrec.text.encoder import MINILM, minilm_folder
-from rayrec.training.task import Evaluation, Loss
+from rayrec.training.task import Evaluation, LeftOut, Loss
 from rayrec.typed_json import ConfigError
 
 ModelName = Literal["two_tower", "nrms", "miner", "spar", "embsum"]
@@ -110,10 +110,17 @@ class ContentTask:
 
     def observe(self, evaluation: Evaluation, outputs: Tensor, batch: ContentBatch) -> None:
         assert isinstance(evaluation, ImpressionMetrics)
-        evaluation.update(outputs, batch.labels)
+        evaluation.update(outputs, batch.labels, batch.users)
 
     def new_evaluation(self) -> ImpressionMetrics:
         return ImpressionMetrics()
+
+    def grouped_evaluation(self) -> ImpressionMetrics:
+        return self.new_evaluation()
+
+    def left_out(self, evaluation: Evaluation) -> LeftOut:
+        assert isinstance(evaluation, ImpressionMetrics)
+        return {"impressions": evaluation.without_groups()}
 
     def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
         """rows (impressions), left_out, auc, mrr, ndcg@5, ndcg@10 under "impressions"."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rayrec.data.content import ContentLog
 from rayrec.metrics.impressions import ImpressionMetrics
+from rayrec.training.judging import Judged
 
 Scores = Callable[[int, NDArray[np.int64]], NDArray[np.float64]]
 """Of a row of the histories and item numbers (C,): scores (C,)."""
@@ -46,12 +47,12 @@ def bm25(log: ContentLog, max_history: int, version: str | None = None) -> Score
     return scores
 
 
-def judge_scores(log: ContentLog, scores: Scores, split: str) -> dict[str, float | None]:
-    """Metrics of a split's impressions; see ``ImpressionMetrics``."""
+def judge_scores(log: ContentLog, scores: Scores, split: str) -> Judged:
+    """On a split's impressions; see ``ImpressionMetrics``."""
     shown, metrics = log.impressions, ImpressionMetrics()
     rows = shown.rows(split)
     for row in rows[np.argsort(shown.history[rows], kind="stable")]:
         found = scores(int(shown.history[row]), shown.candidates[row].astype(np.int64))
         labels = torch.from_numpy(shown.labels[row].astype(np.int64))
         metrics.update(torch.from_numpy(np.asarray(found, dtype=np.float64)).unsqueeze(0), labels.unsqueeze(0))
-    return metrics.compute()
+    return Judged(split, {"impressions": metrics.compute()})

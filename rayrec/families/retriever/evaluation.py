@@ -1,10 +1,15 @@
-"""Judges a trained retriever by every method it has, on the sequences that it was trained on or others of the same items."""
+"""Judges a trained retriever by every method it has, on the sequences that it was trained on or others of the same items.
+
+``EachMethod`` and ``OnAxes`` are what comparisons ask of each trained retriever (see rayrec.runs.further).
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rayrec.data.preferences.benchmark import read_benchmark
+from torch import Tensor
+
+from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
 from rayrec.data.sequences import read_sequences
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
@@ -13,7 +18,8 @@ from rayrec.families.retriever.preferences import benchmark_features
 from rayrec.families.retriever.steering import AxisResult, judge_axes, popularity_ranks, ranks_of, star_plot
 from rayrec.reporting import Table
 from rayrec.reporting.page import number
-from rayrec.retrieval.searching import HEADS
+from rayrec.retrieval.searching import HEADS, Method
+from rayrec.training.judging import Judged
 from rayrec.typed_json import ConfigError, from_plain
 
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -35,16 +41,24 @@ class EvaluateRetriever:
     beside: tuple[Path, ...] = ()
     star: Path | None = None
 
-    def judge(self, folder: Path) -> list[Judgement]:
-        """One judgement by method and width. Raises BundleError or ConfigError that names what does not fit."""
+    def judge(self, folder: Path, *, least_generative: bool = False) -> list[Judgement]:
+        """One judgement by method and width. Raises BundleError or ConfigError that names what does not fit.
+
+        least_generative: of a model with a hybrid method, ``generative`` at the least width alone: the searches are the same.
+        """
         bundle, experiment = self._open(folder)
         task = experiment.task()
         searcher = task.searcher(bundle.model)
         return [
             judge(experiment, task, searcher, method, split=self.split, beams=beams)
             for method in searcher.methods
-            for beams in (self.beams if "generative" in HEADS[method] else (None,))
+            for beams in self._widths(method, least_generative and "hybrid" in searcher.methods)
         ]
+
+    def _widths(self, method: Method, least: bool) -> tuple[int | None, ...]:
+        if "generative" not in HEADS[method]:
+            return (None,)
+        return (min(self.beams),) if method == "generative" and least else self.beams
 
     def _open(self, folder: Path) -> tuple[RetrieverBundle, RetrieverExperiment]:
         bundle = load_retriever(folder)
@@ -61,18 +75,10 @@ class EvaluateRetriever:
 
     def judge_axes(self, folder: Path) -> dict[str, tuple[AxisResult, ...]]:
         """By model and method, and popularity for comparison. Raises BundleError or ConfigError that names what does not fit."""
-        assert self.benchmark is not None
         found: dict[str, tuple[AxisResult, ...]] = {}
         for one in (folder, *self.beside):
-            bundle, experiment = self._open(one)
+            bundle, experiment, benchmark, features = self._on_axes(one)
             task, interactions = experiment.task(), read_sequences(experiment.sequences).interactions
-            benchmark = read_benchmark(self.benchmark, interactions.num_users, interactions.num_items)
-            saved = bundle.saved.preferences
-            if saved is not None and saved.texts is None and saved.encoder != benchmark.card.encoder:
-                raise ConfigError(
-                    f"{self.benchmark}: preferences embedded by {benchmark.card.encoder!r}, {one} reads {saved.encoder!r}"
-                )
-            features = benchmark_features(benchmark, bundle.saved.retrieval, None if saved is None else saved.texts)
             searcher, length = task.searcher(bundle.model), bundle.saved.retrieval.architecture.max_length
             if not found:
                 counts = task.catalogue.counts
@@ -80,13 +86,35 @@ class EvaluateRetriever:
                     benchmark, interactions, popularity_ranks(counts), None, 1, split=self.split
                 )
             for method in searcher.methods:
-                for beams in self.beams if "generative" in HEADS[method] else (None,):
+                for beams in self._widths(method, False):
                     name = f"{bundle.saved.retrieval.model} {method}" + ("" if beams is None else f" {beams}")
                     while name in found:
                         name += "'"
                     ranks = ranks_of(task, searcher, method, beams)
                     found[name] = judge_axes(benchmark, interactions, ranks, features, length, split=self.split)
         return found
+
+    def judge_default(self, folder: Path, beams: int) -> tuple[RetrieverBundle, tuple[AxisResult, ...]]:
+        """On the axes, by the last method that the model has: LIGER's hybrid."""
+        bundle, experiment, benchmark, features = self._on_axes(folder)
+        task, interactions = experiment.task(), read_sequences(experiment.sequences).interactions
+        searcher, length = task.searcher(bundle.model), bundle.saved.retrieval.architecture.max_length
+        ranks = ranks_of(task, searcher, searcher.methods[-1], beams)
+        return bundle, judge_axes(benchmark, interactions, ranks, features, length, split=self.split)
+
+    def _on_axes(self, folder: Path) -> tuple[RetrieverBundle, RetrieverExperiment, Benchmark, Tensor | None]:
+        """A model, its experiment, the benchmark, and its texts as the model reads them."""
+        assert self.benchmark is not None
+        bundle, experiment = self._open(folder)
+        interactions = read_sequences(experiment.sequences).interactions
+        benchmark = read_benchmark(self.benchmark, interactions.num_users, interactions.num_items)
+        saved = bundle.saved.preferences
+        if saved is not None and saved.texts is None and saved.encoder != benchmark.card.encoder:
+            raise ConfigError(
+                f"{self.benchmark}: preferences embedded by {benchmark.card.encoder!r}, {folder} reads {saved.encoder!r}"
+            )
+        texts = None if saved is None else saved.texts
+        return bundle, experiment, benchmark, benchmark_features(benchmark, bundle.saved.retrieval, texts)
 
     def evaluate(self, folder: Path) -> Table:
         """The judgements as a table: one row a method, width and group of targets, or a method and axis."""
@@ -107,3 +135,50 @@ class EvaluateRetriever:
                 cells = (number(metrics[metric], 4) for metric in SHOWN)
                 rows.append((name, group, f"{metrics['users']:,.0f}", *cells, f"{one.milliseconds:.3f}"))
         return Table(("method", "targets", "users", *SHOWN, "ms/user"), tuple(rows))
+
+
+@dataclass(frozen=True)
+class EachMethod:
+    """Each method that a model has on the test targets, those that search the trie at each of ``beams``.
+
+    Of a model that has both, ``generative`` is judged at the least width alone: its searches are the hybrid's.
+    """
+
+    beams: tuple[int, ...]
+
+    def judge_each(self, bundle: Path) -> dict[str, Judged]:
+        """By method, where there are several, and width."""
+        judgements = EvaluateRetriever(beams=self.beams).judge(bundle, least_generative=True)
+        parameters = sum(p.numel() for p in load_retriever(bundle).model.parameters())
+        several = len(judgements) > 1
+        return {
+            " ".join(([one.method] if several else []) + ([] if one.beams is None else [str(one.beams)])):
+            one.as_judged("test", parameters)
+            for one in judgements
+        }  # fmt: skip
+
+
+AXES_SPLIT = "axes"
+
+
+@dataclass(frozen=True)
+class OnAxes:
+    """The five axes of a preference benchmark, by the last method that a model has (LIGER's hybrid), under the split "axes"."""
+
+    benchmark: Path
+    beams: int = 20
+
+    def judge_each(self, bundle: Path) -> dict[str, Judged]:
+        loaded, results = EvaluateRetriever(benchmark=self.benchmark).judge_default(bundle, self.beams)
+        return {"": as_judged(results, sum(p.numel() for p in loaded.model.parameters()))}
+
+
+def as_judged(results: tuple[AxisResult, ...], parameters: int | None = None) -> Judged:
+    """parameters: None = nothing was trained."""
+    costs = {} if parameters is None else {"parameters": float(parameters)}
+    return Judged(
+        AXES_SPLIT,
+        {one.axis: {"rows": float(one.rows), **one.metrics} for one in results},
+        {one.axis: one.left_out for one in results},
+        costs,
+    )

@@ -8,6 +8,7 @@ from typing import Any
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.task import RetrievalTask
 from rayrec.retrieval.searching import HEADS, Method, Searcher
+from rayrec.training.judging import Judged
 from rayrec.training.loop import Worker
 from rayrec.typed_json import ConfigError
 
@@ -26,6 +27,14 @@ class Judgement:
     milliseconds: float
     index_bytes: int
     left_out: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+
+    def as_judged(self, split: str, parameters: int) -> Judged:
+        costs = {
+            "ms a user": self.milliseconds,
+            "index bytes": float(self.index_bytes),
+            "parameters": float(parameters),
+        }
+        return Judged(split, self.metrics, self.left_out, costs)
 
 
 def judge(

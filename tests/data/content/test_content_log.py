@@ -196,4 +196,4 @@ def test_popularity_and_bm25_rank_what_they_should() -> None:
     log = ContentLog(items, pa.array(["u"]), np.array([0]), np.array([0]), Lists.of([[1]]), shown)
     assert bm25(log, 60)(0, np.array([2, 4]))[0] > bm25(log, 60)(0, np.array([2, 4]))[1]
     assert popularity(log)(0, np.array([3, 4])).tolist() == [1, 0]
-    assert judge_scores(log, bm25(log, 60), "test")["auc"] == 1.0
+    assert judge_scores(log, bm25(log, 60), "test").metrics["impressions"]["auc"] == 1.0
