@@ -44,6 +44,10 @@ class ContentRanker(nn.Module, ABC):
         """Gamma (U, m, d); see ``ContentBatch``."""
         return self._users(self.encoder.history(contents, histories), interests)
 
+    def users_and_summaries(self, contents: Texts, histories: Tensor, interests: Texts) -> tuple[Tensor, Tensor | None]:
+        """``users``, and the ids (U, T) of what the model writes of each, if it writes at all."""
+        return self.users(contents, histories, interests), None
+
     def items(self, contents: Texts) -> Tensor:
         """Lambda (N, n, d) of N contents."""
         return self.items_of(self.encoder.texts(contents), contents.real)

@@ -79,6 +79,13 @@ class Embsum(ContentRanker):
         reads = self.decoder is not None and self.config.global_state
         return self._gamma(history, self.write(history).last if reads else None)
 
+    def users_and_summaries(self, contents: Texts, histories: Tensor, interests: Texts) -> tuple[Tensor, Tensor | None]:
+        if self.decoder is None:
+            return self.users(contents, histories, interests), None
+        history = self.encoder.history(contents, histories)
+        written = self.write(history)
+        return self._gamma(history, written.last if self.config.global_state else None), written.tokens
+
     def items_of(self, states: Tensor, real: Tensor) -> Tensor:
         if self.item_codes is None:
             return mean_of(states, real).unsqueeze(1)

@@ -38,6 +38,11 @@ class ContentInputs:
         """Tokens of the longest item."""
         return max(1, int(self.tokens.items.lengths.max(initial=0)))
 
+    @property
+    def interest_slots(self) -> int:
+        """Tokens of the longest interest text; 0 without any."""
+        return 0 if self.interest is None else int(self.tokens.user_texts[self.interest].lengths.max(initial=0))
+
     def batch(self, histories: Rows, users: Rows, candidates: Rows, labels: Rows) -> ContentBatch:
         """Of rows of histories (U,), and impressions: users (B,) into ``histories``, item numbers (B, C), labels (B, C)."""
         read = self.log.histories.padded(histories, self.max_history)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_model, read_metadata, write_model
+from rayrec.bundle import CONFIG, WEIGHTS, BundleError, BundleMetadata, load_model, read_metadata, write_model
+from rayrec.data.content.batches import ContentInputs
 from rayrec.data.content.log import TextField
 from rayrec.families.content.task import ContentConfig, ContentVocabulary, build_model
 from rayrec.models.content_ranker import ContentRanker
@@ -46,6 +47,22 @@ class ContentBundle:
     model: ContentRanker
     tokenizer: ContentTokenizer
     metadata: BundleMetadata
+
+    @property
+    def weights(self) -> str:
+        """16 digits of the weights' SHA-256: embeddings of this model stand under them."""
+        return self.metadata.sha256[WEIGHTS][:16]
+
+    def refuse_other_inputs(self, inputs: ContentInputs, where: Path) -> None:
+        """Raises ConfigError for tokens of another tokenizer, or longer ones than the model was made for."""
+        if inputs.tokens.tokenizer != self.tokenizer:
+            raise ConfigError(f"{where}: tokens of another tokenizer than that of {self.path}")
+        trained = self.saved.vocabulary.shape
+        if inputs.content_slots > trained.content_slots or inputs.interest_slots > trained.interest_slots:
+            raise ConfigError(
+                f"{where}: items of up to {inputs.content_slots} tokens and users' texts of up to "
+                f"{inputs.interest_slots}; {self.path} reads up to {trained.content_slots} and {trained.interest_slots}"
+            )
 
 
 def save_content_ranker(

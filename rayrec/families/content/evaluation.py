@@ -39,14 +39,7 @@ class EvaluateContent:
         inputs = experiment.inputs()
         if inputs.log.items.fingerprint != bundle.saved.items:
             raise ConfigError(f"{experiment.content}: other items than those of {bundle.path}")
-        if inputs.tokens.tokenizer != bundle.tokenizer:
-            raise ConfigError(f"{experiment.tokens}: tokens of another tokenizer than that of {bundle.path}")
-        shape, trained = experiment.task().vocabulary.shape, bundle.saved.vocabulary.shape
-        if shape.content_slots > trained.content_slots or shape.interest_slots > trained.interest_slots:
-            raise ConfigError(
-                f"{experiment.tokens}: items of up to {shape.content_slots} tokens and users' texts of up to "
-                f"{shape.interest_slots}; {bundle.path} reads up to {trained.content_slots} and {trained.interest_slots}"
-            )
+        bundle.refuse_other_inputs(inputs, experiment.tokens)
         if self.max_history is not None:
             if self.max_history > bundle.saved.ranker.max_history:
                 raise ConfigError(f"max_history is at most {bundle.saved.ranker.max_history}, as trained")

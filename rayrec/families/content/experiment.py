@@ -88,8 +88,7 @@ class ContentExperiment:
     def task(self) -> ContentTask:
         inputs = self.inputs()
         record = inputs.tokens.record
-        interest = 0 if self.interest is None else int(inputs.tokens.user_texts[self.interest].lengths.max(initial=0))
-        shape = ContentShape(self.ranker.max_history, inputs.content_slots, interest)
+        shape = ContentShape(self.ranker.max_history, inputs.content_slots, inputs.interest_slots)
         return ContentTask(self.ranker, ContentVocabulary(record.vocabulary, record.start, record.end, shape))
 
     def data(self, worker: Worker) -> TrainingData[ContentBatch]:
