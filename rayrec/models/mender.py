@@ -5,7 +5,7 @@ MenderTok   a text encoder reads preference and titles as one prompt; frozen, ad
 Both        a linear map, then a decoder from scratch of TIGER's shape that attends to it and emits the tokens of the next item
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -16,6 +16,7 @@ from torch.nn.functional import dropout
 
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.models.layers.lora import adapt
+from rayrec.models.layers.remembered_states import RememberedStates
 from rayrec.models.prompt import NONE, Prompt
 from rayrec.models.t5 import T5Config
 from rayrec.models.tuple_decoding import TupleDecoder, TupleDecoding
@@ -69,6 +70,8 @@ class MenderTokConfig(MenderConfig):
 
     tune: what of it is trained: nothing ("frozen"), low-rank additions to its attention ("lora"), everything ("full").
     lora_rank, lora_alpha: of those. longest: tokens of a prompt; the oldest items go first.
+    remembered: prompts whose states a frozen encoder keeps in memory (half precision: 2 bytes x tokens x width each), so that
+    training encodes each once; with preference_dropout above 0 a row has two.
     """
 
     needs_semantic_ids: ClassVar[bool] = True
@@ -81,11 +84,14 @@ class MenderTokConfig(MenderConfig):
     lora_rank: int = 16
     lora_alpha: float = 1.0
     longest: int = 256
+    remembered: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.longest < 32 or self.lora_rank < 1 or (self.layers is not None and self.layers < 1):
             raise ValueError("longest must be at least 32, lora_rank and layers at least 1")
+        if self.remembered < 0 or (self.remembered > 0 and self.tune != "frozen"):
+            raise ValueError("remembered must be 0, or above it with tune frozen: a trained encoder's states change")
 
     def build(self, catalogue: Catalogue) -> "MenderTok":
         assert catalogue.features is not None
@@ -216,6 +222,9 @@ class MenderTok(_Mender):
             adapt(encoder, _LORA, config.lora_rank, config.lora_alpha)
         self.map = nn.Linear(int(encoder.config.hidden_size), config.transformer.dim)  # type: ignore[union-attr, arg-type]
         self.input_norm = nn.LayerNorm(config.transformer.dim)
+        self._states: Callable[[Tensor, Tensor], Tensor] = self._encoded
+        if config.remembered:
+            self._states = RememberedStates(self._encoded, config.remembered)
 
     def train(self, mode: bool = True) -> "MenderTok":
         super().train(mode)
@@ -225,7 +234,10 @@ class MenderTok(_Mender):
 
     def encode(self, asked: Steered) -> tuple[Tensor, Tensor]:
         ids, real = self.prompt(asked.history[:, -self.config.max_length :], asked.preference)
-        with torch.no_grad() if self.tune == "frozen" else nullcontext():
-            states = self.text_encoder(input_ids=ids, attention_mask=real.long()).last_hidden_state
-        x = self.input_norm(self.map(states))
+        x = self.input_norm(self.map(self._states(ids, real)))
         return dropout(x, self.config.input_dropout, self.training), real
+
+    def _encoded(self, ids: Tensor, real: Tensor) -> Tensor:
+        with torch.no_grad() if self.tune == "frozen" else nullcontext():
+            states: Tensor = self.text_encoder(input_ids=ids, attention_mask=real.long()).last_hidden_state
+        return states

@@ -185,6 +185,28 @@ def test_what_is_tuned_of_the_encoder_is_nothing_low_rank_or_everything() -> Non
     assert all(p.grad is None for p in frozen.text_encoder.parameters())
 
 
+def test_a_frozen_encoder_that_remembers_reads_each_prompt_once_and_changes_no_score() -> None:
+    plain, keeping = tok(replace(TOK, tune="frozen")).eval(), tok(replace(TOK, tune="frozen", remembered=3)).eval()
+    seen: list[int] = []
+    keeping.text_encoder.register_forward_pre_hook(
+        lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    items = torch.arange(1, ITEMS + 1).expand(4, -1)
+    question = asked(plain, [[0, 0, 1], [3, 4, 5], [0, 0, 1], [2, 3, 9]])
+    question = replace(question, preference=question.preference[[0, 1, 0, 3]])
+    expected = plain.log_likelihood(question, items)
+    for _ in range(2):
+        assert torch.allclose(keeping.log_likelihood(question, items), expected, atol=2e-3)
+    assert seen == [3]  # the first and the third are the same prompt
+    more = replace(question, history=question.history.flip(0), preference=question.preference.flip(0) + 1)
+    assert torch.allclose(keeping.log_likelihood(more, items), plain.log_likelihood(more, items), atol=2e-3)
+    keeping.log_likelihood(more, items)
+    assert seen == [3, 3, 3]  # no more than three are kept, and the first stay
+    assert keeping.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(ValueError, match="tune frozen"):
+        replace(TOK, tune="lora", remembered=3)
+
+
 def test_lora_starts_as_the_layer_and_adds_scaled_products() -> None:
     torch.manual_seed(0)
     base = nn.Linear(5, 4)
