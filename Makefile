@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | bench | serve | cluster | cluster-stop: each sets up .venv on first use and reuses it while the lock is unchanged.
+# make demo | test | test-all | lint | docs | bench | serve | cluster | cluster-stop: each sets up .venv on first use and reuses it while the lock is unchanged.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 DATASET ?= simulated
 BENCH ?= ingest ranker_training serving
 
-.PHONY: demo test test-all lint bench serve setup cluster cluster-stop
+.PHONY: demo test test-all lint docs bench serve setup cluster cluster-stop
 export RAY_AUTH_MODE ?= token
 
 setup: $(READY)
@@ -43,6 +43,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages and API reference in build/docs; a link that leads nowhere is an error.
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	@echo build/docs/index.html
 
 bench: $(READY)
 	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || exit 1; done
