@@ -86,6 +86,7 @@ FAMILIES: tuple[Family, ...] = (
         "rayrec.families.content.bundle:load_content_ranker",
         "spar",
         "rayrec.families.content.evaluation:EvaluateContent",
+        "serve_apps.content",
     ),
 )
 

@@ -61,7 +61,12 @@ def missing_shards(root: Path, record: EmbeddingsRecord) -> list[int]:
 
 
 def write_shard(folder: Path, shard: int, embeddings: Tensor, columns: pa.Table) -> None:
-    """Embeddings (n, codes, dim) of one shard and what else is told of its rows; the embeddings appear last, whole."""
+    """Embeddings (n, codes, dim) of one shard and what else is told of its rows; the embeddings appear last, whole.
+
+    Raises ConfigError for values that are not finite.
+    """
+    if not embeddings.isfinite().all():
+        raise ConfigError(f"{folder}: embeddings of shard {shard} that are not finite; the model's training diverged")
     folder.mkdir(parents=True, exist_ok=True)
     with (
         whole_file(_columns(folder, shard)) as partial,

@@ -68,6 +68,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: ContentTo
 
 @pytest.fixture
 def experiment(folders: tuple[Path, Path]) -> ContentExperiment:
+    return small_experiment(folders)
+
+
+def small_experiment(folders: tuple[Path, Path]) -> ContentExperiment:
     t5 = T5Config(dim=32, feed_forward=64, heads=2, head_dim=16, encoder_layers=1, decoder_layers=1, dropout=0.0)
     encoder = ContentEncoderConfig("t5_scratch", session=2, dim=24, dropout=0.0, t5=t5)
     embsum = EmbsumConfig(4, 2, 12, decoder_layers=1, decoder_heads=2, decoder_feed_forward=48, max_summary=16)
