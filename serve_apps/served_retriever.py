@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rayrec.data.log.hashing import hash_ids
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.preferences import PreferenceReader
 from rayrec.retrieval.index import IndexConfig
-from rayrec.retrieval.retriever import Steered
+from rayrec.retrieval.retriever import Personal, Steered
 from rayrec.retrieval.searching import HEADS, Method, Searcher
 from rayrec.retrieval.semantic_ids import SemanticIds, add_item
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
@@ -42,6 +43,10 @@ class RetrieveRequest(BaseModel):
     history: list[str] = Field(
         max_length=MAX_LIST, description="Items of the user, oldest first; may be empty beside a preference"
     )
+    user: Annotated[str, Field(max_length=MAX_NAME)] | None = Field(
+        None,
+        description="Who asks, as in the training data, for models that know users; any other name is read by its hash",
+    )
     k: int = Field(10, ge=1, le=MAX_K, description="How many items are wanted")
     method: Literal["dense", "generative", "hybrid"] | None = Field(None, description="Default: the best on validation")
     exclude: list[str] = Field(default_factory=list, max_length=MAX_LIST, description="Items not to return")
@@ -50,6 +55,11 @@ class RetrieveRequest(BaseModel):
         None, description="What the user wants, in plain words; several are joined; empty = none"
     )
     ignore_preference: bool = Field(False, description="Answer without it where the model cannot read preferences")
+
+    @property
+    def name(self) -> str:
+        """The user's name as an import would have it, "" for none."""
+        return (self.user or "").encode("utf-8", "replace").decode().strip()
 
     @property
     def wish(self) -> str:
@@ -71,7 +81,7 @@ class NewItem(BaseModel):
 class Retrieved:
     """items: at most k names, best first. scores: by which they are ordered. ignored: unknown items of the history.
 
-    preference: whether one was used.
+    preference, user: whether one was used.
     """
 
     items: list[str]
@@ -79,6 +89,7 @@ class Retrieved:
     method: Method
     ignored: list[str]
     preference: bool
+    user: bool
 
 
 class ServedRetriever:
@@ -102,6 +113,7 @@ class ServedRetriever:
         self._searcher.prepare()
         self.methods = bundle.saved.by_default_first(self._searcher.methods)
         self._ids = None if bundle.saved.ids is None else _semantic_ids(bundle)
+        self._user_tokens = bundle.saved.retrieval.architecture.user_tokens
         saved = bundle.saved.preferences
         self._reader = None if saved is None else PreferenceReader(saved, bundle.saved.retrieval)
         self._catch_up()
@@ -122,6 +134,7 @@ class ServedRetriever:
             "items": len(self._names),
             "items_added": len(self._names) - self.bundle.saved.num_items,
             "reads_preferences": self._reader is not None,
+            "reads_users": self._user_tokens > 0,
             "created": metadata.created,
             "rayrec": metadata.rayrec,
             "metrics": metadata.metrics,
@@ -214,14 +227,20 @@ class ServedRetriever:
         known = [[self._numbers[item] for item in r.history if item in self._numbers] for r in requests]
         barred = [self._barred(request, numbers) for request, numbers in zip(requests, known, strict=True)]
         most = max(request.k for request in requests)
-        history: Tensor | Steered = _rows(known)
+        history: Tensor | Steered | Personal = _rows(known)
         if self._reader is not None:
             history = Steered(_rows(known), self._reader.read([request.wish for request in requests]))
+        elif self._user_tokens:
+            history = Personal(_rows(known), torch.tensor([self._user(request) for request in requests]))
         found = self._searcher.search(history, most, method, beams=width or None, barred=_rows(barred))
         return [
             self._answer(request, method, items, scores)
             for request, items, scores in zip(requests, found.items.tolist(), found.scores.tolist(), strict=True)
         ]
+
+    def _user(self, request: RetrieveRequest) -> int:
+        """The token, 0 for none."""
+        return int(hash_ids([request.name], self._user_tokens)[0]) if self._user_tokens and request.name else 0
 
     def _barred(self, request: RetrieveRequest, history: list[int]) -> list[int]:
         named = {self._numbers[item] for item in request.exclude if item in self._numbers}
@@ -231,7 +250,8 @@ class ServedRetriever:
         kept = [(self._names[i - 1], s) for i, s in zip(items, scores, strict=True) if i > 0][: request.k]
         ignored = [item for item in request.history if item not in self._numbers]
         used = bool(request.wish) and self._reader is not None
-        return Retrieved([name for name, _ in kept], [score for _, score in kept], method, ignored, used)
+        user = self._user(request) > 0
+        return Retrieved([name for name, _ in kept], [score for _, score in kept], method, ignored, used, user)
 
     def _catch_up(self) -> None:
         """Take in what any replica has written to the journal since."""

@@ -50,6 +50,7 @@ class DepthRetrieverConfig:
 
     needs_semantic_ids: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = True
+    user_tokens: ClassVar[int] = 0
     reads_preferences: ClassVar[None] = None
 
     dim: int = 64

@@ -20,7 +20,7 @@ from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, shif
 from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
 from rayrec.models.tuple_decoding import TupleDecoding
 from rayrec.retrieval.repeats import Repeats
-from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Retriever
+from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Personal, Retriever, items_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class LigerConfig:
     embedding_std: of the token, place and level embeddings at the start: small beside the projected text, which knows more then.
     absolute_positions: add an embedding of the item's place, counted from the newest, and one of the token's level to the input.
     input_norm: layer norm of the input. input_dropout: on it, behind the norm. max_length: newest items that are read.
+    user_tokens: TIGER's; a user's name is hashed to one of so many tokens, which stands before the oldest item; 0 = no users.
     """
 
     needs_semantic_ids: ClassVar[bool] = True
@@ -52,8 +53,11 @@ class LigerConfig:
     embedding_std: float = 0.1
     absolute_positions: bool = True
     input_norm: bool = True
+    user_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if self.user_tokens < 0:
+            raise ValueError(f"user_tokens must be at least 0, not {self.user_tokens}")
         if self.max_length < 1 or min(self.projection, default=1) < 1:
             raise ValueError("max_length and projection sizes must be at least 1")
         if not self.temperature > 0:
@@ -72,7 +76,7 @@ class LigerConfig:
         return Liger(catalogue.features, self)
 
 
-class Liger(Retriever[Tensor]):
+class Liger(Retriever[Tensor | Personal]):
     """See the module. Items are 1..N; histories (B, L) are left-padded with 0, newest item last."""
 
     item_tokens: Tensor
@@ -87,7 +91,8 @@ class Liger(Retriever[Tensor]):
         self.register_buffer("item_tokens", items.tokens.clone())
         self.register_buffer("item_text", items.text.clone())
         self.register_buffer("seen", items.seen.clone())
-        self.token_embedding = nn.Embedding(items.num_tokens, width)  # token 0 starts the decoder
+        # token 0 starts the decoder; users' tokens follow those of items, and are never emitted
+        self.token_embedding = nn.Embedding(items.num_tokens + config.user_tokens, width)
         tables = [self.token_embedding]
         if config.absolute_positions:
             self.position_embedding = nn.Embedding(config.max_length, width)
@@ -111,11 +116,11 @@ class Liger(Retriever[Tensor]):
         return len(self.item_tokens) - 1
 
     @property
-    def dense(self) -> DenseHead[Tensor] | None:
+    def dense(self) -> DenseHead[Tensor | Personal] | None:
         return self if self.config.dense_weight > 0 else None
 
     @property
-    def generative(self) -> GenerativeHead[Tensor] | None:
+    def generative(self) -> GenerativeHead[Tensor | Personal] | None:
         return self if self.config.generative_weight > 0 else None
 
     @property
@@ -130,12 +135,12 @@ class Liger(Retriever[Tensor]):
         self.seen = torch.cat([self.seen, self.seen.new_zeros(len(tokens))])
         return first
 
-    def encode(self, history: Tensor, projected: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """States (B, L * M, D) and which of them are real (B, L * M), for histories (B, L).
+    def encode(self, asked: Tensor | Personal, projected: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """States (B, K, D) and which of them are real (B, K), for histories (B, L); K = L * M, and one more with users' tokens.
 
         ``projected``: text of all items (N + 1, D), when the caller has it already.
         """
-        history = history[:, -self.config.max_length :]
+        history = items_of(asked)[:, -self.config.max_length :]
         length, levels = history.shape[1], self.item_tokens.shape[1]
         x = self.token_embedding(self.item_tokens[history])  # (B, L, M, D)
         if self.config.text:
@@ -144,18 +149,31 @@ class Liger(Retriever[Tensor]):
         if self.config.absolute_positions:
             newest_first = torch.arange(length - 1, -1, -1, device=history.device)
             x = x + self.position_embedding(newest_first)[:, None, :] + self.level_embedding.weight
-        x = dropout(self.input_norm(x), self.config.input_dropout, self.training).flatten(1, 2)
-        real = (history > 0).repeat_interleave(levels, 1)
+        x, real = x.flatten(1, 2), (history > 0).repeat_interleave(levels, 1)
+        if self.config.user_tokens:
+            user = asked.user if isinstance(asked, Personal) else history.new_zeros(len(history))
+            x, real = self._after_user(user, x, real)
+        x = dropout(self.input_norm(x), self.config.input_dropout, self.training)
         return self.encoder(x, real), real
+
+    def _after_user(self, user: Tensor, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, K, D) and real (B, K) with each user's token right before the first real place, (B, K + 1, D) and (B, K + 1).
+
+        So its distance to the items, all that T5 knows of places, does not depend on padding. user: (B,), 0 = none.
+        """
+        x, real = pad(x, (0, 0, 1, 0)), pad(real, (1, 0))
+        slot = torch.arange(real.shape[1], device=user.device) == (~real).sum(1, keepdim=True) - 1  # (B, K + 1)
+        tokens = self.token_embedding((user + self.num_tokens - 1).clamp_min(0))  # (B, D)
+        return torch.where(slot.unsqueeze(2), tokens.unsqueeze(1), x), real | slot & (user > 0).unsqueeze(1)
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
         return {"dense": self.config.dense_weight, "generative": self.config.generative_weight}
 
-    def loss_sizes(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+    def loss_sizes(self, history: Tensor | Personal, target: Tensor) -> Mapping[str, Tensor]:
         return {"dense": self.seen[target].sum(), "generative": torch.tensor(len(target), device=target.device)}
 
-    def losses(self, history: Tensor, target: Tensor) -> Mapping[str, Tensor]:
+    def losses(self, history: Tensor | Personal, target: Tensor) -> Mapping[str, Tensor]:
         """ "dense" and "generative", as far as there are such heads.
 
         Targets never seen in training take no part in the dense loss, neither do such items as its candidates.
@@ -164,14 +182,14 @@ class Liger(Retriever[Tensor]):
         projected = self.projection(self.item_text) if config.dense_weight > 0 else None
         states, real = self.encode(history, projected)
         if projected is not None:
-            parts["dense"] = self._dense_loss(states[:, -1], projected, history, target)
+            parts["dense"] = self._dense_loss(states[:, -1], projected, items_of(history), target)
         if config.generative_weight > 0:
             tokens = self.item_tokens[target]  # (B, M)
             logits = self.head(self._decode(tokens[:, :-1], self.decoder.cache(states, real)))
             parts["generative"] = cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
         return parts
 
-    def query(self, history: Tensor) -> Tensor:
+    def query(self, history: Tensor | Personal) -> Tensor:
         """What the dense head looks for: unit vectors (B, D) of histories (B, L)."""
         return normalize(self.encode(history)[0][:, -1].float(), dim=1)
 
@@ -181,11 +199,13 @@ class Liger(Retriever[Tensor]):
         vectors: Tensor = normalize(self.projection(text).float(), dim=1)
         return vectors
 
-    def dense_scores(self, history: Tensor) -> Tensor:
+    def dense_scores(self, history: Tensor | Personal) -> Tensor:
         """Cosines (B, N + 1), the repeat bias on top if there is one; -inf for padding."""
         scores = self.query(history) @ self.item_vectors().T
         if self.config.repeat_bias:
-            scores = shifted_scores(scores, once_each(history[:, -self.config.max_length :]), self.repeat_shift())
+            scores = shifted_scores(
+                scores, once_each(items_of(history)[:, -self.config.max_length :]), self.repeat_shift()
+            )
         scores[:, 0] = -torch.inf
         return scores
 
@@ -193,16 +213,16 @@ class Liger(Retriever[Tensor]):
         """() on top of the cosines of the history's items."""
         return self.repeat
 
-    def repeats(self, history: Tensor) -> Repeats | None:
+    def repeats(self, history: Tensor | Personal) -> Repeats | None:
         if not self.config.repeat_bias:
             return None
-        return Repeats(once_each(history[:, -self.config.max_length :]), self.repeat_shift())
+        return Repeats(once_each(items_of(history)[:, -self.config.max_length :]), self.repeat_shift())
 
-    def decoding(self, history: Tensor) -> TupleDecoding:
+    def decoding(self, history: Tensor | Personal) -> TupleDecoding:
         """For ``rayrec.retrieval.beam_search``."""
         return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(*self.encode(history)))
 
-    def log_likelihood(self, history: Tensor, items: Tensor) -> Tensor:
+    def log_likelihood(self, history: Tensor | Personal, items: Tensor) -> Tensor:
         """log p (B, K) of the tuples of items (B, K) after histories (B, L)."""
         tokens = self.item_tokens[items]  # (B, K, M)
         cache = self.decoder.cache(*self.encode(history))

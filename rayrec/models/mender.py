@@ -56,6 +56,7 @@ class MenderEmbConfig(MenderConfig):
 
     needs_semantic_ids: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = False
+    user_tokens: ClassVar[int] = 0
     reads_preferences: ClassVar[Literal["vectors"]] = "vectors"
 
     def build(self, catalogue: Catalogue) -> "MenderEmb":
@@ -76,6 +77,7 @@ class MenderTokConfig(MenderConfig):
 
     needs_semantic_ids: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = False
+    user_tokens: ClassVar[int] = 0
     reads_preferences: ClassVar[Literal["tokens"]] = "tokens"
 
     encoder: str = "minilm"

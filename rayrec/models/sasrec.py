@@ -41,6 +41,7 @@ class SASRecConfig:
     needs_semantic_ids: ClassVar[bool] = False
     reads_preferences: ClassVar[None] = None
     reads_windows: ClassVar[bool] = True
+    user_tokens: ClassVar[int] = 0
 
     dim: int = 128
     layers: int = 2

@@ -19,6 +19,8 @@ class TigerConfig:
     embedding_std: of the embeddings at the start; 1 is T5's.
     absolute_positions: add an embedding of the item's place and one of the token's level to the input.
     input_norm: layer norm of the input. input_dropout: on the input, before T5's own.
+    user_tokens: the paper has 2,000: the user's name is hashed to one of so many tokens, which is read before the items; 0 = the
+    model knows no users.
     """
 
     needs_semantic_ids: ClassVar[bool] = True
@@ -31,6 +33,7 @@ class TigerConfig:
     absolute_positions: bool = False
     input_norm: bool = False
     input_dropout: float = 0.0
+    user_tokens: int = 0
 
     def __post_init__(self) -> None:
         _ = self.as_liger  # its checks
@@ -45,5 +48,5 @@ class TigerConfig:
         return LigerConfig(
             self.transformer, text=False, dense_weight=0.0, absolute_positions=self.absolute_positions,
             input_norm=self.input_norm, input_dropout=self.input_dropout, max_length=self.max_length,
-            embedding_std=self.embedding_std,
+            embedding_std=self.embedding_std, user_tokens=self.user_tokens,
         )  # fmt: skip

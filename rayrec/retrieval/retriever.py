@@ -1,7 +1,7 @@
 """What a retriever is to those who train, judge, store and serve it: a module with a loss and one or two heads to search by.
 
 A history is what one model reads of its users: for most a Tensor (B, L) of item numbers, left-padded with 0, newest item last;
-for those that a preference steers, ``Steered``.
+for those that a preference steers, ``Steered``; for those that know the user too, ``Personal``.
 """
 
 from collections.abc import Mapping
@@ -29,6 +29,19 @@ class Steered:
     history: Tensor
     preference: Tensor
     sign: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Personal:
+    """A history with its user's token. history: (B, L) int64. user: (B,) int64, 1.. for the hash of a name, 0 = not known."""
+
+    history: Tensor
+    user: Tensor
+
+
+def items_of(asked: Tensor | Personal) -> Tensor:
+    """The histories (B, L)."""
+    return asked.history if isinstance(asked, Personal) else asked
 
 
 class DenseHead(Protocol[H_contra]):

@@ -44,6 +44,7 @@ RETRIEVERS = {
     "sasrec by position": RetrievalConfig("sasrec", SASREC),
     "sasrec by window": RetrievalConfig("sasrec", replace(SASREC, weighting="window")),
     "tiger": RetrievalConfig("tiger", tiger=TigerConfig(T5, max_length=6)),
+    "tiger of users": RetrievalConfig("tiger", tiger=TigerConfig(T5, max_length=6, user_tokens=3)),
     "dense": RetrievalConfig("dense", liger=LIGER),
     "liger": RetrievalConfig("liger", liger=LIGER),
 }
@@ -57,7 +58,8 @@ class Slices:
 
     def __getitem__(self, rows: slice) -> Any:
         if isinstance(self.whole, HistoryBatch):
-            return HistoryBatch(self.whole.history[rows], self.whole.target[rows])
+            user = None if self.whole.user is None else self.whole.user[rows]
+            return HistoryBatch(self.whole.history[rows], self.whole.target[rows], user=user)
         return self.whole[rows]
 
 
@@ -85,7 +87,10 @@ def histories(windows: bool) -> HistoryBatch:
 def case(name: str, small_log: Path) -> tuple[Task[Any], Slices]:
     if name in RETRIEVERS:
         config = RETRIEVERS[name]
-        return RetrievalTask(catalogue(), config), Slices(histories(config.architecture.reads_windows))
+        batch = histories(config.architecture.reads_windows)
+        if config.architecture.user_tokens:
+            batch = replace(batch, user=torch.arange(12) % 4)
+        return RetrievalTask(catalogue(), config), Slices(batch)
     if name == "language model":
         tokens = torch.randint(0, 30, (12, 9), generator=torch.Generator().manual_seed(2))
         empty = torch.zeros(12, 0)

@@ -15,12 +15,22 @@ from rayrec.data.sequences.interactions import Interactions
 from rayrec.data.sequences.streams import SequenceStreamConfig
 
 
-def pool_batch(interactions: Interactions, pool: Pool, features: Tensor | None, length: int) -> HistoryBatch:
-    """The rows of a pool; features: (T, ...) by text, None = for a model that is blind to preferences."""
+def pool_batch(
+    interactions: Interactions,
+    pool: Pool,
+    features: Tensor | None,
+    length: int,
+    tokens: NDArray[np.int64] | None = None,
+) -> HistoryBatch:
+    """The rows of a pool; features: (T, ...) by text, None = for a model that is blind to preferences.
+
+    tokens: (U,) of all users, for models that read them; a row without history has no user either.
+    """
     longest = int(np.clip(pool.positions.max(initial=1), 1, length))
     history = torch.from_numpy(histories(interactions, pool.users, pool.positions, longest))
     preference = None if features is None else features[torch.from_numpy(pool.preferences)]
-    return HistoryBatch(history, torch.from_numpy(pool.targets), preference)
+    user = None if tokens is None else torch.from_numpy(np.where(pool.positions > 0, tokens[pool.users], 0))
+    return HistoryBatch(history, torch.from_numpy(pool.targets), preference, user=user)
 
 
 def signed(pools: Sequence[tuple[Axis, Pool]]) -> tuple[Pool, NDArray[np.float32] | None]:
@@ -95,16 +105,16 @@ class JudgedPool:
 
     def __init__(
         self, interactions: Interactions, pool: Pool, features: Tensor | None, config: SequenceStreamConfig, *, length: int,
-        rank: int = 0, world_size: int = 1,
+        rank: int = 0, world_size: int = 1, tokens: NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
-        self._interactions, self._features, self._length = interactions, features, length
+        self._interactions, self._features, self._length, self._tokens = interactions, features, length, tokens
         self._pool = pool.take(np.arange(rank, len(pool), world_size))
         self._size = config.evaluation_batch_size
 
     def epoch_batches(self) -> Iterator[HistoryBatch]:
         for start in range(0, len(self._pool), self._size):
             rows = np.arange(start, min(start + self._size, len(self._pool)))
-            yield pool_batch(self._interactions, self._pool.take(rows), self._features, self._length)
+            yield pool_batch(self._interactions, self._pool.take(rows), self._features, self._length, self._tokens)
 
     def close(self) -> None:
         """Nothing is held open."""

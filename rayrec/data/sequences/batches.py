@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayrec.data.sequences.interactions import Interactions
 from rayrec.data.sequences.splits import Examples, SequenceSplit
-from rayrec.retrieval.retriever import Steered
+from rayrec.retrieval.retriever import Personal, Steered
 
 
 @dataclass(frozen=True)
@@ -23,28 +23,31 @@ class HistoryBatch:
     """history: (B, L) int64, left-padded with 0, newest item last.
 
     target: (B,) int64, the item that came next; for windows (B, L), the item that came next after each position, 0 at padding.
-    preference, sign: see ``Steered``; None where the model is blind to preferences.
+    preference, sign: see ``Steered``; None where the model is blind to preferences. user: see ``Personal``; None likewise.
     """
 
     history: Tensor
     target: Tensor
     preference: Tensor | None = None
     sign: Tensor | None = None
+    user: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.history)
 
     @property
-    def asked(self) -> Tensor | Steered:
+    def asked(self) -> Tensor | Steered | Personal:
         """What the model reads."""
-        return self.history if self.preference is None else Steered(self.history, self.preference, self.sign)
+        if self.preference is not None:
+            return Steered(self.history, self.preference, self.sign)
+        return self.history if self.user is None else Personal(self.history, self.user)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "HistoryBatch":
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
         history, target = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.history, self.target))
-        return HistoryBatch(history, target, moved(self.preference), moved(self.sign))
+        return HistoryBatch(history, target, moved(self.preference), moved(self.sign), moved(self.user))
 
 
 def histories(
@@ -59,22 +62,30 @@ def histories(
     return np.where(inside, interactions.items[flat], 0).astype(np.int64)
 
 
-def example_batch(interactions: Interactions, examples: Examples, length: int) -> HistoryBatch:
-    """Histories, trimmed to the longest one of the batch, and targets."""
+def example_batch(
+    interactions: Interactions, examples: Examples, length: int, tokens: NDArray[np.int64] | None = None
+) -> HistoryBatch:
+    """Histories, trimmed to the longest one of the batch, and targets. tokens: (U,) of all users, for models that read them."""
     ends = examples.positions
     longest = int(min(length, ends.max())) if len(ends) else 1
     matrix = histories(interactions, examples.users, ends, max(longest, 1))
-    return HistoryBatch(torch.from_numpy(matrix), torch.from_numpy(examples.targets(interactions).astype(np.int64)))
+    targets = torch.from_numpy(examples.targets(interactions).astype(np.int64))
+    user = None if tokens is None else torch.from_numpy(tokens[examples.users])
+    return HistoryBatch(torch.from_numpy(matrix), targets, user=user)
 
 
 def evaluation_batches(
-    interactions: Interactions, examples: Examples, length: int, batch_size: int
+    interactions: Interactions,
+    examples: Examples,
+    length: int,
+    batch_size: int,
+    tokens: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], HistoryBatch]]:
     """All examples, by history length so that batches hold little padding; with the row numbers of each batch."""
     order = np.argsort(np.minimum(examples.positions, length), kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, example_batch(interactions, examples.take(rows), length)
+        yield rows, example_batch(interactions, examples.take(rows), length, tokens)
 
 
 class TrainingPrefixes:

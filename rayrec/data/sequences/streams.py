@@ -39,13 +39,16 @@ class SequenceStreamConfig:
 
 
 class TrainingSequences:
-    """A rank's share of the training windows (``windows``) or prefixes; see ``batches``. All ranks make equally many steps."""
+    """A rank's share of the training windows (``windows``) or prefixes; see ``batches``. All ranks make equally many steps.
+
+    tokens: (U,) of the users, for models that read them, which none does by windows.
+    """
 
     def __init__(
         self, interactions: Interactions, split: SequenceSplit, config: SequenceStreamConfig, *, length: int, windows: bool,
-        rank: int = 0, world_size: int = 1, start: StreamPosition | None = None,
+        rank: int = 0, world_size: int = 1, start: StreamPosition | None = None, tokens: NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
-        self._interactions, self._config, self._length = interactions, config, length
+        self._interactions, self._config, self._length, self._tokens = interactions, config, length, tokens
         self._examples = TrainingWindows(split, length) if windows else TrainingPrefixes(split)
         self._rank, self._world_size = rank, world_size
         self._position = start or StreamPosition()
@@ -84,7 +87,7 @@ class TrainingSequences:
         located = self._examples.locate(rows)
         if isinstance(self._examples, TrainingWindows):
             return HistoryBatch(*window_batch(self._interactions, located, self._length))
-        return example_batch(self._interactions, located, self._length)
+        return example_batch(self._interactions, located, self._length, self._tokens)
 
 
 class JudgedSequences:
@@ -92,14 +95,14 @@ class JudgedSequences:
 
     def __init__(
         self, interactions: Interactions, examples: Examples, config: SequenceStreamConfig, *, length: int,
-        rank: int = 0, world_size: int = 1,
+        rank: int = 0, world_size: int = 1, tokens: NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
-        self._interactions, self._config, self._length = interactions, config, length
+        self._interactions, self._config, self._length, self._tokens = interactions, config, length, tokens
         self._examples = examples.take(np.arange(rank, len(examples), world_size))
 
     def epoch_batches(self) -> Iterator[HistoryBatch]:
         size = self._config.evaluation_batch_size
-        for _, batch in evaluation_batches(self._interactions, self._examples, self._length, size):
+        for _, batch in evaluation_batches(self._interactions, self._examples, self._length, size, self._tokens):
             yield batch
 
     def close(self) -> None:

@@ -91,7 +91,15 @@ class EvaluateRetriever:
                     while name in found:
                         name += "'"
                     ranks = ranks_of(task, searcher, method, beams)
-                    found[name] = judge_axes(benchmark, interactions, ranks, features, length, split=self.split)
+                    found[name] = judge_axes(
+                        benchmark,
+                        interactions,
+                        ranks,
+                        features,
+                        length,
+                        split=self.split,
+                        tokens=experiment.user_tokens(),
+                    )
         return found
 
     def judge_default(self, folder: Path, beams: int) -> tuple[RetrieverBundle, tuple[AxisResult, ...]]:
@@ -100,7 +108,8 @@ class EvaluateRetriever:
         task, interactions = experiment.task(), read_sequences(experiment.sequences).interactions
         searcher, length = task.searcher(bundle.model), bundle.saved.retrieval.architecture.max_length
         ranks = ranks_of(task, searcher, searcher.methods[-1], beams)
-        return bundle, judge_axes(benchmark, interactions, ranks, features, length, split=self.split)
+        tokens = experiment.user_tokens()
+        return bundle, judge_axes(benchmark, interactions, ranks, features, length, split=self.split, tokens=tokens)
 
     def _on_axes(self, folder: Path) -> tuple[RetrieverBundle, RetrieverExperiment, Benchmark, Tensor | None]:
         """A model, its experiment, the benchmark, and its texts as the model reads them."""

@@ -8,8 +8,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import pad
 
+from rayrec.data.log.hashing import bucket_ids, hash_strings
 from rayrec.data.log.streams import StreamPosition
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
 from rayrec.data.preferences.streams import JudgedPool, PoolTraining, training_pool
@@ -92,11 +94,14 @@ class RetrieverExperiment:
         self.task()
 
     def fingerprint(self) -> str:
-        """Items, events and, where they are read, semantic IDs with the items' embeddings, and the preference benchmark."""
+        """Items, events and, where they are read, users, semantic IDs with embeddings, and the preference benchmark."""
         data, ids, benchmark = _data(self.sequences), self.ids(), self.benchmark()
         digest = hashlib.sha256(data.items.fingerprint.encode())
         for part in (data.interactions.offsets, data.interactions.items):
             digest.update(np.ascontiguousarray(part).tobytes())
+        users = self.user_tokens()
+        if users is not None:
+            digest.update(users.tobytes())
         if ids is not None:
             digest.update(ids.items.ids.codes.numpy().tobytes())
             digest.update(ids.items.embeddings.numpy().tobytes())
@@ -136,6 +141,11 @@ class RetrieverExperiment:
             return None
         return read_encoder_texts(self.retrieval.mender_tok.encoder)
 
+    def user_tokens(self) -> NDArray[np.int64] | None:
+        """(U,) in 1..N, the hash of each user's name, where the model has tokens for users."""
+        count = self.retrieval.architecture.user_tokens
+        return bucket_ids(hash_strings(_data(self.sequences).users), count).astype(np.int64) if count else None
+
     def ids(self) -> SavedSemanticIds | None:
         """The semantic IDs, where the model has use for them."""
         if self.semantic_ids is None or not self.retrieval.architecture.needs_semantic_ids:
@@ -146,6 +156,7 @@ class RetrieverExperiment:
         interactions = _data(self.sequences).interactions
         architecture = self.retrieval.architecture
         split, length = self.split.split(_data(self.sequences)), architecture.max_length
+        tokens = self.user_tokens()
 
         benchmark = self.benchmark()
         if benchmark is not None:
@@ -154,7 +165,7 @@ class RetrieverExperiment:
         def open_training(start: StreamPosition, epochs: int) -> TrainingSequences:
             return TrainingSequences(
                 interactions, split, self.stream, length=length, windows=architecture.reads_windows,
-                rank=worker.rank, world_size=worker.size, start=start,
+                rank=worker.rank, world_size=worker.size, start=start, tokens=tokens,
             )  # fmt: skip
 
         def open_evaluation(name: str, passes: int) -> JudgedSequences:
@@ -162,7 +173,13 @@ class RetrieverExperiment:
             if name == "valid":
                 judged = sample_examples(split.valid, self.stream.valid_examples, self.stream.seed)
             return JudgedSequences(
-                interactions, judged, self.stream, length=length, rank=worker.rank, world_size=worker.size
+                interactions,
+                judged,
+                self.stream,
+                length=length,
+                rank=worker.rank,
+                world_size=worker.size,
+                tokens=tokens,
             )
 
         return TrainingData(open_training, open_evaluation, SPLITS)

@@ -53,13 +53,16 @@ class AxisResult:
 
 def judge_axes(
     benchmark: Benchmark, interactions: Interactions, ranks: Ranks, features: Tensor | None, length: int, *,
-    split: Split = "test", batch_size: int = 256,
+    split: Split = "test", batch_size: int = 256, tokens: NDArray[np.int64] | None = None,
 ) -> tuple[AxisResult, ...]:  # fmt: skip
-    """features: (T, ...) of the benchmark's texts as ``ranks`` reads them; None for what is blind to preferences."""
+    """features: (T, ...) of the benchmark's texts as ``ranks`` reads them; None for what is blind to preferences.
+
+    tokens: (U,) of the users, for models that read them.
+    """
     stream = SequenceStreamConfig(evaluation_batch_size=batch_size)
 
     def ranked(pool: Pool) -> Tensor:
-        batches = JudgedPool(interactions, pool, features, stream, length=length).epoch_batches()
+        batches = JudgedPool(interactions, pool, features, stream, length=length, tokens=tokens).epoch_batches()
         found = [ranks(batch) for batch in batches]
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
 

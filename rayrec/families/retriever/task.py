@@ -29,7 +29,7 @@ class Architecture(Protocol):
 
     needs_semantic_ids: whether ``Catalogue.features`` must be there. reads_windows: trains at every position of a window, else
     on prefixes with one target each. max_length: newest items of a history that are read.
-    reads_preferences: in which form, None = blind to them.
+    reads_preferences: in which form, None = blind to them. user_tokens: to how many a user's name is hashed, 0 = blind to users.
     """
 
     @property
@@ -40,6 +40,9 @@ class Architecture(Protocol):
 
     @property
     def max_length(self) -> int: ...
+
+    @property
+    def user_tokens(self) -> int: ...
 
     @property
     def reads_preferences(self) -> Literal["vectors", "tokens"] | None: ...
