@@ -1,6 +1,6 @@
 """Knowledge distillation from a teacher's scores on labeled and unlabeled rows: UKDSL (arXiv 2502.06834).
 
-L = mean_L CE(z, y) + labeled_weight * mean_L d(z_kd, p) + unlabeled_weight * mean_U d(z_kd, p)
+L = mean_L CE(z, y) + labeled_weight * mean_L d(z_kd, p) + unlabeled_weight * mean_U d(z_kd, p)      means over an update's rows
 
 z: student logit, y: label, p: the teacher's probability; z_kd is z itself ("shared": cross-stage distillation) or the logit of a
 head of its own on the same trunk ("auxiliary": the multi-task form, whose main head sees real labels only and is what serves).
@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.batch import Batch
-from rayrec.methods.means import joint_mean
-from rayrec.methods.method import Method, MethodConfig, Rows, Tasks, Term
+from rayrec.methods.method import Method, MethodConfig, Rows, Sizes, Tasks, Term
 from rayrec.typed_json import ConfigError
 
 _EDGE = 1e-6  # probabilities are kept that far from 0 and 1 where their logits are needed
@@ -86,6 +85,7 @@ class Distillation(Method):
         if config.head == "auxiliary":
             self.own_heads = {f"{name}_teacher": name for name in self.distilled}
             places = range(tasks.heads, tasks.heads + len(self.distilled))
+        self.num_sizes = len(self.distilled) * ((config.labeled_weight > 0) + (config.unlabeled_weight > 0))
         self.register_buffer("places", torch.tensor(list(places), dtype=torch.int64), persistent=False)
 
     def labeled_columns(self, *, taught: bool) -> tuple[str, ...]:
@@ -94,38 +94,56 @@ class Distillation(Method):
     def unlabeled_columns(self, *, taught: bool) -> tuple[str, ...]:
         return self.teacher_columns if self.config.unlabeled_weight > 0 and not taught else ()
 
-    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None) -> Term:
+    def sizes(self, batch: Batch, unlabeled: Batch | None) -> Tensor:
+        """Weight of the scored rows, for each task that is distilled: of the labeled rows, of the unlabeled ones."""
+        counts = [self._counts(some) for _, weight, some in self._taught(batch, unlabeled) if weight > 0]
+        return torch.cat([batch.labels.new_zeros(0), *counts])
+
+    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None, sizes: Sizes) -> Term:
         """Rows: all unlabeled ones, where they count."""
-        config = self.config
-        taught = [("labeled", config.labeled_weight, batch)] if config.labeled_weight > 0 else []
-        if config.unlabeled_weight > 0 and unlabeled is not None:
-            taught.append(("unlabeled", config.unlabeled_weight, unlabeled))
-        places = [rows.whole(some) for _, _, some in taught]
+        taught = [part for part in self._taught(batch, unlabeled) if part[1] > 0]
+        places = [None if some is None else rows.whole(some) for _, _, some in taught]
 
         def add(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
             named = {}
-            for (name, weight, some), place in zip(taught, places, strict=True):
-                named[f"distillation_{name}"] = self.means(outputs[place], some)
+            own = sizes.own.split(len(self.distilled))
+            for (name, weight, some), place, size in zip(taught, places, own, strict=True):
+                if some is None or place is None:
+                    continue
+                named[f"distillation_{name}"] = self.means(outputs[place], some, size)
                 losses = losses + weight * named[f"distillation_{name}"]
             return losses, named
 
         return add
 
-    def means(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """(H,) mean losses at the heads that learn from the teacher, 0 at the others. outputs (n, H)."""
+    def means(self, outputs: Tensor, batch: Batch, sizes: Tensor) -> Tensor:
+        """(H,) sums of losses over sizes (A,) at the heads that learn from the teacher, 0 at the others. outputs (n, H)."""
         places = self.places.to(outputs.device)
-        if self.config.target == "negative":
-            probabilities = outputs.new_zeros(len(batch), len(places))
-        else:
-            absent = [name for name in self.teacher_columns if name not in batch.extras]
-            if absent:
-                raise ConfigError(f"distillation needs a teacher's scores: batches lack {', '.join(absent)}")
-            probabilities = torch.stack([batch.extras[name] for name in self.teacher_columns], dim=1).float()
-        losses, counts = distillation_terms(self.config, outputs[:, places], probabilities)
+        losses, _ = distillation_terms(self.config, outputs[:, places], self._probabilities(batch))
         if batch.weights is not None:
-            losses, counts = losses * batch.weights.unsqueeze(1), counts * batch.weights.unsqueeze(1)
-        means = joint_mean(losses, counts)
+            losses = losses * batch.weights.unsqueeze(1)
+        means = losses.sum(0) / sizes.to(losses.dtype).clamp_min(1e-12)
         return means.new_zeros(outputs.shape[1]).index_copy(0, places, means)
+
+    def _taught(self, batch: Batch, unlabeled: Batch | None) -> tuple[tuple[str, float, Batch | None], ...]:
+        config = self.config
+        return ("labeled", config.labeled_weight, batch), ("unlabeled", config.unlabeled_weight, unlabeled)
+
+    def _counts(self, batch: Batch | None) -> Tensor:
+        """(A,) weight of the rows with a score."""
+        if batch is None:
+            return self.places.new_zeros(len(self.distilled), dtype=torch.float32)
+        scored = ~self._probabilities(batch).isnan()
+        return (scored.float() if batch.weights is None else scored * batch.weights.unsqueeze(1)).sum(0)
+
+    def _probabilities(self, batch: Batch) -> Tensor:
+        """(n, A) float32, NaN = no score. Raises ConfigError when the batch lacks them."""
+        if self.config.target == "negative":
+            return batch.labels.new_zeros(len(batch), len(self.distilled))
+        absent = [name for name in self.teacher_columns if name not in batch.extras]
+        if absent:
+            raise ConfigError(f"distillation needs a teacher's scores: batches lack {', '.join(absent)}")
+        return torch.stack([batch.extras[name] for name in self.teacher_columns], dim=1).float()
 
 
 def _distilled(config: DistillationConfig, tasks: Tasks) -> tuple[str, ...]:

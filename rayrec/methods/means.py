@@ -1,4 +1,4 @@
-"""Means over the rows of all workers, for the losses of rankers and of the methods that train them."""
+"""Means over the rows of an update, on all workers, for the losses of rankers and of the methods that train them."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -18,7 +18,7 @@ def masked_cross_entropy(
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(0.0), reduction="none") * row_weights
     if joint_sizes is not None:
         return losses.sum(0) / joint_sizes.to(losses.dtype).clamp_min(1e-12)
-    return joint_mean(losses, row_weights)
+    return losses.sum(0) / joint(row_weights.sum(0)).clamp_min(1e-12)
 
 
 def observed_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
@@ -27,11 +27,10 @@ def observed_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
     return observed.float() if weights is None else observed * weights.unsqueeze(1)
 
 
-def joint_mean(losses: Tensor, counts: Tensor) -> Tensor:
-    """(T,) sums of losses (B, T) over the sums of counts (B, T) or (B, 1) of *all* workers' rows, scaled so that the mean of the
-    workers' gradients is the joint gradient. 0 where nothing counts."""
-    totals = counts.sum(0)
+def joint(sizes: Tensor) -> Tensor:
+    """The mean of all workers' sizes: sums divided by it average, over workers, to the joint batch's mean."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(totals)
-        totals = totals / dist.get_world_size()
-    return losses.sum(0) / totals.clamp_min(1e-12)
+        sizes = sizes.clone()
+        dist.all_reduce(sizes)
+        sizes /= dist.get_world_size()
+    return sizes

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rayrec.batch import Batch
@@ -74,13 +75,26 @@ class Tasks:
     heads: int
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What sums of this batch are divided by: the mean sizes of the update's batches, on all workers.
+
+    tasks: (T,) observed weight of each task's rows. own: (S,) of the method's means.
+    """
+
+    tasks: Tensor
+    own: Tensor
+
+
 class Method(nn.Module):
     """One training method. Its state belongs into checkpoints and not into bundles; every hook does nothing by default.
 
     own_heads: heads that the method trains beside the tasks', by name: the task whose weight they share.
+    num_sizes: S, over how many numbers of terms the method's means run beside those of the tasks.
     """
 
     own_heads: Mapping[str, str] = {}
+    num_sizes: int = 0
 
     def labeled_columns(self, *, taught: bool) -> tuple[str, ...]:
         """Columns that labeled batches need beside features and labels; taught: a teacher in the loop brings its own."""
@@ -94,7 +108,11 @@ class Method(nn.Module):
         """The labeled batch with the method's row weights."""
         return batch
 
-    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None) -> Term | None:
+    def sizes(self, batch: Batch, unlabeled: Batch | None) -> Tensor:
+        """(S,) over how many terms of these batches each of the method's means runs."""
+        return torch.zeros(0, device=batch.labels.device)
+
+    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None, sizes: Sizes) -> Term | None:
         """Ask for rows beside those of the labeled batch (block 0); give what becomes of the losses, None = nothing."""
         return None
 

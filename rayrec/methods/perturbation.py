@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rayrec.batch import Batch
-from rayrec.methods.means import joint_mean, masked_cross_entropy
-from rayrec.methods.method import Embedder, Method, MethodConfig, Rows, Tasks, Term
+from rayrec.methods.means import masked_cross_entropy
+from rayrec.methods.method import Embedder, Method, MethodConfig, Rows, Sizes, Tasks, Term
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class PerturbationConfig(MethodConfig):
     feature_fraction: probability that a number or vector of a row gets its noise.
     feature_dropout, category_swap: probability that a categorical id becomes 0 (missing), or that of another row.
     item_drop: probability that an item of a sequence is left out.
-    row_fraction: share of a batch's rows that get a perturbed copy.
+    row_fraction: share of a batch's rows that get a perturbed copy. Each copy counts for all rows that it stands for, so that
+    the mean over an update's rows is met on average, whichever rows are drawn.
     """
 
     loss: Literal["lspr", "scr"] = "lspr"
@@ -79,10 +80,11 @@ class PerturbationConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class PerturbedRows:
-    """x (m, N), perturbed, of the given rows (m,) int64 of the batch; rows None = all, in order."""
+    """x (m, N), perturbed, of the given rows (m,) int64 of a batch of B; rows None = all, in order. stretch: B / m."""
 
     x: Tensor
     rows: Tensor | None
+    stretch: float = 1.0
 
     def of(self, values: Tensor) -> Tensor:
         """The entries of ``values`` (B, ...) that belong to the perturbed rows: (m, ...)."""
@@ -92,12 +94,13 @@ class PerturbedRows:
 @dataclass(frozen=True)
 class Compared:
     """Places of the blocks that SCR compares, m copies and their originals: those at ``chosen`` (m,) of the clean block, None =
-    all. weights: (m,) of the rows, None = all 1."""
+    all. weights: (m,) of the rows, None = all 1. stretch: for how many rows a copy stands."""
 
     clean: int
     chosen: Tensor | None
     perturbed: int
     weights: Tensor | None
+    stretch: float
 
 
 class Perturbation(Method):
@@ -106,6 +109,7 @@ class Perturbation(Method):
     def __init__(self, config: PerturbationConfig) -> None:
         super().__init__()
         self.config = config
+        self.num_sizes = 1 if config.loss == "scr" else 0
         self.draws = 0
 
     def get_extra_state(self) -> Tensor:
@@ -114,13 +118,20 @@ class Perturbation(Method):
     def set_extra_state(self, state: Tensor) -> None:
         self.draws = int(state)
 
-    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None) -> Term:
+    def sizes(self, batch: Batch, unlabeled: Batch | None) -> Tensor:
+        """SCR: the weight of all rows, of the unlabeled ones too where they count. LSPR goes by the tasks' own sizes."""
+        counted = [batch, *([unlabeled] if self.config.unlabeled and unlabeled is not None else [])]
+        weights = [batch.labels.new_tensor(len(b)) if b.weights is None else b.weights.sum() for b in counted]
+        return torch.stack(weights).sum(0, keepdim=True)[: self.num_sizes]
+
+    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None, sizes: Sizes) -> Term:
         """Rows: the perturbed copy, for SCR also of unlabeled rows and these themselves. Raises ValueError where they lack."""
         copy = self.copy_of(rows.model, batch, rows.embedded(batch))
         clean, perturbed = rows.whole(batch), rows.add(copy.x)
         if self.config.loss == "lspr":
-            return self._labeled(batch, copy, perturbed)
-        compared = [Compared(clean, copy.rows, perturbed, None if batch.weights is None else copy.of(batch.weights))]
+            return self._labeled(batch, copy, perturbed, sizes.tasks)
+        weights = None if batch.weights is None else copy.of(batch.weights)
+        compared = [Compared(clean, copy.rows, perturbed, weights, copy.stretch)]
         if self.config.unlabeled:
             if unlabeled is None:
                 raise ValueError("perturbation.unlabeled needs an unlabeled log and unlabeled_ratio above 0")
@@ -129,31 +140,33 @@ class Perturbation(Method):
             # Of a share of the rows only the copies' originals are predicted, in the copies' order.
             clean = rows.whole(unlabeled) if copy.rows is None else rows.add(copy.of(x))
             weights = None if unlabeled.weights is None else copy.of(unlabeled.weights)
-            compared.append(Compared(clean, None, rows.add(copy.x), weights))
-        return self._consistent(compared, batch.labels.shape[1])
+            compared.append(Compared(clean, None, rows.add(copy.x), weights, copy.stretch))
+        return self._consistent(compared, batch.labels.shape[1], sizes.own)
 
-    def _labeled(self, batch: Batch, copy: PerturbedRows, perturbed: int) -> Term:
-        """LSPR: the cross-entropy of the perturbed rows."""
+    def _labeled(self, batch: Batch, copy: PerturbedRows, perturbed: int, sizes: Tensor) -> Term:
+        """LSPR: the cross-entropy of the perturbed rows over sizes (T,)."""
 
         def mix(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
             weights = None if batch.weights is None else copy.of(batch.weights)
             logits = outputs[perturbed][:, : batch.labels.shape[1]]
-            return self._mixed(losses, masked_cross_entropy(logits, copy.of(batch.labels), weights))
+            return self._mixed(
+                losses, masked_cross_entropy(logits, copy.of(batch.labels), weights, sizes / copy.stretch)
+            )
 
         return mix
 
-    def _consistent(self, compared: Sequence[Compared], tasks: int) -> Term:
-        """SCR: the mean divergence over all copies, of labeled and unlabeled rows, each with its row's weight."""
+    def _consistent(self, compared: Sequence[Compared], tasks: int, size: Tensor) -> Term:
+        """SCR: the divergences over all copies, of labeled and unlabeled rows, each with its row's weight, over size (1,)."""
 
         def mix(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
-            divergences, weights = [], []
+            total = losses.new_zeros(tasks)
             for pair in compared:
                 logits, others = outputs[pair.clean][:, :tasks], outputs[pair.perturbed][:, :tasks]
                 logits = logits if pair.chosen is None else logits[pair.chosen]
-                divergences.append(divergence(self.config.divergence, logits, others))
-                weights.append(others.new_ones(len(others)) if pair.weights is None else pair.weights)
-            counts = torch.cat(weights).unsqueeze(1)  # (m, 1)
-            return self._mixed(losses, joint_mean(torch.cat(divergences) * counts, counts))
+                apart = divergence(self.config.divergence, logits, others)  # (m, T)
+                apart = apart if pair.weights is None else apart * pair.weights.unsqueeze(1)
+                total = total + pair.stretch * apart.sum(0)
+            return self._mixed(losses, total / size.to(total.dtype).clamp_min(1e-12))
 
         return mix
 
@@ -174,7 +187,7 @@ class Perturbation(Method):
             copy = x if rows is None else x[rows]
         if config.perturbs_vectors:
             copy = copy + noise(model, some, copy.detach(), config, generator)
-        return PerturbedRows(copy, rows)
+        return PerturbedRows(copy, rows, len(batch) / max(len(some), 1))
 
     def _generator(self, device: torch.device) -> torch.Generator:
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

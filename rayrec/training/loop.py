@@ -347,7 +347,7 @@ class _Loop(Generic[B]):
             (batch.to(device, non_blocking=True), None if more is None else more.to(device, non_blocking=True))
             for batch, more in batches
         ]
-        sizes = self._joint_sizes([batch for batch, _ in here])
+        sizes = self._joint_sizes(here)
         state.optimizer.zero_grad(set_to_none=True)
         for place, (batch, unlabeled) in enumerate(here, 1):
             with self._gradient_exchange(place == len(here)):
@@ -362,11 +362,11 @@ class _Loop(Generic[B]):
         state.progress = replace(state.progress, seconds=state.progress.seconds + time.perf_counter() - started)
         return parts
 
-    def _joint_sizes(self, batches: list[B]) -> Tensor | None:
+    def _joint_sizes(self, batches: list[tuple[B, B | None]]) -> Tensor | None:
         """(P,) mean sizes over the batches of an update on all workers; None where there is but one batch."""
         if len(batches) * self.worker.size == 1:
             return None
-        sizes = torch.stack([self.task.sizes(self.state.model, batch) for batch in batches]).double().mean(0)
+        sizes = torch.stack([self.task.sizes(self.state.model, *pair) for pair in batches]).double().mean(0)
         sizes = sizes.to(self.worker.device)  # nccl reduces nothing that lies on a CPU
         if self.worker.size > 1:
             dist.all_reduce(sizes)

@@ -74,8 +74,8 @@ class Task(Protocol[B]):
         """A freshly initialized model (seed torch first)."""
         ...
 
-    def sizes(self, model: nn.Module, batch: B) -> Tensor:
-        """(P,) over how many terms (rows, positions, tokens) of this batch each of the loss's P means runs.
+    def sizes(self, model: nn.Module, batch: B, unlabeled: B | None = None) -> Tensor:
+        """(P,) over how many terms (rows, positions, tokens) of these batches each of the loss's P means runs, methods' included.
 
         The loop takes their mean over all batches of an update, on all workers: what ``loss`` then divides by.
         """

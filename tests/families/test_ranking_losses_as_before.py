@@ -1,7 +1,8 @@
 """Losses of every training method, step by step, as they were recorded before methods became parts (commit f482848).
 
 ``ranking_losses.json`` holds, by case, the JSON of a ranking config as it was written then and the totals of four SGD steps on
-random rows: so each case also reads a config of that time.
+random rows: so each case also reads a config of that time. Weighted cases that perturb a share of the rows were recorded anew
+when a copy came to stand for the rows that were not drawn (``PerturbationConfig.row_fraction``).
 """
 
 import json

@@ -11,7 +11,8 @@ from torch import Tensor
 from rayrec.batch import Batch
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
-from rayrec.methods.method import MethodConfig, Rows, Tasks
+from rayrec.methods.means import observed_weights
+from rayrec.methods.method import MethodConfig, Rows, Sizes, Tasks
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.typed_json import ConfigError
 
@@ -66,7 +67,9 @@ def play(config: MethodConfig, batch: Batch, unlabeled: Batch | None = None) -> 
     assert method is not None
     rows = Rows(Numbers())
     rows.whole(batch)
-    term = method.term(rows, batch, unlabeled)
+    sizes = Sizes(observed_weights(batch.labels, batch.weights).sum(0), method.sizes(batch, unlabeled))
+    assert len(sizes.own) == method.num_sizes
+    term = method.term(rows, batch, unlabeled, sizes)
     assert term is not None
     generator = torch.Generator().manual_seed(5)
     heads = TASKS + len(method.own_heads)
@@ -102,14 +105,13 @@ def test_scr_pulls_both_predictions_of_a_row_together_by_its_weight(
     if unlabeled:
         of_more = of_rows(played.blocks[3])
         pairs.append((2, torch.arange(len(of_more)), 3, more, of_more))
-    total = sum(
-        float(torch.ones(len(rows)).sum() if b.weights is None else b.weights[rows].sum()) for *_, b, rows in pairs
-    )
+    total = sum(float(len(b) if b.weights is None else b.weights.sum()) for *_, b, _ in pairs)  # of all rows
     mean = torch.zeros(TASKS)
     for clean, at, copies, source, rows in pairs:
         z, other = played.logits[clean].detach()[at], played.logits[copies].detach()
         p, q = z.sigmoid(), other.sigmoid()
         weight = (torch.ones(len(rows)) if source.weights is None else source.weights[rows]).unsqueeze(1) / total
+        weight = weight * len(source) / len(rows)  # a copy stands for so many
         if kind == "mse":
             value, at_z, at_other = (p - q) ** 2, 2 * (p - q) * p * (1 - p), -2 * (p - q) * q * (1 - q)
         else:
@@ -135,13 +137,15 @@ def test_lspr_pulls_the_perturbed_prediction_to_the_label(weighted: bool, form: 
     rows = of_rows(played.blocks[1])
     labels = batch.labels[rows]
     weights = (torch.ones(len(rows)) if batch.weights is None else batch.weights[rows]).unsqueeze(1)
-    weights = torch.where(labels.isnan(), 0.0, weights)
+    weights = torch.where(labels.isnan(), 0.0, weights) * ROWS / len(rows)  # a copy stands for so many
+    everywhere = torch.ones(ROWS, 1) if batch.weights is None else batch.weights.unsqueeze(1)
+    size = torch.where(batch.labels.isnan(), 0.0, everywhere).sum(0)
     z = played.logits[1].detach()
-    slope = strength * weights * (z.sigmoid() - labels.nan_to_num(0.0)) / weights.sum(0)
+    slope = strength * weights * (z.sigmoid() - labels.nan_to_num(0.0)) / size
     torch.testing.assert_close(played.gradient(1, [1.0, 1.0]), slope)
     assert played.gradient(0, [1.0, 1.0]).count_nonzero() == 0
     entropies = torch.nn.functional.softplus(z) - labels.nan_to_num(0.0) * z
-    perturbed = (weights * entropies).sum(0) / weights.sum(0)
+    perturbed = (weights * entropies).sum(0) / size
     kept = 1 - strength if form == "balanced" else 1.0
     torch.testing.assert_close(played.losses.detach(), kept * played.before + strength * perturbed)
 
@@ -172,7 +176,7 @@ def test_methods_that_ask_for_the_same_rows_look_them_up_and_predict_them_once()
     for config in (PerturbationConfig("scr", 1.0, unlabeled=True, **BARELY), DistillationConfig(0.5, 1.0)):
         method = config.method(Tasks(("a", "b"), ("a", "b"), TASKS))
         assert method is not None
-        method.term(rows, batch, more)
+        method.term(rows, batch, more, Sizes(torch.ones(TASKS), method.sizes(batch, more)))
     assert [len(block) for block in rows.blocks] == [ROWS, ROWS, MORE, MORE]
     assert model.lookups == 2
 

@@ -26,7 +26,7 @@ from rayrec.methods.balancing.uncertainty import Uncertainty
 from rayrec.methods.balancing.uniform import Uniform
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.means import masked_cross_entropy
-from rayrec.methods.method import Method, MethodConfig, Rows, Tasks, Term
+from rayrec.methods.method import Method, MethodConfig, Rows, Sizes, Tasks, Term
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
@@ -229,7 +229,7 @@ class _Shrinking(Method):
         self.own_heads = {f"{name}_small": name for name in tasks.names}
         self.first = tasks.heads
 
-    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None) -> Term:
+    def term(self, rows: Rows, batch: Batch, unlabeled: Batch | None, sizes: Sizes) -> Term:
         place = rows.add(rows.embedded(batch))
 
         def add(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:

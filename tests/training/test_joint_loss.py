@@ -1,4 +1,8 @@
-"""One rule for every loss: a mean over the terms of an update, on whatever workers and in whatever batches they lie."""
+"""One rule for every loss: a mean over the terms of an update, on whatever workers and in whatever batches they lie.
+
+Balancers are the exception: their weights are made of one batch's gradients, so what they give an update is the mean over its
+batches of what each gets, with losses that are parts of the update's.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +22,11 @@ from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.families.language_model.task import LanguageModellingTask
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.families.retriever.task import RetrievalConfig, RetrievalTask
+from rayrec.methods.balancing.fixed import Fixed
+from rayrec.methods.balancing.mgda import Mgda
+from rayrec.methods.distillation import DistillationConfig
+from rayrec.methods.inverse_propensity import InversePropensity
+from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.models.liger import LigerConfig
 from rayrec.models.llama import LlamaConfig, LlamaShape
@@ -50,11 +59,35 @@ RETRIEVERS = {
 }
 
 
+DRAWS_ALIKE: dict[str, Any] = {"dense_noise": 0.0, "embedding_noise": 0.0, "feature_dropout": 1.0}  # in whatever batch
+RANKERS: dict[str, dict[str, Any]] = {
+    "ranker": {},
+    "ranker by propensities": {"inverse_propensity": InversePropensity("propensity")},
+    "distillation": {"distillation": DistillationConfig(0.5, 2.0, confidence=1.0, tasks=("buy",))},
+    "distillation on its own heads": {"distillation": DistillationConfig(1.0, 1.0, head="auxiliary", temperature=2.0)},
+    "negatives": {"distillation": DistillationConfig(0.0, 1.0, target="negative", tasks=("click",))},
+    "lspr": {"perturbation": PerturbationConfig("lspr", 0.4, **DRAWS_ALIKE)},
+    "scr": {"perturbation": PerturbationConfig("scr", 2.0, **DRAWS_ALIKE)},
+    "scr on unlabeled rows": {"perturbation": PerturbationConfig("scr", 2.0, unlabeled=True, **DRAWS_ALIKE)},
+    "fixed shares": {"balancing": Fixed(shares=(0.2, 0.7))},
+    "all at once": {
+        "distillation": DistillationConfig(0.5, 2.0),
+        "perturbation": PerturbationConfig("scr", 2.0, unlabeled=True, **DRAWS_ALIKE),
+        "inverse_propensity": InversePropensity("propensity"),
+        "balancing": Fixed(shares=(0.2, 0.7)),
+    },
+}
+
+
 @dataclass(frozen=True)
 class Slices:
-    """A batch that can be cut by rows."""
+    """A batch that can be cut by rows; more: the unlabeled one beside it, of 24 rows, of which each labeled row has two."""
 
     whole: Any
+    more: Batch | None = None
+
+    def pair(self, rows: slice) -> tuple[Any, Batch | None]:
+        return self[rows], None if self.more is None else self.more[slice(2 * rows.start, 2 * rows.stop)]
 
     def __getitem__(self, rows: slice) -> Any:
         if isinstance(self.whole, HistoryBatch):
@@ -101,30 +134,35 @@ def case(name: str, small_log: Path) -> tuple[Task[Any], Slices]:
     batch = batch_of(small_log, 12)
     batch.labels[:6, 1] = torch.nan  # a task that two of the batches do not observe
     batch = replace(batch, weights=torch.linspace(0.1, 2.0, 12))
+    batch.extras["propensity"] = torch.linspace(0.2, 1.0, 12, dtype=torch.float64)
+    more = batch_of(small_log, 24, seed=1)
+    more.extras["teacher_buy"][:9] = torch.nan
+    more = replace(more, labels=torch.full_like(more.labels, torch.nan), weights=torch.linspace(2.0, 0.1, 24))
     small = RankerArchitecture(embedding_dim=2, trunk=(4,), tower=(4,), dropout=0.0)
-    return RankingTask(Log.open(small_log).schema, RankingConfig(small, task_weights={"buy": 0.3})), Slices(batch)
+    config = RankingConfig(small, task_weights={"buy": 0.3}, **RANKERS[name])
+    return RankingTask(Log.open(small_log).schema, config), Slices(batch, more)
 
 
 def gradients(task: Task[Any], batches: list[Any], sizes: Tensor | None) -> dict[str, Tensor]:
-    """Mean over the batches, as accumulation and DistributedDataParallel take it."""
+    """Mean over the pairs of batches, as accumulation and DistributedDataParallel take it."""
     torch.manual_seed(0)
     model = task.build()
-    for batch in batches:
-        (task.loss(model, batch, None, sizes).total / len(batches)).backward()
+    for batch, more in batches:
+        (task.loss(model, batch, more, sizes).total / len(batches)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", [*RETRIEVERS, "ranker", "language model"])
+@pytest.mark.parametrize("name", [*RETRIEVERS, *RANKERS, "language model"])
 def test_two_workers_with_two_ragged_batches_each_learn_what_one_learns_from_the_joint_batch(
     small_log: Path, name: str
 ) -> None:
     task, batch = case(name, small_log)
-    parts = [batch[rows] for rows in SHARES]
+    parts, whole = [batch.pair(rows) for rows in SHARES], batch.pair(slice(0, 12))
     model = task.build()
-    each = torch.stack([task.sizes(model, part) for part in parts]).double()
-    torch.testing.assert_close(each.sum(0), task.sizes(model, batch.whole).double())
+    each = torch.stack([task.sizes(model, *part) for part in parts]).double()
+    torch.testing.assert_close(each.sum(0), task.sizes(model, *whole).double(), rtol=1e-5, atol=1e-6)
     assert (each[0] != each[1]).any()
-    joint = gradients(task, [batch.whole], None)
+    joint = gradients(task, [whole], None)
     shared = gradients(task, parts, each.mean(0))
     assert shared.keys() == joint.keys()
     for parameter, wanted in joint.items():
@@ -134,10 +172,35 @@ def test_two_workers_with_two_ragged_batches_each_learn_what_one_learns_from_the
     assert unlike  # a mean of the batches' own means is another loss
 
 
+def test_a_balancer_weighs_each_batch_of_an_update_by_its_own_gradients(small_log: Path) -> None:
+    """MGDA over two batches: each one's trunk gradient is the min-norm point between its tasks' gradients, then their mean."""
+    _, batch = case("ranker", small_log)
+    small = RankerArchitecture(embedding_dim=2, trunk=(4,), tower=(4,), dropout=0.0)
+    schema, parts = Log.open(small_log).schema, [batch.pair(slice(6, 8)), batch.pair(slice(8, 12))]
+    plain = RankingTask(schema, RankingConfig(small))
+    model = plain.build()
+    sizes = torch.stack([plain.sizes(model, *part) for part in parts]).double().mean(0)
+    weight = "trunk.0.weight"
+    expected = []
+    for part, more in parts:
+        by_task = []
+        for task in ("click", "buy"):
+            alone = RankingTask(
+                schema, RankingConfig(small, task_weights={t: float(t == task) for t in ("click", "buy")})
+            )
+            by_task.append(gradients(alone, [(part, more)], sizes))
+        first, second = (torch.cat([g.flatten() for n, g in one.items() if "tower" not in n]) for one in by_task)
+        share = ((second - first) @ second / (first - second).square().sum()).clamp(0.0, 1.0)
+        expected.append(share * by_task[0][weight] + (1 - share) * by_task[1][weight])
+    balanced = RankingTask(schema, RankingConfig(small, balancing=Mgda(level="parameters")))
+    found = gradients(balanced, parts, sizes)[weight]
+    torch.testing.assert_close(found, (expected[0] + expected[1]) / 2, rtol=1e-4, atol=1e-6)
+
+
 class TwoUpdates:
     """Streams of a worker: two updates of ``accumulate`` batches, the rows of SHARES; one row to judge."""
 
-    def __init__(self, batches: list[HistoryBatch]) -> None:
+    def __init__(self, batches: list[Any]) -> None:
         self._batches = batches
         self.steps_per_epoch = len(batches)
         self.position = StreamPosition()
@@ -153,6 +216,19 @@ class TwoUpdates:
 class OneRow(TwoUpdates):
     def epoch_batches(self) -> Iterator[Any]:
         yield HistoryBatch(torch.tensor([[3, 4]]), torch.tensor([1]))
+
+
+class Pairs(TwoUpdates):
+    """Batches with their unlabeled ones."""
+
+    def epoch_batches(self) -> Iterator[Any]:
+        for pair, _ in super().epoch_batches():
+            yield pair
+
+
+class Labeled(TwoUpdates):
+    def epoch_batches(self) -> Iterator[Any]:
+        yield from (batch for batch, _ in self._batches)
 
 
 def train(shares: tuple[slice, ...], worker: Worker, accumulate: int, folder: Path) -> None:
@@ -183,6 +259,22 @@ def test_the_loop_ends_with_the_same_weights_however_an_update_is_cut_into_batch
     four = weights(tmp_path / "four")
     for name, wanted in weights(tmp_path / "one").items():
         torch.testing.assert_close(four[name], wanted, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_loop_that_accumulates_pairs_trains_methods_as_on_the_joint_batch(small_log: Path, tmp_path: Path) -> None:
+    """Unlabeled batches count in the sizes of an update too."""
+    found = []
+    for shares in ((slice(0, 12),), SHARES):
+        task, batch = case("all at once", small_log)
+        stream, judged = Pairs([batch.pair(rows) for rows in shares] * 2), Labeled([batch.pair(slice(0, 12))])
+        loop = LoopConfig(epochs=1, accumulate_batches=len(shares), patience=None, threads=1, keep="last")
+        rate = OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2)
+        folder = tmp_path / str(len(shares))
+        data: TrainingData[Any] = TrainingData(lambda *_, s=stream: s, lambda *_, j=judged: j, ("train", "valid"))
+        run_training(task, data, loop, rate, FolderReporter(folder))
+        found.append(weights(folder))
+    for name, wanted in found[0].items():
+        torch.testing.assert_close(found[1][name], wanted, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ class ContentTask:
     def build(self) -> ContentRanker:
         return build_model(self.config, self.vocabulary)
 
-    def sizes(self, model: nn.Module, batch: ContentBatch) -> Tensor:
+    def sizes(self, model: nn.Module, batch: ContentBatch, unlabeled: ContentBatch | None = None) -> Tensor:
         return _sizes(_ranker(model), batch)
 
     def loss(

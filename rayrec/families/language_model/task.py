@@ -31,7 +31,7 @@ class LanguageModellingTask:
     def build(self) -> LlamaLanguageModel:
         return LlamaLanguageModel(self.model_config)
 
-    def sizes(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sizes(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Tensor:
         tokens = batch.sequences[0]
         return torch.tensor([len(tokens) * (tokens.shape[1] - 1)], device=tokens.device)
 

@@ -14,8 +14,8 @@ from rayrec.families.ranker.balancing_json import AnyBalancing
 from rayrec.methods.balancing import Balancer
 from rayrec.methods.distillation import Distillation, DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
-from rayrec.methods.means import masked_cross_entropy, observed_weights
-from rayrec.methods.method import Method, MethodConfig, Rows, Tasks
+from rayrec.methods.means import joint, masked_cross_entropy, observed_weights
+from rayrec.methods.method import Method, MethodConfig, Rows, Sizes, Tasks
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.metrics import BinaryMetrics
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
@@ -137,11 +137,18 @@ class RankingTask:
         """The same of unlabeled batches."""
         return tuple(column for method in self._methods.values() for column in method.unlabeled_columns(taught=taught))
 
-    def sizes(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(T,) weight of the rows where the task's label is observed; a method's means run over the rows of all workers."""
+    def sizes(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Tensor:
+        """(P,) weight of the rows where the task's label is observed, then the methods' own sizes, in their order."""
+        return self._sizes(self._weighed(batch), unlabeled)
+
+    def _sizes(self, weighed: Batch, unlabeled: Batch | None) -> Tensor:
+        own = [method.sizes(weighed, unlabeled) for method in self._methods.values()]
+        return torch.cat([observed_weights(weighed.labels, weighed.weights).sum(0), *own])
+
+    def _weighed(self, batch: Batch) -> Batch:
         for method in self._methods.values():
             batch = method.weighed(batch)
-        return observed_weights(batch.labels, batch.weights).sum(0)
+        return batch
 
     def loss(
         self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None, joint_sizes: Tensor | None = None
@@ -151,16 +158,21 @@ class RankingTask:
         All rows that a method adds go through the towers in one pass, behind those of ``batch``.
         """
         assert isinstance(model, Ranker)
-        for method in self._methods.values():
-            batch = method.weighed(batch)
+        batch = self._weighed(batch)
+        sizes = joint(self._sizes(batch, unlabeled)) if joint_sizes is None else joint_sizes
+        methods = self._methods.values()
+        of_tasks, *own = sizes.split([len(self.schema.tasks), *(method.num_sizes for method in methods)])
         rows = Rows(model)
         rows.whole(batch)
-        terms = [method.term(rows, batch, unlabeled) for method in self._methods.values()]
+        terms = [
+            method.term(rows, batch, unlabeled, Sizes(of_tasks, some))
+            for method, some in zip(methods, own, strict=True)
+        ]
         h = _represent(model, rows.blocks)
         inputs = h if self.balancer is None else self.balancer.branch(h)
         outputs = model.heads(inputs).float().split([len(block) for block in rows.blocks])  # (rows, H) each
         logits = outputs[0][:, : len(self.schema.tasks)]  # (B, T)
-        per_task = masked_cross_entropy(logits, batch.labels, batch.weights, joint_sizes)  # (T,)
+        per_task = masked_cross_entropy(logits, batch.labels, batch.weights, of_tasks)  # (T,)
         named: dict[str, Tensor] = {"loss": per_task}
         losses = torch.cat([per_task, per_task.new_zeros(len(self.heads) - len(per_task))])  # (H,)
         for term in terms:

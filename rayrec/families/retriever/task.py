@@ -135,7 +135,7 @@ class RetrievalTask:
     def searcher(self, model: Retriever[Any]) -> Searcher[Any]:
         return Searcher(model, beams=self.config.beams)
 
-    def sizes(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
+    def sizes(self, model: nn.Module, batch: HistoryBatch, unlabeled: HistoryBatch | None = None) -> Tensor:
         sizes = _retriever(model).loss_sizes(batch.asked, batch.target)
         return torch.stack([sizes[name] for name in sorted(sizes)])
 
