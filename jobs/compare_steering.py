@@ -30,7 +30,9 @@ from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions
 from rayrec.training.judging import Judged
 from rayrec.typed_json import ConfigError
 
-Arm = Literal["sasrec", "tiger", "dense", "liger", "mender_emb", "mender_tok", "mender_emb_all", "mender_tok_all"]
+Arm = Literal[
+    "sasrec", "tiger", "dense", "liger", "extended_lm", "mender_emb", "mender_tok", "mender_emb_all", "mender_tok_all"
+]
 _ALL = "_all"
 
 

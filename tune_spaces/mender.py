@@ -1,6 +1,6 @@
-"""The sweep of Mender: learning rate, weight decay, dropout, beams, and for MenderTok with LoRA its rank.
+"""The sweep of Mender: learning rate, weight decay, dropout, beams, and with LoRA its rank.
 
-The base names the variant (``--retrieval.model mender_emb`` or ``mender_tok``) and ``--preferences.benchmark``.
+The base names the variant (``--retrieval.model mender_emb``, ``mender_tok`` or ``extended_lm``) and ``--preferences.benchmark``.
 """
 
 from ray import tune
@@ -16,7 +16,7 @@ def parameters(base: RetrieverExperiment) -> dict[str, Domain]:
     model = base.retrieval.model
     if base.retrieval.architecture.reads_preferences is None:
         raise ConfigError(
-            f"model {model!r} reads no preferences: the base needs --retrieval.model mender_emb or mender_tok"
+            f"model {model!r} reads no preferences: the base needs --retrieval.model mender_emb, mender_tok or extended_lm"
         )
     found: dict[str, Domain] = {
         "optimizer.learning_rate": tune.loguniform(1e-4, 3e-3),
@@ -26,8 +26,9 @@ def parameters(base: RetrieverExperiment) -> dict[str, Domain]:
         f"retrieval.{model}.preference_dropout": tune.uniform(0.0, 0.3),
         "retrieval.beams": tune.choice([10, 20, 30]),
     }
-    if model == "mender_tok" and base.retrieval.mender_tok.tune == "lora":
-        found["retrieval.mender_tok.lora_rank"] = tune.choice([4, 8, 16, 32])
+    reader = base.retrieval.reader
+    if reader is not None and reader.tune == "lora":
+        found[f"retrieval.{model}.lora_rank"] = tune.choice([4, 8, 16, 32])
     return found
 
 

@@ -22,6 +22,8 @@ from rayrec.models.t5 import T5Config
 from rayrec.models.tuple_decoding import TupleDecoder, TupleDecoding
 from rayrec.retrieval.retriever import GenerativeHead, Growing, Retriever, Steered
 
+Tune = Literal["frozen", "lora", "full"]
+
 _LORA = ("q", "k", "v", "o", "query", "key", "value", "attention.output.dense")  # of T5 and of BERT
 
 
@@ -71,8 +73,9 @@ class MenderTokConfig(MenderConfig):
 
     tune: what of it is trained: nothing ("frozen"), low-rank additions to its attention ("lora"), everything ("full").
     lora_rank, lora_alpha: of those. longest: tokens of a prompt; the oldest items go first.
-    remembered: prompts whose states a frozen encoder keeps in memory (half precision: 2 bytes x tokens x width each), so that
-    training encodes each once; with preference_dropout above 0 a row has two.
+    remembered: prompts whose states a frozen encoder keeps in memory while the model is trained, so that each is encoded once
+    (in bfloat16; 2 bytes x tokens x width are kept); with preference_dropout above 0 a row has two.
+    pretrained: False = an encoder of that shape with random weights, which only tune "full" can make use of.
     """
 
     needs_semantic_ids: ClassVar[bool] = True
@@ -82,11 +85,12 @@ class MenderTokConfig(MenderConfig):
 
     encoder: str = "minilm"
     layers: int | None = None
-    tune: Literal["frozen", "lora", "full"] = "lora"
+    tune: Tune = "lora"
     lora_rank: int = 16
     lora_alpha: float = 1.0
     longest: int = 256
     remembered: int = 0
+    pretrained: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +98,8 @@ class MenderTokConfig(MenderConfig):
             raise ValueError("longest must be at least 32, lora_rank and layers at least 1")
         if self.remembered < 0 or (self.remembered > 0 and self.tune != "frozen"):
             raise ValueError("remembered must be 0, or above it with tune frozen: a trained encoder's states change")
+        if not self.pretrained and self.tune != "full":
+            raise ValueError("an encoder that is not pretrained needs tune full")
 
     def build(self, catalogue: Catalogue) -> "MenderTok":
         assert catalogue.features is not None

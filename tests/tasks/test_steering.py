@@ -30,6 +30,7 @@ from rayrec.families.retriever.semantic_id_files import write_semantic_ids
 from rayrec.families.retriever.steering import followed, followed_left_out, judge_axes, nearest_ranks, star_plot
 from rayrec.families.retriever.task import ModelName, RetrievalConfig
 from rayrec.metrics.ranking import ABSENT, PARTS
+from rayrec.models.extended_lm import ExtendedLMConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.mender import MenderEmbConfig, MenderTokConfig
 from rayrec.models.sasrec import SASRecConfig
@@ -112,20 +113,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def experiment(folders: Path, model: ModelName, epochs: int = 10) -> RetrieverExperiment:
     shared = {"transformer": T5, "max_length": 6, "input_dropout": 0.0}
-    rate = 1.5e-3 if model == "mender_tok" else 4e-3
+    reader = {"encoder": str(folders / "bert"), "tune": "full", "longest": 40}
+    rate, reads = (1.5e-3, 4) if model in ("mender_tok", "extended_lm") else (4e-3, 0)
     retrieval = RetrievalConfig(
         model,
         sasrec=SASRecConfig(dim=16, layers=1, max_length=6, dropout=0.0),
         tiger=TigerConfig(T5, max_length=6),
         liger=LigerConfig(T5, projection=(16,), projection_dropout=0.0, input_dropout=0.0, max_length=6),
         mender_emb=MenderEmbConfig(**shared),  # type: ignore[arg-type]
-        mender_tok=MenderTokConfig(**shared, encoder=str(folders / "bert"), tune="full", longest=40),  # type: ignore[arg-type]
+        mender_tok=MenderTokConfig(**shared, **reader),  # type: ignore[arg-type]
+        extended_lm=ExtendedLMConfig(**shared, **reader, pretrained=False),  # type: ignore[arg-type]
         beams=10,
     )
     return RetrieverExperiment(
         folders / "seq", folders / "ids", retrieval=retrieval,
         optimizer=OptimizerConfig(learning_rate=rate, embeddings="adamw", embedding_learning_rate=rate),
-        loop=LoopConfig(epochs=epochs + 4 * (model == "mender_tok"), patience=None, threads=1),
+        loop=LoopConfig(epochs=epochs + reads, patience=None, threads=1),
         stream=SequenceStreamConfig(batch_size=32),
         preferences=PreferenceConfig(folders / "bench"),
     )  # fmt: skip
@@ -163,7 +166,7 @@ def asked(bundle: RetrieverBundle, benchmark: Benchmark, wish: str, rows: int = 
     return Steered(history, features[benchmark.texts.index(wish)].expand(rows, -1))
 
 
-@pytest.mark.parametrize("model", ["mender_emb", "mender_tok"])
+@pytest.mark.parametrize("model", ["mender_emb", "mender_tok", "extended_lm"])
 def test_mender_follows_the_preference_and_swapping_it_swaps_the_result(
     trained: Callable[[ModelName], RetrieverBundle], benchmark: Benchmark, model: ModelName
 ) -> None:

@@ -137,9 +137,8 @@ class RetrieverExperiment:
 
     def encoder_texts(self) -> EncoderTexts | None:
         """Of the text encoder in the model, if there is one."""
-        if self.retrieval.architecture.reads_preferences != "tokens":
-            return None
-        return read_encoder_texts(self.retrieval.mender_tok.encoder)
+        reader = self.retrieval.reader
+        return None if reader is None else read_encoder_texts(reader.encoder)
 
     def user_tokens(self) -> NDArray[np.int64] | None:
         """(U,) in 1..N, the hash of each user's name, where the model has tokens for users."""
@@ -226,7 +225,7 @@ class RetrieverExperiment:
             folder,
             modules=RetrieverModules(model, tokenizer),
             saved=SavedRetriever(
-                self.retrieval,
+                self.retrieval.forgetful(),
                 task.catalogue.num_items,
                 ids,
                 _data(self.sequences).items.fingerprint,

@@ -50,17 +50,21 @@ class SavedPreferences:
 
 
 def prompts(texts: EncoderTexts, titles: list[str], config: RetrievalConfig) -> Prompts:
-    """For a model with the encoder's weights."""
-    settings, tokenizer = config.mender_tok, PromptTokenizer(texts)
+    """For a model that is to be trained, with the encoder's weights or, not pretrained, of its shape."""
+    settings, tokenizer = config.reader, PromptTokenizer(texts)
+    assert settings is not None
     matrix = tokenizer.matrix(["", *titles], _TITLE)
     tokens = PromptTokens(*tokenizer.around(), matrix, texts.special.pad, settings.longest)
-    return Prompts(tokens, lambda: load_text_encoder(settings.encoder, settings.layers))
+    if settings.pretrained:
+        return Prompts(tokens, lambda: load_text_encoder(settings.encoder, settings.layers))
+    return Prompts(tokens, lambda: empty_text_encoder(texts, settings.layers))
 
 
 def empty_prompts(saved: SavedPreferences, num_items: int, config: RetrievalConfig) -> Prompts:
     """For a model whose weights and titles are loaded after."""
-    assert saved.texts is not None
-    settings, texts = config.mender_tok, saved.texts
+    settings, texts = config.reader, saved.texts
+    assert settings is not None
+    assert texts is not None
     matrix = torch.zeros(num_items + 1, saved.titles, dtype=torch.int64)
     tokens = PromptTokens(*PromptTokenizer(texts).around(), matrix, texts.special.pad, settings.longest)
     return Prompts(tokens, lambda: empty_text_encoder(texts, settings.layers))

@@ -12,6 +12,7 @@ from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.metrics.ranking import ABSENT, RankingMetrics, list_ranks
 from rayrec.models.catalogue import Catalogue
 from rayrec.models.depth_retriever import DepthRetrieverConfig
+from rayrec.models.extended_lm import ExtendedLMConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.mender import MenderEmbConfig, MenderTokConfig
 from rayrec.models.sasrec import SASRecConfig
@@ -21,7 +22,7 @@ from rayrec.retrieval.searching import Method, Searcher
 from rayrec.training.task import Evaluation, LeftOut, Loss
 from rayrec.typed_json import ConfigError
 
-ModelName = Literal["sasrec", "depth", "tiger", "dense", "liger", "mender_emb", "mender_tok"]
+ModelName = Literal["sasrec", "depth", "tiger", "dense", "liger", "mender_emb", "mender_tok", "extended_lm"]
 
 
 class Architecture(Protocol):
@@ -66,6 +67,7 @@ class RetrievalConfig:
     liger: LigerConfig = field(default_factory=LigerConfig)
     mender_emb: MenderEmbConfig = field(default_factory=MenderEmbConfig)
     mender_tok: MenderTokConfig = field(default_factory=MenderTokConfig)
+    extended_lm: ExtendedLMConfig = field(default_factory=ExtendedLMConfig)
     objective: Literal["ndcg@10", "recall@10"] = "ndcg@10"
     cutoffs: tuple[int, ...] = (5, 10)
     beams: int = 20
@@ -93,6 +95,16 @@ class RetrievalConfig:
         return self.beams
 
     @property
+    def reader(self) -> MenderTokConfig | None:
+        """Settings of the text encoder in the model, if it has one."""
+        found = self.architecture
+        return found if isinstance(found, MenderTokConfig) else None
+
+    def forgetful(self) -> "RetrievalConfig":
+        """As it is served: nothing that only training's repeated epochs gain from is kept in memory."""
+        return replace(self, mender_tok=replace(self.mender_tok, remembered=0))
+
+    @property
     def architecture(self) -> Architecture:
         """Settings of the model that ``model`` names."""
         return MODELS[self.model](self)
@@ -106,6 +118,7 @@ MODELS: Mapping[ModelName, Callable[[RetrievalConfig], Architecture]] = {
     "liger": lambda c: c.liger,
     "mender_emb": lambda c: c.mender_emb,
     "mender_tok": lambda c: c.mender_tok,
+    "extended_lm": lambda c: c.extended_lm,
 }
 """The retrievers of this family: a new one is a model file, its settings in ``RetrievalConfig`` and a line here."""
 

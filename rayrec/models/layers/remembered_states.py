@@ -8,7 +8,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class RememberedStates:
-    """At most ``most`` rows, in half precision, on the CPU; those that came first stay. Not part of a model's weights.
+    """At most ``most`` rows, encoded in bfloat16, kept in half precision on the CPU; those that came first stay.
+
+    Not part of a model's weights.
 
     encode: ids (B, K) and which are real (B, K) to states (B, K, E); the same for a row whatever stands beside it.
     """
@@ -29,7 +31,8 @@ class RememberedStates:
         if new:
             numbers = torch.tensor(list(new.values()), device=ids.device)
             width = max(lengths[i] for i in new.values())
-            states = self._encode(ids[numbers, :width], real[numbers, :width]).to("cpu", torch.float16)
+            with torch.autocast(ids.device.type, torch.bfloat16):
+                states = self._encode(ids[numbers, :width], real[numbers, :width]).to("cpu", torch.float16)
             fresh = {key: states[j, : lengths[i]].clone() for j, (key, i) in enumerate(new.items())}
             room = max(self._most - len(self._known), 0)
             self._known.update(list(fresh.items())[:room])
