@@ -114,7 +114,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(folders: Path, model: ModelName, epochs: int = 10) -> RetrieverExperiment:
     shared = {"transformer": T5, "max_length": 6, "input_dropout": 0.0}
     reader = {"encoder": str(folders / "bert"), "tune": "full", "longest": 40}
-    rate, reads = (1.5e-3, 4) if model in ("mender_tok", "extended_lm") else (4e-3, 0)
+    rate, more = {"mender_tok": (1.5e-3, 4), "extended_lm": (2e-3, 8)}.get(model, (4e-3, 0))
     retrieval = RetrievalConfig(
         model,
         sasrec=SASRecConfig(dim=16, layers=1, max_length=6, dropout=0.0),
@@ -128,7 +128,7 @@ def experiment(folders: Path, model: ModelName, epochs: int = 10) -> RetrieverEx
     return RetrieverExperiment(
         folders / "seq", folders / "ids", retrieval=retrieval,
         optimizer=OptimizerConfig(learning_rate=rate, embeddings="adamw", embedding_learning_rate=rate),
-        loop=LoopConfig(epochs=epochs + reads, patience=None, threads=1),
+        loop=LoopConfig(epochs=epochs + more, patience=None, threads=1),
         stream=SequenceStreamConfig(batch_size=32),
         preferences=PreferenceConfig(folders / "bench"),
     )  # fmt: skip
