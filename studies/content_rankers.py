@@ -142,7 +142,7 @@ def run_arm(study: ContentStudy, arm: str, seed: int, states: dict[int, Tensor],
     experiment, started = experiment_of(study, arm, seed), time.perf_counter()
     if length is not None:
         experiment = replace(experiment, ranker=replace(experiment.ranker, max_history=length))
-    task = KeptTask(experiment.task(), states)
+    task = KeptTask(experiment.task(), states, written_ids(experiment))
     progress = run_training(task, experiment.data(Worker()), experiment.loop, experiment.optimizer, _Nowhere())
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     curve = {}
@@ -155,6 +155,14 @@ def run_arm(study: ContentStudy, arm: str, seed: int, states: dict[int, Tensor],
         "valid": progress.evaluations["valid"]["impressions"],
         "parameters": trained, "seconds": progress.seconds, "wall": time.perf_counter() - started,
     }  # fmt: skip
+
+
+def written_ids(experiment: ContentExperiment) -> Tensor:
+    """(V,) sorted ids of the summaries of users, and those that start and end texts."""
+    tokens = experiment.inputs().tokens
+    ids = [np.asarray([tokens.record.start, tokens.record.end])]
+    ids += [] if experiment.summary is None else [tokens.user_texts[experiment.summary].values]
+    return torch.from_numpy(np.unique(np.concatenate(ids)).astype(np.int64))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """A frozen text encoder's token states, cut to their first principal components and kept on disk for many runs of a study."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,34 @@ from torch import Tensor, nn
 from rayrec.data.content.lists import Lists
 from rayrec.families.content.task import ContentTask
 from rayrec.models.content_encoder import Body
-from rayrec.models.content_inputs import pad_texts
+from rayrec.models.content_inputs import ContentBatch, pad_texts
 from rayrec.models.content_ranker import ContentRanker
+from rayrec.training.task import Loss
 
 _SAMPLE = 2000  # texts that the components are fitted on
 _TOGETHER = 128  # texts read at once
 
 
 class KeptTask(ContentTask):
-    """The task over kept states (L, D) by a text's key; ``model``: what was built last."""
+    """The task over kept states (L, D) by a text's key; ``model``: what was built last.
 
-    def __init__(self, plain: ContentTask, states: dict[int, Tensor]) -> None:
-        super().__init__(plain.config, plain.vocabulary)
-        self._states = states
+    written: (V,) sorted ids; EmbSum's decoder knows no others, which saves most of its time.
+    """
+
+    def __init__(self, plain: ContentTask, states: dict[int, Tensor], written: Tensor) -> None:
+        v = plain.vocabulary
+        self._states, self.written = states, written
+        self._places = torch.full((v.size,), -1).scatter(0, written, torch.arange(len(written)))
+        start, end = (int(self._places[one]) for one in (v.start, v.end))
+        super().__init__(plain.config, replace(v, size=len(written), start=start, end=end))
+
+    def loss(
+        self, model: nn.Module, batch: ContentBatch, unlabeled: ContentBatch | None = None,
+        joint_sizes: Tensor | None = None,
+    ) -> Loss:  # fmt: skip
+        told = batch.summaries
+        tokens = torch.where(told.real, self._places[told.tokens], 0)
+        return super().loss(model, replace(batch, summaries=replace(told, tokens=tokens)), unlabeled, joint_sizes)
 
     def build(self) -> ContentRanker:
         self.model, width = super().build(), next(iter(self._states.values())).shape[1]

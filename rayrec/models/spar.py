@@ -21,7 +21,7 @@ class SparConfig:
     """user_codes, item_codes: m and n. code_dim: p.
 
     window: tokens around its content that a code of UHS sees (MIND 512, Goodreads 256). random_share: of the other tokens.
-    block: codes that gather together. sparse: False = every code of UHS sees every token.
+    block: codes that share random tokens. sparse: False = every code of UHS sees every token.
     summarize: False = no UHS, the user codes read all tokens. history: False = the interest text only.
     item_summary: False = no CCS, a candidate is its first token's state.
     """
@@ -31,7 +31,7 @@ class SparConfig:
     code_dim: int = 128
     window: int = 512
     random_share: float = 0.1
-    block: int = 4
+    block: int = 20
     sparse: bool = True
     summarize: bool = True
     history: bool = True

@@ -1,5 +1,7 @@
 """Poly-attention, dense and sparse: closed forms, invariances, gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,16 +41,17 @@ def test_an_input_of_padding_only_gives_zeros() -> None:
     assert not PolyAttention(6, 3, 4)(torch.randn(1, 5, 6), torch.zeros(1, 5, dtype=torch.bool)).any()
 
 
+@pytest.mark.parametrize("block", [3, 6])  # of 6: windows of 4 codes and of 2, read as slices
 @pytest.mark.parametrize(("lead", "contents", "slots"), [(4, 7, 5), (2, 4, 3), (0, 6, 5)])
 def test_sparse_attention_equals_dense_attention_with_its_mask_gradients_too(
-    lead: int, contents: int, slots: int
+    lead: int, contents: int, slots: int, block: int
 ) -> None:
-    layer = SparsePolyAttention(6, 4, PATTERN).double()
+    layer = SparsePolyAttention(6, 4, replace(PATTERN, block=block)).double()
     front, front_real, grid, real = states_of(lead, contents, slots)
     inputs = [front.double().requires_grad_(), grid.double().requires_grad_()]
     weights = torch.randn(2, contents, 6, dtype=torch.float64)
     sparse = layer.summarize(inputs[0], front_real, inputs[1], real)
-    given = (*inputs, layer.codes, layer.project.weight)
+    given = (*(one for one in inputs if one.numel()), layer.codes, layer.project.weight)
     sparse_gradients = torch.autograd.grad((sparse * weights).sum(), given)
 
     states = torch.cat([inputs[0], inputs[1].flatten(1, 2)], 1)
@@ -81,6 +84,28 @@ def test_a_shorter_input_sees_the_same_tokens_as_in_a_longer_grid() -> None:
         pad(front, (0, 0, 0, 2)), pad(front_real, (0, 2)), pad(grid, (0, 0, 0, 2, 0, 3)), pad(real, (0, 2, 0, 3))
     )
     assert torch.allclose(longer[:, :4], short, atol=1e-6)
+
+
+def test_what_is_kept_for_the_backward_pass_goes_with_attended_tokens() -> None:
+    kept = {slots: _kept_beside_inputs(slots) for slots in (64, 256)}
+    assert kept[256] < 3 * kept[64]  # of four times the tokens: the windows are as wide as before
+    assert kept[256] < 0.1 * 60 * 60 * 256  # codes x tokens, what dense attention keeps at least once
+
+
+def _kept_beside_inputs(slots: int) -> int:
+    """Numbers that 60 codes keep beside states and keys, over 60 contents."""
+    layer = SparsePolyAttention(16, 16, SparsePattern(60, slots, 0, window=128, random_share=0.02))
+    grid, real = torch.randn(1, 60, slots, 16, requires_grad=True), torch.ones(1, 60, slots, dtype=torch.bool)
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = layer.summarize(grid.new_zeros(1, 0, 16), real[:, 0, :0], grid, real)
+    assert out.shape == (1, 60, 16)
+    return sum(saved.values()) - 2 * 60 * slots * 16
 
 
 def test_masks_are_made_once_a_shape() -> None:
