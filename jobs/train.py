@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from rayrec.errors import told
-from rayrec.families.table import FAMILIES, read_experiment
+from rayrec.families.table import families, read_experiment
 from rayrec.runs.fitting import fit
 from rayrec.runs.run_folder import FinishedRun
 from rayrec.training.checkpoint import metric_names
@@ -82,8 +82,9 @@ def print_result(finished: FinishedRun) -> None:
 def by_family(command: Any) -> dict[str, Any]:
     """A generic command as one of each family's experiments, by the family's word on command lines; of the one that is asked for
     alone, where the first word says so: a family takes seconds to import."""
-    asked = [family for family in FAMILIES if family.word in sys.argv[1:2]]
-    return {family.word: command[family.experiment] for family in asked or FAMILIES}
+    known = families()
+    asked = [family for family in known if family.word in sys.argv[1:2]]
+    return {family.word: command[family.experiment] for family in asked or known}
 
 
 def main() -> None:

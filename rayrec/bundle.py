@@ -45,9 +45,12 @@ class BundleError(UserError):
 
 @dataclass(frozen=True)
 class BundleMetadata:
-    """What ``config.json`` holds. ``metrics``: split -> task -> metric -> value (None where undefined)."""
+    """What ``config.json`` holds.
 
-    kind: Literal["ranker", "language_model", "retriever", "content"]
+    kind: the family's name. metrics: split -> task -> metric -> value (None where undefined).
+    """
+
+    kind: str
     model_config: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     run_config: Mapping[str, Any]
@@ -62,7 +65,7 @@ class BundleMetadata:
 def write_model(
     folder: Path | str,
     *,
-    kind: Literal["ranker", "language_model", "retriever", "content"],
+    kind: str,
     model: nn.Module,
     model_config: Any,
     texts: Mapping[str, str],

@@ -14,6 +14,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from rayrec.errors import UserError
+from rayrec.families.table import family_of
 from rayrec.runs.cluster import connect, joined_cluster
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
@@ -41,14 +42,14 @@ class DeployedService:
 
         A running service loads it beside the old one and drops no request; only the first call starts replicas.
         """
-        kind = self.service.kind
+        kind, path = self.service.kind, family_of(self.service.kind).service_path
         config = ServeDeploySchema.model_validate(
             {
                 "applications": [
                     {
                         "name": kind,
                         "route_prefix": "/",
-                        "import_path": f"serve_apps.{kind}:build",
+                        "import_path": f"{path}:build",
                         "logging_config": _LOGGING,
                         "args": to_plain(self.service),
                         "deployments": [{"name": kind.capitalize(), "user_config": to_plain(reference)}],

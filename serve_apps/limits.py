@@ -24,7 +24,7 @@ class ServiceLimits:
     metrics_folder: where replicas of a machine share their metrics; default: a new one among temporary files.
     """
 
-    kind: ClassVar[str]  # of bundles; serve_apps/<kind>.py holds the application
+    kind: ClassVar[str]  # the family's name; the deployment's is the same, capitalized
     replicas: int = 2
     max_body_bytes: int = 4 * 1024 * 1024
     max_running: int = 64

@@ -13,7 +13,13 @@ def space_names() -> tuple[str, ...]:
 
 
 def find_space(name: str) -> SweepSpace:
-    """The space of a module here. Raises ConfigError that lists those there are."""
+    """The space of a module here, or of another one: "package.module". Raises ConfigError that lists those there are."""
+    if "." in name:
+        try:
+            other: SweepSpace = import_module(name).SPACE
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"no space {name!r}: {error}") from None
+        return other
     if name not in space_names():
         raise ConfigError(f"no space is called {name!r}; there are {', '.join(space_names())}")
     space: SweepSpace = import_module(f"{__name__}.{name}").SPACE

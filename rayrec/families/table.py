@@ -1,10 +1,12 @@
 """The families of models, one record each. Only this file names them all; whatever is asked of a family is asked of its record.
 
+Families that lie elsewhere are named by ``$RAYREC_FAMILIES``, paths "module:name" of their records with commas between them.
 Importing it imports no family: a record holds import paths, and each is followed when it is first needed.
 """
 
 import importlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from pydantic import PlainSerializer, PlainValidator
 from rayrec.training.experiment import Experiment
 from rayrec.typed_json import ConfigError, from_json, to_plain
 
+OTHERS = "RAYREC_FAMILIES"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -23,9 +27,9 @@ class Family:
     name: the ``kind`` of its experiments and bundles. word: its name on command lines. about: one line for ``--help``.
     experiment_path: its experiment class (``rayrec.training.experiment.Experiment``).
     bundle_path: function of a bundle's folder that loads and checks it.
-    space: the module of ``tune_spaces`` that is swept unless another is named.
+    space: what is swept unless another is named, a module of ``tune_spaces`` or, with a dot in its name, another one.
     evaluation_path: dataclass of options with ``evaluate(bundle folder)``, what ``jobs.evaluate`` runs; None = none.
-    service_path: module of ``serve_apps`` that serves it; None = not served.
+    service_path: module that serves it, as those of ``serve_apps`` do; None = not served.
     """
 
     name: str
@@ -91,12 +95,32 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def families() -> tuple[Family, ...]:
+    """All of them. Raises ConfigError when ``$RAYREC_FAMILIES`` names what is not there or takes a name that is in use."""
+    found = list(FAMILIES)
+    for path in filter(None, map(str.strip, os.environ.get(OTHERS, "").split(","))):
+        try:
+            family = follow(path)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"${OTHERS}: {path}: {error}") from None
+        if not isinstance(family, Family):
+            raise ConfigError(f"${OTHERS}: {path}: is no Family but {type(family).__name__}")
+        taken = {name for one in found for name in (one.name, one.word)}
+        if {family.name, family.word} & taken:
+            raise ConfigError(f"${OTHERS}: {path}: there is a family {family.name!r} or a word {family.word!r} already")
+        found.append(family)
+    return tuple(found)
+
+
 def family_of(kind: str) -> Family:
     """The family of that name. Raises ConfigError that lists those there are."""
-    for family in FAMILIES:
+    known = families()
+    for family in known:
         if family.name == kind:
             return family
-    raise ConfigError(f"no family of models is called {kind!r}; there are {', '.join(f.name for f in FAMILIES)}")
+    raise ConfigError(
+        f"no family of models is called {kind!r}; there are {', '.join(f.name for f in known)} (others: ${OTHERS})"
+    )
 
 
 def read_experiment(text: str | bytes, where: str) -> Experiment:

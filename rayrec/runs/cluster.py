@@ -7,6 +7,7 @@ import tempfile
 import ray
 
 from rayrec.errors import UserError
+from rayrec.families.table import OTHERS
 
 SOCKET_NAME = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.sock")
 
@@ -26,6 +27,7 @@ def connect(*, num_cpus: int | None = None) -> None:
         return
     own = not joined_cluster()
     settings = _TRAIN_SETTINGS | (_OWN_CLUSTER_SETTINGS if own else {})
+    settings |= {OTHERS: os.environ[OTHERS]} if OTHERS in os.environ else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     logs = ray.LoggingConfig(log_level="ERROR")
