@@ -72,7 +72,7 @@ def run(command: SelectFeatures) -> FeatureRanking:
     ranking = FeatureRanking(influence, kept, tuple(name for name in influence if name not in kept))
     for name, value in influence.items():
         print(f"{'keep' if name in kept else '    '}  {value:.6f}  {name}")
-    print(f"--experiment.ignored-features {' '.join(ranking.ignored)}")
+    print(f"--ignored-features {' '.join(ranking.ignored)}")
     if command.out is not None:
         write_text_atomically(command.out, to_json(ranking))
     return ranking

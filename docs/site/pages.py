@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("rayrec", "jobs", "tune_spaces", "serve_apps", "studies")
 BESIDE = {"README.md": "index.md", "benchmarks/RESULTS.md": "results.md"}
 TASKS = (
-    "concepts", "logs", "training", "methods", "optimizers", "sweeps", "compare", "retrieval", "preferences", "content",
+    "concepts", "logs", "training", "optimizers", "sweeps", "compare", "retrieval", "preferences", "content",
     "language_models", "serving", "your_own_model", "cluster", "layout",
 )  # fmt: skip
 
@@ -41,9 +41,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         "index.md",
         {"Tasks": [f"{name}.md" for name in TASKS if (folder / f"{name}.md").is_file()]},
         *(
-            {title: [f"{name}/{page.name}" for page in sorted((folder / name).glob("*.md"))]}
+            {title: [f"{name}.md", *(f"{name}/{page.name}" for page in sorted((folder / name).glob("*.md")))]}
             for title, name in groups.items()
-            if (folder / name).is_dir()
         ),
         "results.md",
         {"Reference": [{package: _nested(package)} for package in PACKAGES]},
