@@ -6,6 +6,7 @@ Running the same command again goes on where a killed comparison stopped; with m
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from rayrec.families.table import AnyExperiment, read_experiment
 from rayrec.reporting.page import text_table
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
 from rayrec.runs.comparing import Judging, raise_failures, run_comparison, train_what_is_left
-from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions, open_comparison
+from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions, open_comparison, tell_of_trials
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json
@@ -127,7 +128,10 @@ def compare(command: Compare) -> ComparisonState:
         section = choice_section(choices)
         assert section.table is not None
         print(f"{text_table(section.table)}\n")
-        Tracker(state.record.tracking_uri, state.record.mlflow_run).finish(state.record.mlflow_run)
+        tracker, run = Tracker(state.record.tracking_uri, state.record.mlflow_run), state.record.mlflow_run
+        with suppress(Exception):  # of a store that is away: the comparison goes on, and tells of it at its end
+            tell_of_trials(state, tracker)
+            tracker.finish(run)
     chosen = (choice_section(choices),) if choices else ()
     judging = Judging(command.split, sections=lambda state: chosen)
     return run_comparison(

@@ -39,13 +39,16 @@ def run(command: Sweep[Any]) -> FinishedSweep:
     """Run the sweep, register its winner when asked, print the trials."""
     config = replace(command.config, base=command.config.base.absolute())
     space = command.space or family_of(config.base.kind).space
-    finished = sweep(command.name, space, find_space(space), config)
+    finished = sweep(command.name, space, find_space(space), config, show)
     if command.register is not None:
         registered = Tracker().register(finished.winner.mlflow_run, command.register)
         print(f"registered: models:/{registered.name}/{registered.version} (alias serving)")
+    return finished
+
+
+def show(finished: FinishedSweep) -> None:
     print_trials(finished)
     print_result(finished.winner)
-    return finished
 
 
 def print_trials(finished: FinishedSweep) -> None:

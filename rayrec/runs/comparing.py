@@ -15,6 +15,7 @@ from rayrec.runs.comparison import (
     describe_left,
     open_comparison,
     run_trials,
+    tell_of_trials,
 )
 from rayrec.runs.comparison_report import (
     comparison_sections,
@@ -98,7 +99,10 @@ def raise_failures(state: ComparisonState) -> None:
 
 
 def report(state: ComparisonState, judging: Judging) -> None:
-    """Tables of the first metrics, the page with all of them, a CSV, and both in MLflow."""
+    """Tables of the first metrics, the page with all of them, a CSV, and both in MLflow.
+
+    Raises UserError when all is written but the tracking store is away.
+    """
     found = outcomes(state)
     splits = sorted({outcome.split for outcome in found})
     if judging.split not in splits:
@@ -117,14 +121,16 @@ def report(state: ComparisonState, judging: Judging) -> None:
     page = write_page(state.folder / "report", state.folder.name, sections)
     write_text_atomically(page.parent / "results.csv", results_csv(found))
     tracker, run = Tracker(state.record.tracking_uri, state.record.mlflow_run), state.record.mlflow_run
-    tracker.log_folder(run, page.parent, "report")
     means = {f"{o.arm}/{o.split}/{o.task}/{o.metric}": o.estimate.mean for o in found}
     differences = {
         f"{o.arm}/{o.split}/{o.task}/{o.metric}/difference": o.difference.mean
         for o in found
         if o.difference is not None
     }
-    tracker.log_metrics(run, {**means, **differences}, len(state.done))
-    if not state.left:
-        tracker.finish(run)
     print(f"\nreport: {page}\nMLflow run: {run}")
+    with tracker.told(f"{len(state.done)} trials are done and reported ({page})"):
+        tell_of_trials(state, tracker)
+        tracker.log_folder(run, page.parent, "report")
+        tracker.log_metrics(run, {**means, **differences}, len(state.done))
+        if not state.left:
+            tracker.finish(run)

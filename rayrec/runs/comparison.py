@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from rayrec.errors import UserError
 from rayrec.families.table import AnyExperiment
 from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
@@ -32,6 +34,7 @@ from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import check_streams, train_here
 from rayrec.training.judging import Judged
 from rayrec.training.loop import Worker
+from rayrec.training.metric_queue import has_unsent, keep_unsent, send_unsent
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
@@ -311,15 +314,20 @@ def _train_trial(
 
     record: its experiment and the comparison's MLflow run.
     """
-    place = trial_folder(folder, key)
-    run = _open_trial(place, record, f"{folder.name}-{key.arm}-{key.seed}")
+    place, label = trial_folder(folder, key), f"{folder.name}-{key.arm}-{key.seed}"
+    run = _open_trial(place, record, label)
     result = place / "result.json"
     if result.is_file():
         progress = from_json(Progress, result.read_bytes(), str(result))
     else:
         progress = _train(run, place, options, wanted is not None, worker)
     if wanted is not None:
-        _log_further(run, judge_further(place, wanted), progress.step)
+        known = read_further(place, wanted) is not None
+        found = judge_further(place, wanted)
+        if not known:
+            _keep_numbers(place, _further_numbers(found), progress.step)
+    with suppress(Exception):  # of a store that is away; sent with the report, or by the next command
+        tell_of_trial(place, label, record.mlflow_run, Tracker(record.tracking_uri, record.mlflow_run))
     name = run.experiment.task().objective_name
     return f"{name} {progress.best_objective:.5f} at step {progress.best_step:,}, {progress.seconds:.0f} s"
 
@@ -332,7 +340,8 @@ def _train(run: RunRecord, place: Path, options: TrialOptions, keep_bundle: bool
     try:
         train_here(run.experiment.read_in_process(), reporter, worker=worker, say=lambda text: None)
     except Exception:
-        tracker.finish(run.mlflow_run, failed=True)
+        with suppress(Exception):  # the store may be away; what went wrong is told by what is raised
+            tracker.finish(run.mlflow_run, failed=True)
         raise
     latest = reporter.latest()
     assert latest is not None  # training ends with a checkpoint
@@ -343,33 +352,62 @@ def _train(run: RunRecord, place: Path, options: TrialOptions, keep_bundle: bool
         for task, metrics in tasks.items()
         for metric, value in metrics.items()
     }
-    tracker.log_metrics(run.mlflow_run, final, progress.step)
-    tracker.finish(run.mlflow_run)
     if keep_bundle:
         run.experiment.save_bundle(latest, bundle_folder(place))
+    _keep_numbers(place, final, progress.step)
     write_text_atomically(place / "result.json", to_json(progress))
     if not options.keep_checkpoints:
         shutil.rmtree(reporter.folder)
     return progress
 
 
-def _log_further(run: RunRecord, found: Mapping[str, Judged], step: int) -> None:
-    numbers = {
+def _keep_numbers(place: Path, numbers: Mapping[str, float | None], step: int) -> None:
+    """Until the tracking store has taken them."""
+    keep_unsent(place, [(step, {name: value for name, value in numbers.items() if value is not None})])
+
+
+def tell_of_trials(state: ComparisonState, tracker: Tracker) -> None:
+    """What trials that are done could not say to the store. Raises what its client raises."""
+    for key in state.done:
+        place = trial_folder(state.folder, key)
+        if has_unsent(place):
+            tell_of_trial(place, f"{state.folder.name}-{key.arm}-{key.seed}", state.record.mlflow_run, tracker)
+
+
+def tell_of_trial(place: Path, name: str, parent: str, tracker: Tracker) -> None:
+    """Its numbers and its end, in the run that it has, or that it gets now."""
+    note = place / "trial.json"
+    record = from_json(RunRecord, note.read_bytes(), str(note))
+    if not record.mlflow_run:
+        record = replace(record, mlflow_run=tracker.start(name, record.experiment, parent=parent))
+        write_text_atomically(note, to_json(record))
+    send_unsent(place, tracker, record.mlflow_run)
+    tracker.finish(record.mlflow_run)
+
+
+def _further_numbers(found: Mapping[str, Judged]) -> dict[str, float | None]:
+    return {
         "/".join(filter(None, ("further", way, judged.split, task, metric))): value
         for way, judged in found.items()
         for task, metrics in judged.metrics.items()
         for metric, value in metrics.items()
     }
-    Tracker(run.tracking_uri, run.mlflow_run).log_metrics(run.mlflow_run, numbers, step)
 
 
 def _open_trial(place: Path, record: RunRecord, name: str) -> RunRecord:
-    """The trial's record with an MLflow child run of the comparison's, which a trial that goes on finds again."""
+    """The trial's record with an MLflow child run of the comparison's, which a trial that goes on finds again.
+
+    None is begun, mlflow_run "", while the tracking store is away: training does not wait for it.
+    """
     note = place / "trial.json"
     if note.is_file():
         return from_json(RunRecord, note.read_bytes(), str(note))
     place.mkdir(parents=True, exist_ok=True)
-    run_id = Tracker(record.tracking_uri, record.mlflow_run).start(name, record.experiment, parent=record.mlflow_run)
+    run_id = ""
+    with suppress(UserError):  # told at the end, when the numbers are sent
+        run_id = Tracker(record.tracking_uri, record.mlflow_run).start(
+            name, record.experiment, parent=record.mlflow_run
+        )
     record = replace(record, mlflow_run=run_id)
     write_text_atomically(note, to_json(record))
     return record

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayrec.errors import UserError
 from rayrec.families.table import AnyExperiment
 from rayrec.files import locked, make_folder, write_text_atomically
 from rayrec.registry import runs_folder
@@ -102,35 +101,39 @@ def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None)
     return folder, record
 
 
-def complete_run(folder: Path, record: RunRecord, checkpoint: Path, sections: "Sequence[Section]" = ()) -> FinishedRun:
-    """From a finished run's last checkpoint to bundle, report (``sections`` first) and metrics, all in MLflow as well.
+def complete_run(folder: Path, record: RunRecord, checkpoint: Path) -> FinishedRun:
+    """From a finished run's last checkpoint to bundle, report and metrics, all in MLflow as well.
 
     Raises UserError when all is written here but the tracking store is away.
     """
+    run = write_run(folder, record, checkpoint)
+    tracker = Tracker(record.tracking_uri, record.mlflow_run)
+    with tracker.told(f"the model is trained ({run.bundle}, report {run.report})"):
+        send_unsent(folder, tracker, run.mlflow_run)
+        log_run(run, tracker)
+    return run
+
+
+def write_run(folder: Path, record: RunRecord, checkpoint: Path, sections: "Sequence[Section]" = ()) -> FinishedRun:
+    """Bundle and report (``sections`` first) of a finished run's last checkpoint."""
     from rayrec.reporting import write_page  # matplotlib takes a second to import
     from rayrec.runs.run_report import run_sections
 
     progress = read_progress(checkpoint)
-    bundle = record.experiment.save_bundle(checkpoint, folder / "bundle")
-    page = write_page(
-        folder / "report", f"rayrec: {folder.name}", (*sections, *run_sections(progress, record.experiment))
-    )
+    record.experiment.save_bundle(checkpoint, folder / "bundle")
+    write_page(folder / "report", f"rayrec: {folder.name}", (*sections, *run_sections(progress, record.experiment)))
+    return FinishedRun(folder, record.mlflow_run, progress)
+
+
+def log_run(run: FinishedRun, tracker: Tracker) -> None:
+    """Final metrics, bundle and report. Raises what the store's client raises."""
     final = {
         f"final/{split}/{task}/{metric}": value
-        for split, tasks in progress.evaluations.items()
+        for split, tasks in run.progress.evaluations.items()
         for task, metrics in tasks.items()
         for metric, value in metrics.items()
     }
-    tracker = Tracker(record.tracking_uri, record.mlflow_run)
-    try:
-        send_unsent(folder, tracker, record.mlflow_run)
-        tracker.log_metrics(record.mlflow_run, final, progress.step)
-        tracker.log_folder(record.mlflow_run, bundle, "bundle")
-        tracker.log_folder(record.mlflow_run, page.parent, "report")
-        tracker.finish(record.mlflow_run)
-    except Exception as error:  # each store has its own client, with errors of its own
-        raise UserError(
-            f"the model is trained ({bundle}, report {page}), but the tracking store did not take it: "
-            f"{tracker.trouble(error)}; run the same command again to log it there"
-        ) from error
-    return FinishedRun(folder, record.mlflow_run, progress)
+    tracker.log_metrics(run.mlflow_run, final, run.progress.step)
+    tracker.log_folder(run.mlflow_run, run.bundle, "bundle")
+    tracker.log_folder(run.mlflow_run, run.report.parent, "report")
+    tracker.finish(run.mlflow_run)

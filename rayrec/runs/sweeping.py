@@ -33,7 +33,7 @@ from rayrec.reporting import Section
 from rayrec.runs.cluster import connect, gpus
 from rayrec.runs.endings import clear_endings, raise_ending
 from rayrec.runs.ray_train import ray_train_settings, worker_loop
-from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, only_one
+from rayrec.runs.run_folder import FinishedRun, RunRecord, log_run, only_one, write_run
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.training.checkpoint import Progress, read_progress
@@ -139,10 +139,20 @@ def apply_parameters(experiment: E, parameters: Mapping[str, Any]) -> E:
     return from_plain(type(experiment), plain, f"the experiment with {', '.join(parameters)}")
 
 
-def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[AnyExperiment]) -> FinishedSweep:
+Shown = Callable[["FinishedSweep"], None]
+
+
+def sweep(
+    name: str,
+    space_name: str,
+    space: SweepSpace,
+    config: SweepConfig[AnyExperiment],
+    show: Shown = lambda finished: None,
+) -> FinishedSweep:
     """Run a sweep (or go on with one of this name) and complete its winner: bundle, test metrics, MLflow.
 
-    Raises ConfigError and LogError for wrong inputs, SweepFailed when no trial was evaluated.
+    show: called when all is written, before the tracking store is told. Raises ConfigError and LogError for wrong inputs,
+    SweepFailed when no trial was evaluated, UserError when the tracking store is away at the end.
     """
     space.of(config.base)
     config.base.check()
@@ -152,14 +162,13 @@ def sweep(name: str, space_name: str, space: SweepSpace, config: SweepConfig[Any
     with only_one(name):
         folder, record = _open_sweep(name, space_name, config)
         connect()
-        return _run_sweep(folder, record, space)
+        return _run_sweep(folder, record, space, show)
 
 
-def _run_sweep(folder: Path, record: SweepRecord, space: SweepSpace) -> FinishedSweep:
+def _run_sweep(folder: Path, record: SweepRecord, space: SweepSpace, show: Shown) -> FinishedSweep:
     config, task, name = record.config, record.config.base.task(), folder.name
     results = _tuner(folder, record, space, task.objective_mode).fit()
-    tracker = Tracker(record.tracking_uri, record.mlflow_run)
-    trials = tuple(_trial(results[i], folder, tracker, _most_evaluations(config)) for i in range(len(results)))
+    trials = tuple(_trial(results[i], _most_evaluations(config)) for i in range(len(results)))
     best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
     if best is None or best.checkpoint is None:
         error = next((trial.error for trial in trials if trial.error is not None), None)
@@ -167,11 +176,18 @@ def _run_sweep(folder: Path, record: SweepRecord, space: SweepSpace) -> Finished
         raise SweepFailed(f"sweep {name!r}: no trial was evaluated; {why}")
     sections = sweep_sections(trials, best.name, task.objective_name, task.objective_mode)
     winner = _complete_winner(folder, best, sections)
-    tracker.log_folder(record.mlflow_run, winner.report.parent, "report")
-    tracker.log_metrics(record.mlflow_run, {OBJECTIVE: best.objective}, 0)
-    tracker.tag(record.mlflow_run, {"winner": winner.mlflow_run})
-    tracker.finish(record.mlflow_run)
-    return FinishedSweep(winner, best.name, trials, task.objective_name, task.objective_mode, record.mlflow_run)
+    finished = FinishedSweep(winner, best.name, trials, task.objective_name, task.objective_mode, record.mlflow_run)
+    show(finished)
+    tracker = Tracker(record.tracking_uri, record.mlflow_run)
+    with tracker.told(f"the sweep is done (its best model {winner.bundle}, report {winner.report})"):
+        for trial in trials:
+            _tell_of(trial, folder, tracker)
+        log_run(winner, tracker)
+        tracker.log_folder(record.mlflow_run, winner.report.parent, "report")
+        tracker.log_metrics(record.mlflow_run, {OBJECTIVE: best.objective}, 0)
+        tracker.tag(record.mlflow_run, {"winner": winner.mlflow_run})
+        tracker.finish(record.mlflow_run)
+    return finished
 
 
 def _open_sweep(name: str, space: str, config: SweepConfig[AnyExperiment]) -> tuple[Path, SweepRecord]:
@@ -338,7 +354,7 @@ def _complete_winner(folder: Path, trial: Trial, sections: tuple[Section, ...]) 
         latest = reporter.latest()
         assert latest is not None  # finish_here has just reported
         checkpoint = latest
-    return complete_run(folder, run, checkpoint, sections)
+    return write_run(folder, run, checkpoint, sections)
 
 
 def trial_record(folder: Path, trial_id: str) -> Path:
@@ -346,8 +362,16 @@ def trial_record(folder: Path, trial_id: str) -> Path:
     return folder / "records" / f"{trial_id}.json"
 
 
-def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker, most_evaluations: int) -> Trial:
-    note = trial_record(folder, Path(result.path).name)
+def _tell_of(trial: Trial, folder: Path, tracker: Tracker) -> None:
+    """What the trial itself could not say to the store, and that it has ended."""
+    note = trial_record(folder, trial.name)
+    if note.is_file():
+        run = from_json(RunRecord, note.read_bytes(), str(note))
+        send_unsent(note.with_suffix(""), tracker, run.mlflow_run)
+        tracker.finish(run.mlflow_run, failed=trial.error is not None)
+
+
+def _trial(result: ray.tune.Result, most_evaluations: int) -> Trial:
     progress: Progress | None = None
     checkpoint = result.checkpoint
     if (
@@ -357,10 +381,6 @@ def _trial(result: ray.tune.Result, folder: Path, tracker: Tracker, most_evaluat
     if checkpoint is not None:
         with checkpoint.as_directory() as saved:
             progress = read_progress(Path(saved))
-    if note.is_file():
-        run = from_json(RunRecord, note.read_bytes(), str(note))
-        send_unsent(note.with_suffix(""), tracker, run.mlflow_run)
-        tracker.finish(run.mlflow_run, failed=result.error is not None)
     return Trial(
         name=Path(result.path).name,
         parameters=dict(result.config or {}),

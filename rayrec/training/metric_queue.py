@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,7 @@ class MetricQueue:
         self._something.set()
         self._thread.join(self.patience_seconds)
         if self._waiting:
-            left = tuple(self._waiting)
-            kept = make_folder(self.folder) / FILE
-            if kept.is_file():
-                left = from_json(_Unsent, kept.read_bytes(), str(kept)).steps + left
-            write_text_atomically(kept, to_json(_Unsent(left)))
+            keep_unsent(self.folder, tuple(self._waiting))
 
     def _send(self) -> None:
         closing_at: float | None = None
@@ -89,6 +85,17 @@ class MetricQueue:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def keep_unsent(folder: Path, steps: Sequence[tuple[int, dict[str, float]]]) -> None:
+    """Behind what is kept there already: metrics by step, for ``send_unsent``."""
+    file = make_folder(folder) / FILE
+    before = from_json(_Unsent, file.read_bytes(), str(file)).steps if file.is_file() else ()
+    write_text_atomically(file, to_json(_Unsent((*before, *steps))))
+
+
+def has_unsent(folder: Path) -> bool:
+    return (folder / FILE).is_file()
 
 
 def send_unsent(folder: Path, tracker: Tracker, run_id: str) -> None:

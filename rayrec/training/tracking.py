@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,20 @@ class Tracker(Registry):
 
     def finish(self, run_id: str, *, failed: bool = False) -> None:
         self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+    @contextmanager
+    def told(self, kept: str) -> Iterator[None]:
+        """At the end of a job, when all is written: a store that is away is one line. kept: what there is all the same.
+
+        Raises UserError; the same command then finds all done and only tells the store again.
+        """
+        try:
+            yield
+        except Exception as error:  # each store has its own client, with errors of its own
+            raise UserError(
+                f"{kept}, but the tracking store did not take it: {self.trouble(error)}; "
+                "run the same command again to log it there"
+            ) from error
 
     def config_text(self, run_id: str) -> str:
         """The ``config.json`` that a run logged: enough to repeat it."""

@@ -13,11 +13,13 @@ import pytest
 from jobs.compare import Compare, compare, plan_of
 from rayrec.data.log.schema import read_schema, write_schema
 from rayrec.data.log.streams import StreamConfig
+from rayrec.errors import UserError
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing.pcgrad import Pcgrad
 from rayrec.metrics.paired import paired_difference
 from rayrec.models.ranker import RankerArchitecture
+from rayrec.runs.comparing import Judging, run_comparison
 from rayrec.runs.comparison import (
     Comparison,
     ComparisonRecord,
@@ -312,6 +314,45 @@ def test_a_trial_that_fails_in_this_process_does_not_stop_the_others(
     assert set(rests) == {"log_loss", "normalized_entropy", "auc", "calibration_ratio"}
     assert all(len(set(values)) > 32 for values in rests.values())
     assert str(gone) in state.failed[TrialKey("broken", 3)]
+
+
+@pytest.mark.parametrize("since", ["the beginning", "the end"])
+def test_a_store_that_is_away_costs_a_comparison_no_trial_and_is_told_of_all_by_the_next_command(
+    base: RankerExperiment, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], since: str
+) -> None:
+    def away(*arguments: object, **more: object) -> None:
+        raise ConnectionError("Max retries exceeded")
+
+    slow = replace(base, optimizer=replace(base.optimizer, learning_rate=1e-6))
+    comparison, options = Comparison({"plain": base, "slow": slow}, "plain", (0,)), TrialOptions(in_process=True)
+    open_comparison("away", comparison)
+    with monkeypatch.context() as patch:
+        for name in ("_start", "log_metrics", "finish") if since == "the beginning" else ("log_folder",):
+            patch.setattr(Tracker, name, away)
+        with pytest.raises(
+            UserError, match=r"^2 trials are done and reported .*; run the same command again"
+        ) as raised:
+            run_comparison("away", comparison, options, Judging())
+    assert "\n" not in str(raised.value)
+    assert "difference to plain" in capsys.readouterr().out
+    assert (runs / "away" / "report" / "results.csv").is_file()
+    trained = {path: path.stat().st_mtime_ns for path in runs.glob("away/trials/*/*/result.json")}
+    assert len(trained) == 2
+    state = run_comparison("away", comparison, options, Judging())
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    tracker = Tracker()
+    run = tracker.get(state.record.mlflow_run)
+    assert run.info.status == "FINISHED"
+    children = tracker.client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{state.record.mlflow_run}'"
+    )
+    assert {child.data.tags["mlflow.runName"] for child in children} == {"away-plain-0", "away-slow-0"}
+    for child in children:
+        arm = child.data.tags["mlflow.runName"].split("-")[1]
+        wanted = state.done[TrialKey(arm, 0)].evaluations["test"]["click"]["auc"]
+        assert child.data.metrics["final/test/click/auc"] == wanted
+        assert child.info.status == "FINISHED"
+    assert not list(runs.glob("away/trials/*/*/unsent_metrics.json"))
 
 
 @pytest.mark.parametrize(

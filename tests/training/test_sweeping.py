@@ -11,13 +11,14 @@ import pytest
 from ray import tune
 
 from rayrec.data.log.streams import StreamConfig
+from rayrec.errors import UserError
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing.cagrad import Cagrad
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.runs.sweep_trial import Trial, ranked
-from rayrec.runs.sweeping import SweepConfig, SweepSpace, apply_parameters, sweep
+from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepSpace, apply_parameters, sweep
 from rayrec.training.loop import LoopConfig
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
@@ -56,6 +57,31 @@ def test_a_sweep_tracks_every_trial_and_completes_the_best(
     children = tracker.client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{finished.mlflow_run}'")
     assert len(children) == 4
     assert {child.info.status for child in children} == {"FINISHED"}
+
+
+def test_a_store_that_is_away_at_the_end_of_a_sweep_is_one_line_and_told_of_all_by_the_same_command(
+    ray_session: None, runs: Path, base: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*arguments: object, **more: object) -> None:
+        raise ConnectionError("Max retries exceeded")
+
+    space = SweepSpace(("ranker",), {"loop.seed": tune.choice([0, 1])})
+    config = SweepConfig(replace(base, loop=replace(base.loop, epochs=1)), trials=2, concurrent=1)
+    shown: list[FinishedSweep] = []
+    with monkeypatch.context() as patch:
+        for name in ("log_metrics", "log_folder", "finish"):
+            patch.setattr(Tracker, name, away)
+        with pytest.raises(UserError, match=r"^the sweep is done .*; run the same command again") as raised:
+            sweep("away", "ranker", space, config, shown.append)
+    assert "\n" not in str(raised.value)
+    assert len(shown[0].trials) == 2
+    assert shown[0].winner.report.is_file()
+    finished = sweep("away", "ranker", space, config)
+    assert {t.name: t.objective for t in finished.trials} == {t.name: t.objective for t in shown[0].trials}
+    tracker = Tracker()
+    run = tracker.get(finished.mlflow_run)
+    assert (run.info.status, run.data.tags["winner"]) == ("FINISHED", finished.winner.mlflow_run)
+    assert "final/test/click/auc" in tracker.get(finished.winner.mlflow_run).data.metrics
 
 
 @pytest.mark.slow
