@@ -124,6 +124,17 @@ def test_what_is_no_time_is_marked() -> None:
     assert times.values[5] == 1_709_164_800_000
 
 
+@given(
+    st.lists(st.sampled_from(["0", "7", "07", "1700000000", "9" * 18, "9" * 19, "+1", " 4", "1e3", "٣"]), min_size=1)
+)
+def test_a_column_of_digits_is_read_as_each_of_its_values_would_be(texts: list[str]) -> None:
+    times, alone = as_times(pa.array(texts)), [as_times(pa.array([text, "soon"])) for text in texts]
+    assert times.values.tolist() == [int(one.values[0]) for one in alone]
+    assert times.bad.tolist() == [bool(one.bad[0]) for one in alone]
+    sliced = as_times(pa.array(["x", *texts, "y"]).slice(1, len(texts)))
+    assert sliced.values.tolist() == times.values.tolist()
+
+
 def test_identifiers_keep_integers_and_hash_other_text_to_negative_numbers() -> None:
     ids = as_identifiers(pa.array(["17", "-4", "007", "req-9", "", None, "9" * 30]))
     assert ids.values[:2].tolist() == [17, -4]

@@ -52,27 +52,28 @@ def sequences_of_events(
     left_out: Mapping[str, int] | None = None,
     keep_cold: bool = False,
 ) -> SequenceData:
-    """Histories of events (E,): users and items of any type that casts to string, timestamps int64.
+    """Histories of events (E,): users and items of any type that casts to string, or dictionaries of strings; timestamps int64.
 
     Events without one of the three (null, or an empty name) are dropped. Events of equal time keep their given order.
     left_out: what was left out before, by reason; the notes count everything that is left out under "left out: REASON".
     keep_cold: items that are described but have no event left are kept, behind the others.
     Raises InteractionsError when nothing is left.
     """
-    table = pa.table({"user": _named(users), "item": _named(items), "time": timestamps})
-    total = table.num_rows
+    (user_codes, user_names), (item_codes, item_names) = _codes(users), _codes(items)
+    total = len(timestamps)
+    known = pc.is_valid(timestamps).to_numpy(zero_copy_only=False)
+    times = timestamps.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
     reasons = Counter(left_out or {})
     there = np.ones(total, np.bool_)
-    for name in ("user", "item", "time"):
-        present = table.column(name).is_valid().to_numpy()
+    for name, present in (("user", user_codes >= 0), ("item", item_codes >= 0), ("time", known)):
         reasons[f"no {name}"] += int((there & ~present).sum())
         there &= present
     dropped = total - int(there.sum())
-    table = table.filter(pa.array(there)) if dropped else table
-    user_codes, user_names = _codes(table.column("user"))
-    item_codes, item_names = _codes(table.column("item"))
-    times = table.column("time").cast(pa.int64()).to_numpy()
-    order = np.lexsort((times, user_codes))  # stable: equal times keep the given order
+    if dropped:
+        user_codes, item_codes, times = user_codes[there], item_codes[there], times[there]
+    order = _stable_order(
+        times - times.min(initial=np.iinfo(np.int64).max), user_codes
+    )  # equal times keep the given order
     user_codes, item_codes, times = user_codes[order], item_codes[order], times[order]
     if not event_filter.keep_repeats:
         first = _first_of_pairs(user_codes, item_codes)
@@ -126,15 +127,50 @@ def describe(names: pa.Array, descriptions: ItemDescriptions) -> ItemTable:
     return ItemTable.of(names, texts, attributes, titles, labels)
 
 
-def _named(names: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
-    """As strings; an empty name is none."""
-    strings = names.cast(pa.string())
-    return pc.if_else(pc.equal(strings, ""), None, strings)
+def _codes(names: "pa.Array | pa.ChunkedArray") -> tuple[NDArray[np.int64], pa.Array]:
+    """Numbers (E,) of equal names, by first appearance; -1 where there is none, or an empty one. And the names by number.
+
+    Few chunks hold each name many times: names are compared once a chunk.
+    """
+    chunks = names.chunks if isinstance(names, pa.ChunkedArray) else [names]
+    coded = [
+        chunk if pa.types.is_dictionary(chunk.type) else chunk.cast(pa.string()).dictionary_encode() for chunk in chunks
+    ]
+    if not coded:
+        return np.zeros(0, np.int64), pa.array([], pa.string())
+    every = pa.concat_arrays([chunk.dictionary.cast(pa.string()) for chunk in coded]).dictionary_encode()
+    absent = pc.fill_null(pc.equal(every.dictionary, ""), True).to_numpy(zero_copy_only=False)
+    numbers = every.indices.fill_null(-1).to_numpy().astype(np.int64)  # of each entry of each chunk's dictionary
+    numbers[np.append(absent, True)[numbers]] = -1
+    starts = np.cumsum([0, *(len(chunk.dictionary) for chunk in coded)])
+    parts = []
+    for chunk, start, stop in zip(coded, starts[:-1], starts[1:], strict=True):
+        places = chunk.indices.fill_null(-1).to_numpy()
+        parts.append(np.append(numbers[start:stop], -1)[places])
+    return _by_appearance(np.concatenate(parts), every.dictionary)
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
-    encoded = pc.dictionary_encode(column.cast(pa.string())).combine_chunks()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
+def _by_appearance(codes: NDArray[np.int64], names: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
+    """The same events and names, numbered by first appearance; names that no event has are gone."""
+    first = np.full(len(names) + 1, len(codes))
+    first[codes[::-1]] = np.arange(len(codes))[
+        ::-1
+    ]  # of equal codes the earliest is written last; the last place is of -1
+    order = np.argsort(first[:-1], kind="stable")[: int((first[:-1] < len(codes)).sum())]
+    rank = np.full(len(names) + 1, -1)
+    rank[order] = np.arange(len(order))
+    return rank[codes], names.take(pa.array(order))
+
+
+def _stable_order(*keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """As np.lexsort of keys (E,), read as unsigned, the last one first: a radix sort, 16 bits at a time, thrice as fast."""
+    order = np.arange(len(keys[0]))
+    for signed in keys:
+        key = signed.view(np.uint64)
+        for shift in range(0, int(key.max(initial=0)).bit_length(), 16):
+            digits = (key[order] >> shift).astype(np.uint16)
+            order = order[np.argsort(digits, kind="stable")]
+    return order
 
 
 def _first_of_pairs(users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -102,8 +102,8 @@ def read_table(
         )
     described = _items(Path(items), columns, text, left_out) if items is not None else ItemDescriptions({}, {})
     data = sequences_of_events(
-        pa.chunked_array(users, pa.string()),
-        pa.chunked_array(bought, pa.string()),
+        pa.chunked_array(users, pa.dictionary(pa.int32(), pa.string())),
+        pa.chunked_array(bought, pa.dictionary(pa.int32(), pa.string())),
         pa.chunked_array(moments, pa.int64()),
         event_filter,
         described,
@@ -137,8 +137,8 @@ def _require(file: Path, wanted: Sequence[str], there: Sequence[str]) -> None:
             raise InteractionsError(f"{file}: column {name!r} is missing; found {', '.join(there[:50])}")
 
 
-def _names(file: Path, name: str, column: pa.ChunkedArray) -> tuple[pa.Array, int]:
-    """Names (n,), null where there is none, and how many had blanks around them."""
+def _names(file: Path, name: str, column: pa.ChunkedArray) -> tuple[pa.DictionaryArray, int]:
+    """Names (n,), null or empty where there is none, and how many had blanks around them."""
     try:
         codes = as_codes(column)
     except ColumnTypeError as error:
@@ -151,8 +151,8 @@ def _names(file: Path, name: str, column: pa.ChunkedArray) -> tuple[pa.Array, in
     stripped = pc.utf8_trim_whitespace(codes.values)
     changed = pc.and_(pc.not_equal(stripped, codes.values), pc.not_equal(stripped, ""))
     changed = pc.fill_null(changed, False).to_numpy(zero_copy_only=False)
-    names = stripped.take(pa.array(codes.index, mask=codes.index < 0))
-    return pc.if_else(pc.equal(names, ""), None, names), int(np.append(changed, False)[codes.index].sum())
+    names = pa.DictionaryArray.from_arrays(pa.array(codes.index, pa.int32(), mask=codes.index < 0), stripped)
+    return names, int(np.append(changed, False)[codes.index].sum()) if changed.any() else 0
 
 
 def _times(
@@ -194,7 +194,7 @@ def _items(file: Path, columns: TableColumns, text: TableText, left_out: Counter
     rows: dict[str, int] = {}
     for chunk in _chunks(file, wanted, text):
         left_out.update(f"items table: {rejected.reason}" for rejected in chunk.rejected)
-        names = _names(file, columns.item, chunk.table.column(columns.item))[0].to_pylist()
+        names = [name or None for name in _names(file, columns.item, chunk.table.column(columns.item))[0].to_pylist()]
         values = {c: chunk.table.column(c).to_pylist() for c in wanted[1:]}
         for i, (name, row) in enumerate(zip(names, chunk.row_numbers.tolist(), strict=True)):
             if name is None:
