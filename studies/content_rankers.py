@@ -65,7 +65,7 @@ class ContentStudy:
 
 _SPAR, _EMBSUM = (
     SparConfig(code_dim=32, window=256),
-    EmbsumConfig(code_dim=32, decoder_feed_forward=128, max_summary=64),
+    EmbsumConfig(code_dim=32, decoder_layers=1, decoder_heads=2, decoder_feed_forward=128, max_summary=64),
 )
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "two_tower": {"model": "two_tower"},
