@@ -12,9 +12,13 @@ import tyro
 
 from rayrec.data.content import ContentLog, write_content
 from rayrec.data.public.content_bing import BingNews
+from rayrec.data.public.content_ebnerd import Ebnerd
 from rayrec.data.public.content_goodreads import GoodreadsOnce
+from rayrec.data.public.content_goodreads_json import GoodreadsJson
 from rayrec.data.public.content_mind import Mind
 from rayrec.data.public.content_movielens import MovielensTastes
+from rayrec.data.public.content_scientific import AmazonScientific
+from rayrec.data.public.content_table import OwnTables
 from rayrec.errors import told
 
 
@@ -61,8 +65,37 @@ class _BingNews(Import):
     reader: Annotated[BingNews, tyro.conf.arg(name="")] = field(default_factory=BingNews)
 
 
+@dataclass(frozen=True)
+class _Ebnerd(Import):
+    """EB-NeRD of any size, with the texts of articles.parquet where it is there."""
+
+    reader: Annotated[Ebnerd, tyro.conf.arg(name="")] = field(default_factory=Ebnerd)
+
+
+@dataclass(frozen=True)
+class _Scientific(Import):
+    """Products that users of Amazon Scientific bought, in their order in time."""
+
+    reader: Annotated[AmazonScientific, tyro.conf.arg(name="")] = field(default_factory=AmazonScientific)
+
+
+@dataclass(frozen=True)
+class _GoodreadsJson(Import):
+    """Goodreads' public JSON lines: books, and ratings in their order in time."""
+
+    reader: Annotated[GoodreadsJson, tyro.conf.arg(name="")] = field(default_factory=GoodreadsJson)
+
+
+@dataclass(frozen=True)
+class _OwnTables(Import):
+    """Own items, histories and impressions: Parquet, CSV or JSON lines."""
+
+    reader: Annotated[OwnTables, tyro.conf.arg(name="")] = field(default_factory=OwnTables)
+
+
 COMMANDS: dict[str, Any] = {
-    "movielens-tastes": _MovielensTastes, "goodreads-once": _GoodreadsOnce, "mind": _Mind, "bing-news": _BingNews
+    "movielens-tastes": _MovielensTastes, "goodreads-once": _GoodreadsOnce, "goodreads": _GoodreadsJson, "mind": _Mind,
+    "bing-news": _BingNews, "ebnerd": _Ebnerd, "scientific": _Scientific, "table": _OwnTables,
 }  # fmt: skip
 
 

@@ -6,17 +6,13 @@ MINDsmall_train.zip and MINDsmall_dev.zip; addresses in old readmes are dead. As
 the validation split and the others the test.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pyarrow as pa
-
-from rayrec.data.content import ContentError, ContentLog, ItemTexts, Lists, TextField
-from rayrec.data.content.drawing import gather
+from rayrec.data.content import ContentError, ContentLog, ItemTexts, TextField
+from rayrec.data.content.assembling import Assembly, share_of
 
 FIELDS = (
     TextField("title", "News Title", 32), TextField("abstract", "News Abstract", 72), TextField("category", "News Category", 8)
@@ -47,26 +43,20 @@ class Mind:
         catalogue = _Catalogue(self.missing)
         for name in (self.train, self.dev):
             catalogue.read(source / name / "news.tsv")
-        users: dict[str, int] = {}
-        rows_of: dict[tuple[int, tuple[int, ...]], int] = {}
-        rows, empty = [], 0
+        seen, empty = Assembly(self.max_history), 0
         for name in (self.train, self.dev):
             for user, clicks, candidates, labels in _behaviors(source / name / "behaviors.tsv", catalogue):
-                owner = users.setdefault(user, len(users))
-                split = "train" if name == self.train else "valid" if _share_of(user) < self.valid_share else "test"
-                history = rows_of.setdefault((owner, tuple(reversed(clicks))[: self.max_history]), len(rows_of))
+                split = "train" if name == self.train else "valid" if share_of(user) < self.valid_share else "test"
+                history = seen.history(user, clicks[::-1])
                 if len(candidates):
-                    rows.append((split, history, candidates, labels))
+                    seen.impression(split, history, candidates, labels)
                 else:
                     empty += 1
-        names = list(catalogue.numbers)
-        return ContentLog(
-            ItemTexts.of(names, FIELDS, catalogue.texts), pa.array(list(users), pa.string()),
-            _current(rows_of, len(users)), np.asarray([owner for owner, _ in rows_of], dtype=np.int64),
-            Lists.of(items for _, items in rows_of), gather(rows), {}, "MIND",
-            {"missing_candidates": catalogue.missing_candidates, "missing_clicks": catalogue.missing_clicks,
-             "missing": self.missing, "impressions_left_empty": empty},
-        )  # fmt: skip
+        notes = {
+            "missing_candidates": catalogue.missing_candidates, "missing_clicks": catalogue.missing_clicks,
+            "missing": self.missing, "impressions_left_empty": empty,
+        }  # fmt: skip
+        return seen.log(ItemTexts.of(list(catalogue.numbers), FIELDS, catalogue.texts), "MIND", notes)
 
 
 @dataclass
@@ -132,18 +122,3 @@ def _lines(file: Path, fields: int) -> Iterator[tuple[int, list[str]]]:
                 yield number, parts
         except UnicodeDecodeError as error:
             raise ContentError(f"{file}: not UTF-8: {error}") from None
-
-
-def _current(
-    rows_of: dict[tuple[int, tuple[int, ...]], int], users: int
-) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The last history that was seen of each user."""
-    current = np.full(users, -1, dtype=np.int64)
-    for (owner, _), row in rows_of.items():
-        current[owner] = row
-    return current
-
-
-def _share_of(user: str) -> float:
-    """Of a user's name, uniform in [0, 1)."""
-    return int(hashlib.sha256(user.encode()).hexdigest()[:8], 16) / 16**8
