@@ -16,8 +16,9 @@ class Batches(Generic[Asked, Answer]):
     """A batch is what was asked in one turn of the event loop, or while the batch before it was answered.
 
     answer: an answer or what is wrong, for each request. weight: of a request. most: of a batch of more than one request.
-    at_once: up to this weight a batch is answered in the event loop itself: handing work of a millisecond or two to a thread
-    and back takes as long as the work. Heavier ones run in ``thread``, and the loop goes on parsing and telling of its health.
+    at_once: up to this weight a batch is answered in the event loop itself: handing work of a few milliseconds to a thread and
+    back takes as long as the work, and under load the two fight for the interpreter. Heavier ones run in ``thread``, and the
+    loop goes on parsing and telling of its health.
     """
 
     def __init__(

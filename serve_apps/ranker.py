@@ -44,7 +44,7 @@ class RankerService(ServiceLimits):
 class Ranker(Replica[RankerService, ServedRanker, RankRequest, Ranked]):
     """A batch is counted in candidates."""
 
-    at_once = 64
+    at_once = 512
 
     def load(self, reference: ModelReference) -> ServedRanker:
         return load_ranker(reference, self.limits.max_candidates)

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from serve_apps.limits import ServiceLimits
 from serve_apps.ranking_request import RankRequest
 from serve_apps.served_ranker import Ranked, ServedRanker
-from serve_apps.service_api import REFUSALS, Service, answering, service_app
+from serve_apps.service_api import REFUSALS, Handler, Service, answering, service_app
 from serve_apps.serving_metrics import ServingMetrics
 
 RANK = "/v1/rank"
@@ -32,7 +32,10 @@ def build_app(
     service: Service[ServedRanker, RankRequest, Ranked], metrics: ServingMetrics, limits: ServiceLimits
 ) -> FastAPI:
     """Routes of a ranking service. The OpenAPI document is made of the schema of the version in force."""
-    app, guarded, room = service_app("rayrec ranker", service, metrics, limits, paths=[RANK], document=_document)
+    straight: dict[str, Handler] = {}
+    app, guarded, room = service_app(
+        "rayrec ranker", service, metrics, limits, paths=[RANK], straight=straight, document=_document
+    )
 
     @app.post(RANK, dependencies=guarded, response_model=RankReply, responses=REFUSALS)
     async def rank(request: Request) -> Response:
@@ -47,6 +50,7 @@ def build_app(
             metrics.unknown_values.labels(feature).inc(count)
         return Response(to_json(_reply(ranker, ranked)), media_type="application/json")
 
+    straight[RANK] = rank
     return app
 
 

@@ -10,7 +10,7 @@ says that a value is missing; a feature given nowhere is an error, but for text,
 first task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -41,11 +41,19 @@ _REPEATED_CHARACTERS = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class RankRequest:
-    """columns: by feature, one raw value a candidate. exponents: (T,) float64, by task of the schema."""
+    """shared: raw values of features that hold for all candidates. columns: of the others, one raw value a candidate.
 
+    exponents: (T,) float64, by task of the schema.
+    """
+
+    shared: Mapping[str, Any]
     columns: Mapping[str, Sequence[Any]]
     candidates: int
     exponents: NDArray[np.float64]
+
+    def column(self, feature: str) -> Sequence[Any]:
+        """One value a candidate."""
+        return self.columns[feature] if feature in self.columns else [self.shared[feature]] * self.candidates
 
 
 class RankRequests:
@@ -85,28 +93,31 @@ class RankRequests:
         candidates = given["candidates"]
         context = self._as_read(given.get("context", {}), len(candidates))
         needed = self._features - self._texts - context.keys()
-        own = set[str]()
-        absent = []
-        for index, candidate in enumerate(candidates):
-            own |= candidate.keys()
-            if not needed <= candidate.keys():
-                absent += [(index, name) for name in sorted(needed - candidate.keys())]
-                if len(absent) >= SHOWN_PROBLEMS:
-                    break
-        if absent:
-            what = "Given neither in the context nor in the candidate (null says that a value is missing)"
-            raise RequestError([Problem(("body", "candidates", i, name), what, "missing") for i, name in absent])
-        columns = {
-            name: [c[name] if name in c else context.get(name) for c in candidates]
-            if name in own
-            else [context.get(name)] * len(candidates)
-            for name in self._features
-        }
-        return RankRequest(columns, len(candidates), self._exponents(given.get("order_by", self._tasks[0])))
+        own = candidates[0].keys()
+        if all(candidate.keys() == own for candidate in candidates) and needed <= own:
+            columns = {name: [candidate[name] for candidate in candidates] for name in own}
+        else:
+            own = set[str]().union(*candidates)
+            self._check_given(candidates, needed)
+            columns = {name: [c[name] if name in c else context.get(name) for c in candidates] for name in own}
+        shared = {name: context.get(name) for name in self._features - own}
+        return RankRequest(shared, columns, len(candidates), self._exponents(given.get("order_by", self._tasks[0])))
 
     def json_schema(self) -> dict[str, Any]:
         """JSON schema of a body; types that it refers to lie in ``components/schemas`` of the OpenAPI document ("$defs" here)."""
         return self._body.json_schema(ref_template="#/components/schemas/{model}")
+
+    @staticmethod
+    def _check_given(candidates: Sequence[Mapping[str, Any]], needed: Set[str]) -> None:
+        """Raises RequestError for candidates without a feature that they need."""
+        absent: list[tuple[int, str]] = []
+        for index, candidate in enumerate(candidates):
+            absent += [(index, name) for name in sorted(needed - candidate.keys())]
+            if len(absent) >= SHOWN_PROBLEMS:
+                break
+        if absent:
+            what = "Given neither in the context nor in the candidate (null says that a value is missing)"
+            raise RequestError([Problem(("body", "candidates", i, name), what, "missing") for i, name in absent])
 
     def _as_read(self, context: Mapping[str, Any], candidates: int) -> dict[str, Any]:
         """``context`` without what the model does not read, before it is repeated for each candidate. Raises RequestError."""

@@ -1,6 +1,6 @@
 """A bundle ready to answer: many requests in one encode and one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from rayrec.data.log.direct_encoding import DirectEncoder
 from rayrec.data.log.encoding import EncodingError, LogEncoder
 from rayrec.data.log.schema import CategoricalFeature, LogSchema, SequenceFeature
 from rayrec.families.ranker.bundle import Bundle, load_bundle
+from rayrec.models.layers.inference_layout import lay_out_for_inference
 from rayrec.typed_json import to_plain
 from serve_apps.model_reference import ModelReference, refuse_non_finite
 from serve_apps.ranking_request import RankRequest, RankRequests
@@ -52,12 +53,17 @@ class ServedRanker:
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranked | RequestError]:
         """An answer or what is wrong, for each request; their candidates go through the model together."""
+        shared: Set[str] = requests[0].shared.keys()
+        if any(request.shared.keys() != shared for request in requests):
+            shared = set(shared).intersection(*(request.shared for request in requests))
         columns = {
-            feature.name: [value for request in requests for value in request.columns[feature.name]]
-            for feature in self.bundle.schema.features
+            name: [value for request in requests for value in request.column(name)]
+            for name in (*requests[0].columns, *requests[0].shared)
+            if name not in shared
         }
+        once = {name: [request.shared[name] for request in requests] for name in shared}
         try:
-            batch, unknown = self._encoder.encode(columns)
+            batch, unknown = self._encoder.encode(columns, once, [request.candidates for request in requests])
         except EncodingError as error:
             if len(requests) > 1:  # only the one that is wrong shall fail
                 return [answer for request in requests for answer in self.rank([request])]
@@ -95,6 +101,7 @@ def load_ranker(reference: ModelReference, max_candidates: int) -> ServedRanker:
     found = reference.resolve()
     bundle = load_bundle(found.model)
     refuse_non_finite(bundle.model, found.model)
+    lay_out_for_inference(bundle.model)
     return ServedRanker(bundle, str(found.name), str(found.version), max_candidates)
 
 

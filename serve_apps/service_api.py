@@ -1,14 +1,16 @@
 """What the HTTP faces of all services share: health, model, metrics, their description. Knows nothing of Ray."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.params import Depends as Dependency
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_apps.access import access_check, name_check
 from serve_apps.docs_page import docs_page
@@ -36,6 +38,7 @@ class ServedVersion(Protocol):
 Served = TypeVar("Served", bound=ServedVersion)
 Asked = TypeVar("Asked", contravariant=True)
 Answer = TypeVar("Answer", covariant=True)
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Service(Protocol[Served, Asked, Answer]):
@@ -84,6 +87,39 @@ def answering(request: Request, service: Service[Served, Any, Any]) -> Served:
     return served
 
 
+class Straight:
+    """ASGI middleware that answers POSTs to some paths itself: what FastAPI does for a request takes as long as parsing its body.
+
+    check: who may ask. handlers: by path; each is a route of the app too, which documents it and answers other methods.
+    """
+
+    def __init__(
+        self, app: ASGIApp, check: Callable[[Request], Awaitable[None]], handlers: Mapping[str, Handler]
+    ) -> None:
+        self._app, self._check, self._handlers = app, check, handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = scope["type"] == "http" and scope["method"] == "POST"
+        handler = self._handlers.get(scope["path"]) if asked else None
+        if handler is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        response: Response
+        try:
+            await self._check(request)
+            response = await handler(request)
+        except HTTPException as error:
+            response = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        except RequestError as error:
+            response = _refused(error)
+        await response(scope, receive, send)
+
+
+def _refused(error: RequestError) -> JSONResponse:
+    return JSONResponse({"detail": [vars(problem) for problem in error.problems]}, 422)
+
+
 def service_app(
     title: str,
     service: Service[Served, Any, Any],
@@ -91,14 +127,17 @@ def service_app(
     limits: ServiceLimits,
     *,
     paths: Sequence[str],
+    straight: Mapping[str, Handler] = MappingProxyType({}),
     document: Callable[[dict[str, Any], Served], None] | None = None,
 ) -> tuple[FastAPI, list[Dependency], Room]:
     """An app with the common routes, the dependencies that guard a route, and the room for requests with a body.
 
-    paths: of the routes that the caller adds, told apart in the metrics. document: completes the OpenAPI document of a version.
+    paths: of the routes that the caller adds, told apart in the metrics. straight: as in ``Straight``; may be filled later.
+    document: completes the OpenAPI document of a version.
     """
     app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None, openapi_url=None)
-    guarded: list[Dependency] = [Depends(access_check(limits.token_sha256))]
+    check = access_check(limits.token_sha256)
+    guarded: list[Dependency] = [Depends(check)]
     named: list[Dependency] = [Depends(name_check(limits.token_sha256))]
 
     @app.get(HEALTH, dependencies=named)
@@ -138,8 +177,9 @@ def service_app(
 
     @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse({"detail": [vars(problem) for problem in error.problems]}, 422)
+        return _refused(error)
 
+    app.add_middleware(Straight, check=check, handlers=straight)
     app.add_middleware(
         Observed,
         metrics=metrics,

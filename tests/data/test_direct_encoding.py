@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrec.data.log.collate import collate
@@ -54,15 +55,25 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@given(rows=st.lists(ROW, min_size=1, max_size=5))
-def test_a_request_is_encoded_as_a_log_is(version: Any, rows: list[dict[str, Any]]) -> None:
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=5),
+    shared=st.sets(st.sampled_from([feature.name for feature in SCHEMA.features])),
+    repeats=st.lists(st.integers(1, 3), min_size=5, max_size=5),
+)
+@settings(max_examples=60)
+def test_a_request_is_encoded_as_a_log_is(
+    version: Any, rows: list[dict[str, Any]], shared: set[str], repeats: list[int]
+) -> None:
     schema = replace(SCHEMA, version=version)
     encoder = LogEncoder(schema)
-    table, wanted_unknown = encoder.encode_and_count(columns_of(rows))
+    repeats = repeats[: len(rows)]
+    spread = [row for row, times in zip(rows, repeats, strict=True) for _ in range(times)]
+    table, wanted_unknown = encoder.encode_and_count(columns_of(spread))
     wanted = collate(table, schema, labels=False)
-    found = DirectEncoder(encoder)._encode(columns_of(rows))
-    assert found is not None  # no detour
-    batch, unknown = found
+    given_once = {name: values for name, values in columns_of(rows).items() if name in shared}
+    own = {name: values for name, values in columns_of(spread).items() if name not in shared}
+    with patch.object(encoder, "encode_and_count", side_effect=AssertionError("a detour")):
+        batch, unknown = DirectEncoder(encoder).encode(own, given_once, repeats)
     assert torch.equal(batch.dense.nan_to_num(1e-7), wanted.dense.nan_to_num(1e-7))
     assert torch.equal(batch.categorical, wanted.categorical)
     assert [s.shape for s in batch.sequences] == [s.shape for s in wanted.sequences]
@@ -100,6 +111,9 @@ def test_what_the_schema_does_not_allow_is_told_as_by_an_import(name: str, value
     with pytest.raises(EncodingError, match=name) as found:
         DirectEncoder(encoder).encode(wrong)
     assert str(found.value) == str(told.value)
+    first = {key: [values[0], values[0]] for key, values in wrong.items() if key != name}
+    with pytest.raises(EncodingError, match=name):
+        DirectEncoder(encoder).encode(first, {name: [value]}, [2])
     absent = {key: values for key, values in columns_of([GOOD]).items() if key != name}
     with pytest.raises(EncodingError, match=f"column '{name}' is absent"):
         DirectEncoder(encoder).encode(absent)

@@ -1,12 +1,16 @@
 """The ranker's parts against naive references, and its split into embed, represent and heads."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from rayrec.batch import Batch
 from rayrec.models.layers.dense_input import DenseInput
 from rayrec.models.layers.field_embedding import FieldEmbedding
+from rayrec.models.layers.inference_layout import lay_out_for_inference
 from rayrec.models.layers.interaction import CrossNetwork, DotInteraction
 from rayrec.models.layers.padded_linear import PaddedLinear, with_zero_columns
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
@@ -171,6 +175,27 @@ def test_forward_is_heads_of_the_representation_as_wide_as_announced(name: str) 
     assert logits.shape == (11, 3)
     assert torch.equal(model(batch), logits)
     assert logits.std(0).min() > 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_layout_for_inference_changes_no_answer_and_leaves_nothing_to_pad(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = trained(ARCHITECTURES[name]), some_batch()
+    with torch.inference_mode():
+        wanted = model(batch)
+        lay_out_for_inference(model)
+        for module in ("padded_linear", "interaction"):
+            monkeypatch.setattr(f"rayrec.models.layers.{module}.pad", _only_rows_of(len(batch)))
+        torch.testing.assert_close(model(batch), wanted)
+
+
+def _only_rows_of(rows: int) -> Callable[..., Tensor]:
+    def checked(x: Tensor, extra: tuple[int, ...]) -> Tensor:
+        assert x.shape[0] == rows  # inputs may be padded, weights were
+        return pad(x, extra)
+
+    return checked
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

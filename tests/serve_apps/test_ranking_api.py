@@ -186,7 +186,7 @@ def test_what_a_context_repeats_is_cut_to_what_is_read(ranker: ServedRanker, bod
         ranker.requests.parse(json.dumps({**body, "context": {**body["context"], "history": history}}).encode())
         for history in (["unread"] * 500 + read, read)
     )
-    assert [len(codes) for codes in long.columns["history"]] == [length] * 4
+    assert [len(codes) for codes in long.column("history")] == [length] * 4
     (first, second) = ranker.rank([long, short])
     assert isinstance(first, Ranked)
     assert isinstance(second, Ranked)
@@ -196,11 +196,31 @@ def test_what_a_context_repeats_is_cut_to_what_is_read(ranker: ServedRanker, bod
 def test_a_request_may_leave_out_the_text_that_rankers_do_not_read() -> None:
     schema = LogSchema("docs", (TextFeature("title"), DenseFeature("price", transform="none")), (TaskLabel("click"),))
     requests = RankRequests(schema, max_candidates=10)
-    assert requests.parse(b'{"candidates": [{"price": 1}, {"price": 2}]}').columns["title"] == [None, None]
+    assert requests.parse(b'{"candidates": [{"price": 1}, {"price": 2}]}').column("title") == [None, None]
     mixed = requests.parse(b'{"candidates": [{"price": 1, "title": "a"}, {"price": 2}]}')
     assert mixed.columns == {"price": [1, 2], "title": ["a", None]}
     with pytest.raises(RequestError, match="price"):
         requests.parse(b'{"candidates": [{"title": "a"}]}')
+
+
+def test_requests_that_share_other_features_are_answered_together_as_they_are_alone(
+    ranker: ServedRanker, body: dict[str, Any]
+) -> None:
+    names = list(body["context"])
+    texts = []
+    for moved in ([], names[:1], names):  # from the context to the candidates
+        context = {name: value for name, value in body["context"].items() if name not in moved}
+        own = {name: body["context"][name] for name in moved}
+        texts.append(
+            {**body, "context": context, "candidates": [{**own, **c} for c in body["candidates"][len(moved) :]]}
+        )
+    asked = [ranker.requests.parse(json.dumps(text).encode()) for text in texts]
+    for request, together in zip(asked, ranker.rank(asked), strict=True):
+        (alone,) = ranker.rank([request])
+        assert isinstance(alone, Ranked)
+        assert isinstance(together, Ranked)
+        assert together.probabilities == pytest.approx(alone.probabilities, rel=1e-5)
+        assert together.unknown == alone.unknown
 
 
 def test_a_context_text_too_large_for_that_many_candidates_is_refused() -> None:
@@ -216,7 +236,7 @@ def test_a_context_text_too_large_for_that_many_candidates_is_refused() -> None:
         body = {"context": context, "candidates": [own] * candidates}
         return requests.parse(json.dumps(body).encode())
 
-    assert parse(3).columns["title"] == ["t" * 10] * 3
+    assert parse(3).column("title") == ["t" * 10] * 3
     with pytest.raises(RequestError) as refused:
         parse(2_000)
     (problem,) = refused.value.problems
@@ -236,6 +256,7 @@ def test_the_largest_numbers_still_get_finite_answers(client: TestClient, body: 
 
 def test_one_wrong_request_of_a_batch_fails_alone(ranker: ServedRanker, body: dict[str, Any]) -> None:
     good = ranker.requests.parse(json.dumps(body).encode())
+    assert "age" in good.columns
     bad = replace(good, columns={**good.columns, "age": ["old"] * 4})
     (alone,) = ranker.rank([good])
     first, failed, last = ranker.rank([good, bad, good])
