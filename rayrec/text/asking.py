@@ -81,7 +81,8 @@ def ask_all(
     """A reply to each question, in their order; equal questions are asked once.
 
     accept: (question, answer) to the value; raises AnswerError. answers: most that are paid for one question.
-    Raises ChatError at once when nothing can be answered (wrong key, address, model); what was answered stays in the store.
+    Raises ChatError when nothing can be answered (wrong key, address, model), as soon as what is under way has come: it may be
+    paid for. What was answered stays in the store.
     """
     return asyncio.run(_ask_all(questions, accept, endpoint, store, answers, progress))
 
@@ -92,13 +93,18 @@ async def _ask_all(
 ) -> tuple[list[Reply[T]], Bill]:  # fmt: skip
     unique, bill = list(dict.fromkeys(questions)), Bill()
     replies: dict[str, Reply[T]] = {}
+    hopeless: list[ChatError] = []
     waiting = iter(unique)
 
     async with ChatEndpoint(config) as endpoint:
 
         async def worker() -> None:
             for question in waiting:  # shared: each question has one worker
-                replies[question] = await _answered(question, accept, endpoint, store, answers, bill)
+                try:
+                    replies[question] = await _answered(question, accept, endpoint, store, answers, bill)
+                except ChatError as error:
+                    hopeless.append(error)  # later ones only say that nothing more is asked
+                    return endpoint.stop()
                 bill.requests = endpoint.requests
                 progress(len(replies), len(unique), bill)
 
@@ -110,6 +116,8 @@ async def _ask_all(
                 task.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         bill.requests = endpoint.requests
+        if hopeless:
+            raise hopeless[0]
     return [replies[question] for question in questions], bill
 
 

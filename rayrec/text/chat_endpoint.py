@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -98,6 +99,7 @@ class ChatEndpoint:
         self._random = random.Random(seed)
         self._not_before = 0.0
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._over = asyncio.Event()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         self._client = httpx.AsyncClient(headers=headers, timeout=config.timeout, limits=limits, follow_redirects=False)
@@ -108,21 +110,35 @@ class ChatEndpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
+    def stop(self) -> None:
+        """Send nothing more; what is under way is still received, as it may be paid for."""
+        self._over.set()
+
     async def ask(self, messages: Sequence[Message]) -> Answer:
-        """Raises ChatError that says what the last try met."""
+        """Raises ChatError that says what the last try met, or that the endpoint was stopped."""
         said = ""
         for number in range(self.config.tries):
             if number:
-                await asyncio.sleep(self._random.uniform(0, self._ceiling(number)))
+                await self._wait(self._random.uniform(0, self._ceiling(number)))
             async with self._slots:
+                await self._wait(0)
                 while (left := self._not_before - time.monotonic()) > 0:
-                    await asyncio.sleep(left)
+                    await self._wait(left)
                 self.requests += 1
                 found = await self._try(messages)
             if isinstance(found, Answer):
                 return found
             said = found
         raise ChatError(f"{self.config.url}: no answer in {self.config.tries} tries; the last: {said}")
+
+    async def _wait(self, seconds: float) -> None:
+        """Raises ChatError when the endpoint was stopped, before or meanwhile."""
+        if seconds > 0 and not self._over.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._over.wait()
+        if self._over.is_set():
+            raise ChatError(f"{self.config.url}: nothing more is asked", hopeless=True)
 
     def _ceiling(self, number: int) -> float:
         return min(self.config.longest_wait, self.config.first_wait * 2.0 ** (number - 1))

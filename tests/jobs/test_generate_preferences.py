@@ -1,6 +1,7 @@
 """Both ways to preferences give the same table under the same rules."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 from jobs.generate_preferences import Extractive, Llm, Moments, names_of, run
 from rayrec.data.preferences.table import read_preferences
 from rayrec.data.sequences import Interactions, ItemTable, SequenceData, write_sequences
-from rayrec.text.chat_endpoint import EndpointConfig
+from rayrec.text.chat_endpoint import ChatError, EndpointConfig
 from rayrec.text.preferences import checked, is_negative
 from rayrec.typed_json import ConfigError
-from tests.llm_stub import GOOD, Stub, first_times, running_stub, said
+from tests.llm_stub import GOOD, Behaviour, Handler, Stub, first_times, running_stub, said
 
 ITEMS = 40
 BRAND = json.dumps({"preferences": ["Find Scotch tape", "Find b c", "Find c d", "Find d e", "Find e f"]})
@@ -107,6 +108,64 @@ def test_a_language_model_is_asked_once_for_each_and_a_dry_run_asks_nothing(
     run(command)
     assert sum(stub.paid.values()) == paid
     assert "0 paid" in capsys.readouterr().out
+
+
+def test_no_preference_is_lost_or_paid_twice_when_each_request_fails_in_its_own_way_and_the_run_breaks_off(
+    stub: Stub, tmp_path: Path
+) -> None:
+    def cut(handler: Handler, question: str, before: int) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"choices": [')
+        handler.close_connection = True
+        return True
+
+    def slow(handler: Handler, question: str, before: int) -> bool:
+        time.sleep(1.4)
+        return True
+
+    refused = (said("{"), said('{"preferences": ["Find a b"]}'), said(BRAND))
+    unpaid: tuple[Behaviour, ...] = (
+        cut, slow, lambda h, q, b: h.send(500, b"down"), lambda h, q, b: h.send(429, b""),
+        lambda h, q, b: h.send(429, b"", Retry_After="0"),
+    )  # fmt: skip
+    questions: list[str] = []
+    broken = [True]
+
+    def faulty(handler: Handler, question: str, before: int) -> bool:
+        with stub.lock:
+            if question not in questions:
+                questions.append(question)
+            number = questions.index(question)
+        if broken[0] and number == 14:
+            return handler.send(401, b"expired key")  # ends the run
+        if before == 0:
+            return (*unpaid, *refused)[number % 8](handler, question, before)
+        own = [f"Find part{number} for use {word}" for word in ("one", "two", "three", "four", "five")]
+        handler.complete(question, json.dumps({"preferences": own}))
+        return True
+
+    stub.behaviours["*"] = faulty
+    data = sequences(tmp_path / "seq")
+    endpoint = EndpointConfig(stub.url, "stub", first_wait=0.01, timeout=1.0, concurrency=3)
+    command = Llm(Moments(tmp_path / "seq", tmp_path / "pref", users=6), endpoint)
+    with pytest.raises(ChatError, match="status 401"):
+        run(command)
+    assert not (tmp_path / "pref" / "preferences.parquet").exists()
+    assert sum(stub.paid.values()) > 0
+    broken[0] = False
+    folder = run(command)
+    assert folder is not None
+    found = read_preferences(folder, data)
+    wanted = int((data.interactions.lengths[:6] - 1).sum())
+    moments = list(zip(found.users.tolist(), found.positions.tolist(), strict=True))
+    assert len(moments) == len(set(moments)) == wanted == len(questions)
+    assert sorted({texts[0] for texts in found.texts}) == sorted(f"Find part{n} for use one" for n in range(wanted))
+    assert [stub.paid[q] for q in questions if q != questions[14]] == [
+        1 + (n % 8 >= len(unpaid)) for n in range(wanted) if n != 14
+    ]
+    assert stub.paid[questions[14]] == 1  # its first try was the one that ended the run
 
 
 def test_answers_that_never_obey_are_told_and_data_without_labels_is_refused(

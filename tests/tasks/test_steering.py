@@ -114,7 +114,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(folders: Path, model: ModelName, epochs: int = 10) -> RetrieverExperiment:
     shared = {"transformer": T5, "max_length": 6, "input_dropout": 0.0}
     reader = {"encoder": str(folders / "bert"), "tune": "full", "longest": 40}
-    rate, more = {"mender_tok": (1.5e-3, 4), "extended_lm": (2e-3, 8)}.get(model, (4e-3, 0))
+    rate, more = {"mender_tok": (1.5e-3, 4), "extended_lm": (3e-3, 4)}.get(model, (4e-3, 0))
     retrieval = RetrievalConfig(
         model,
         sasrec=SASRecConfig(dim=16, layers=1, max_length=6, dropout=0.0),
@@ -122,7 +122,7 @@ def experiment(folders: Path, model: ModelName, epochs: int = 10) -> RetrieverEx
         liger=LigerConfig(T5, projection=(16,), projection_dropout=0.0, input_dropout=0.0, max_length=6),
         mender_emb=MenderEmbConfig(**shared),  # type: ignore[arg-type]
         mender_tok=MenderTokConfig(**shared, **reader),  # type: ignore[arg-type]
-        extended_lm=ExtendedLMConfig(**shared, **reader, pretrained=False),  # type: ignore[arg-type]
+        extended_lm=ExtendedLMConfig(**shared, **reader, layers=1, pretrained=False),  # type: ignore[arg-type]
         beams=10,
     )
     return RetrieverExperiment(

@@ -145,6 +145,35 @@ def test_a_wait_beyond_the_longest_and_a_wrong_key_end_the_run_and_keep_what_was
     assert KEY.encode() not in (tmp_path / "answers.db").read_bytes()
 
 
+def test_what_is_under_way_when_the_run_ends_is_received_and_nothing_more_is_asked(stub: Stub, tmp_path: Path) -> None:
+    under_way, ended = threading.Event(), threading.Event()
+
+    def late(handler: Handler, question: str, before: int) -> bool:
+        under_way.set()
+        assert ended.wait(20)
+        time.sleep(0.1)
+        return False
+
+    def wrong_key(handler: Handler, question: str, before: int) -> bool:
+        assert under_way.wait(20)
+        handler.send(401, b"no")
+        ended.set()
+        return True
+
+    stub.behaviours = {"late": late, "ends": wrong_key}
+    config = endpoint(stub, concurrency=2, timeout=30.0)
+    with AnswerStore(tmp_path / "answers.db") as store:
+        with pytest.raises(ChatError, match="status 401: no"):
+            ask_all(["late", "ends", "waits", "too"], accept, config, store)
+        assert stub.paid == {"late": 1}
+        assert stub.seen.keys() == {"late", "ends"}
+        stub.behaviours = {}
+        replies, bill = ask_all(["late", "ends", "waits", "too"], accept, config, store)
+    assert all(reply.value is not None for reply in replies)
+    assert (bill.cached, bill.asked) == (1, 3)
+    assert set(stub.paid.values()) == {1}
+
+
 def test_a_question_without_an_acceptable_answer_is_told_and_holds_up_no_other(stub: Stub, tmp_path: Path) -> None:
     stub.behaviours = {
         "never": said("no"), "down": lambda h, q, b: h.send(500, b"down"), "long": lambda h, q, b: h.send(400, b"too long"),
