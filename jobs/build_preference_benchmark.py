@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 from torch.nn.functional import normalize
 
+from jobs.command_line import read
 from rayrec.data.preferences.benchmark import Benchmark, BenchmarkCard, count, write_benchmark
 from rayrec.data.preferences.pools import (
     AXES,
@@ -135,7 +135,7 @@ def build(data: SequenceData, preferences: Preferences, command: BuildBenchmark,
 
 def main() -> None:
     with told():
-        run(tyro.cli(BuildBenchmark, description=__doc__))
+        run(read(BuildBenchmark, description=__doc__))
 
 
 if __name__ == "__main__":

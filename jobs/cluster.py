@@ -21,11 +21,10 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import httpx
-import tyro
 
+from jobs.command_line import read_one_of
 from rayrec.errors import UserError, told
 from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
@@ -190,10 +189,7 @@ def _free_ports(count: int) -> list[int]:
 
 def main() -> None:
     with told():
-        command = tyro.cli(
-            Annotated[Start, tyro.conf.subcommand("start")] | Annotated[Stop, tyro.conf.subcommand("stop")],
-            description=__doc__,
-        )
+        command = read_one_of({"start": Start, "stop": Stop}, description=__doc__)
         if isinstance(command, Stop):
             print(f"stopped: {stop().address}")
             return

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-import tyro
 
+from jobs.command_line import read
 from jobs.demo_report import Gained, sections
 from jobs.presets import experiment_for, student_of_world, teacher_of_world
 from jobs.serve import reference_to
@@ -268,7 +268,7 @@ class _Steps:
 
 def main() -> None:
     with told():
-        run(tyro.cli(Demo, description=__doc__))
+        run(read(Demo, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-import tyro
 from numpy.typing import NDArray
 
+from jobs.command_line import read
 from rayrec.data.sequences import read_sequences
 from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, text_hash, write_shard
 from rayrec.errors import told
@@ -97,7 +97,7 @@ def _embed(command: EmbedItems, texts: pa.Array, waiting: list[int]) -> None:
 
 def main() -> None:
     with told():
-        run(tyro.cli(EmbedItems, description=__doc__))
+        run(read(EmbedItems, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import tyro
-
+from jobs.command_line import read
 from rayrec.bundle import bundle_kind
 from rayrec.errors import told
 from rayrec.families.table import family_of, follow
@@ -31,9 +30,7 @@ def run(model: str, options: Sequence[str]) -> Table:
     family = family_of(bundle_kind(folder))
     if family.evaluation_path is None:
         raise ConfigError(f"{folder}: holds a {family.name}, which cannot be judged outside of training")
-    command: Evaluate = tyro.cli(
-        follow(family.evaluation_path), prog=f"python -m jobs.evaluate {model}", args=list(options)
-    )
+    command: Evaluate = read(follow(family.evaluation_path), arguments=options, prog=f"python -m jobs.evaluate {model}")
     table = command.evaluate(folder)
     print(text_table(table))
     return table

@@ -16,6 +16,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import tyro
 
+from jobs.command_line import read_one_of
 from rayrec.data.preferences.table import PreferenceRecord, PreferenceRow, obeying, write_preferences
 from rayrec.data.sequences import SequenceData, read_sequences
 from rayrec.errors import told
@@ -203,7 +204,7 @@ def _reviews(file: Path | None) -> dict[tuple[str, str], str]:
 def main() -> None:
     commands: dict[str, Callable[..., Extractive | Llm]] = {"extractive": Extractive, "llm": Llm}
     with told():
-        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+        run(read_one_of(commands, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 import tyro
 
+from jobs.command_line import read_one_of
 from rayrec.data.content import ContentLog, write_content
 from rayrec.data.public.content_bing import BingNews
 from rayrec.data.public.content_ebnerd import Ebnerd
@@ -121,7 +122,7 @@ def run(command: Any) -> Path:
 
 def main() -> None:
     with told():
-        run(tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__))
+        run(read_one_of(COMMANDS, description=__doc__))
 
 
 if __name__ == "__main__":

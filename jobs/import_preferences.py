@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
+from jobs.command_line import read_one_of
 from rayrec.data.preferences.table import (
     Origin,
     PreferenceColumns,
@@ -80,7 +79,7 @@ def run(command: Tastes | Table) -> Path:
 def main() -> None:
     commands: dict[str, Callable[..., Tastes | Table]] = {"movielens-tastes": Tastes, "table": Table}
     with told():
-        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+        run(read_one_of(commands, description=__doc__))
 
 
 if __name__ == "__main__":

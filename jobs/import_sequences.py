@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from jobs.command_line import read_one_of
 from rayrec.data.log import Log
 from rayrec.data.log.times import TimeSpelling
 from rayrec.data.public.amazon2014 import read_amazon2014
@@ -193,7 +194,7 @@ def main() -> None:
         "movielens": MovieLens, "movielens-tastes": MovieLensTastes, "table": Table, "log": FromLog,
     }  # fmt: skip
     with told():
-        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+        run(read_one_of(commands, description=__doc__))
 
 
 if __name__ == "__main__":

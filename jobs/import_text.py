@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from jobs.command_line import read_one_of
 from rayrec.data.public.amazon2018 import read_amazon2018_processed
 from rayrec.data.text_stream import TextImport, documents, text_files, write_blocks, write_documents
 from rayrec.errors import told
@@ -55,12 +56,6 @@ class ImportAmazon2018:
     name: str = "Scientific"
 
 
-Command = (
-    Annotated[ImportParquet, tyro.conf.subcommand("parquet")]
-    | Annotated[ImportAmazon2018, tyro.conf.subcommand("amazon2018")]
-)
-
-
 def run(command: ImportParquet | ImportAmazon2018) -> Path:
     """Make the corpus; prints what it holds."""
     if isinstance(command, ImportParquet):
@@ -96,7 +91,7 @@ def _import(source: TextImport, options: ImportOptions) -> Path:
 
 def main() -> None:
     with told():
-        run(tyro.cli(Command, description=__doc__))
+        run(read_one_of({"parquet": ImportParquet, "amazon2018": ImportAmazon2018}, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ labels: for --log and --unlabeled of a training run. What was made of labels is 
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from jobs.command_line import read
 from rayrec.data.log import Log
 from rayrec.data.log.scarce_labels import keep_labels
 from rayrec.errors import told
@@ -41,7 +40,7 @@ def run(command: KeepLabels) -> None:
 
 def main() -> None:
     with told():
-        run(tyro.cli(KeepLabels, description=__doc__))
+        run(read(KeepLabels, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 import tyro
 from torch import nn
 
+from jobs.command_line import read_one_of
 from rayrec.errors import told
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.models.llama import SHAPES, LlamaConfig, LlamaLanguageModel, ShapeName
@@ -61,11 +62,6 @@ class RankerMemory:
 
     experiment: Annotated[RankerExperiment, tyro.conf.arg(name="")]
     options: Annotated[MemoryOptions, tyro.conf.arg(name="")] = field(default_factory=MemoryOptions)
-
-
-Command = (
-    Annotated[LanguageModelMemory, tyro.conf.subcommand("lm")] | Annotated[RankerMemory, tyro.conf.subcommand("ranker")]
-)
 
 
 def run(command: LanguageModelMemory | RankerMemory) -> dict[str, dict[str, object]]:
@@ -151,7 +147,7 @@ def print_memory(name: str, predicted: TrainingMemory, measured: TrainingMemory 
 
 def main() -> None:
     with told():
-        run(tyro.cli(Command, description=__doc__))
+        run(read_one_of({"lm": LanguageModelMemory, "ranker": RankerMemory}, description=__doc__))
 
 
 if __name__ == "__main__":

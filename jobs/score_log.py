@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from jobs.command_line import read
 from rayrec.data.log import Log
 from rayrec.errors import told
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
@@ -38,7 +39,7 @@ def run(command: ScoreLog) -> Log:
 
 def main() -> None:
     with told():
-        run(tyro.cli(ScoreLog, description=__doc__))
+        run(read(ScoreLog, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from jobs.command_line import read
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.errors import told
@@ -80,7 +81,7 @@ def run(command: SelectFeatures) -> FeatureRanking:
 
 def main() -> None:
     with told():
-        run(tyro.cli(SelectFeatures, description=__doc__))
+        run(read(SelectFeatures, description=__doc__))
 
 
 if __name__ == "__main__":

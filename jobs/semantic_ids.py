@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import tyro
 
+from jobs.command_line import read
 from rayrec.data.sequences import SequenceData, SequenceSplit, read_sequences
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.errors import told
@@ -130,7 +131,7 @@ def _say(epoch: int, train: float, held_out: float) -> None:
 
 def main() -> None:
     with told():
-        run(tyro.cli(MakeSemanticIds, description=__doc__))
+        run(read(MakeSemanticIds, description=__doc__))
 
 
 if __name__ == "__main__":

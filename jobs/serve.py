@@ -16,8 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-import tyro
-
+from jobs.command_line import read
 from rayrec.bundle import bundle_kind
 from rayrec.errors import told
 from rayrec.families.table import Family, family_of
@@ -189,7 +188,7 @@ def main() -> None:
 
     with told():
         kind: Any = Serve[limits_of(sys.argv[1:])]  # type: ignore[misc]
-        command: Serve[Any] = tyro.cli(kind, description=__doc__)
+        command: Serve[Any] = read(kind, description=__doc__)
         listen()
         run(command, stop, listen)
 

@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jobs.command_line import read
 from rayrec.data.simulation import SimulatedLogs, SimulationConfig, simulate
 from rayrec.errors import told
 
@@ -74,7 +75,7 @@ def print_summary(logs: SimulatedLogs, seconds: float) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that half-written logs are removed
     with told():
-        run(tyro.cli(Simulate, description=__doc__))
+        run(read(Simulate, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from jobs.command_line import read_one_of
 from jobs.train import by_family, print_result
 from rayrec.errors import told
 from rayrec.families.table import family_of
@@ -22,17 +23,16 @@ E = TypeVar("E", bound=Experiment)
 
 @dataclass(frozen=True)
 class Sweep(Generic[E]):
-    """Sweep models of one family.
-
-    name: the sweep's name and folder.
-    space: what is swept, a module of ``tune_spaces`` that is for this family; None = the family's usual one.
-    register: name in the model registry for the winner; its alias "serving" then points to it.
-    """
+    """Sweep models of one family."""
 
     name: str
+    """The sweep's name and folder."""
     config: Annotated[SweepConfig[E], tyro.conf.arg(name="")]
+    """What is swept from where, and how many trials."""
     space: str | None = None
+    """What is swept, a module of ``tune_spaces`` that is for this family; None = the family's usual one."""
     register: str | None = None
+    """Name in the model registry for the winner; its alias "serving" then points to it."""
 
 
 def run(command: Sweep[Any]) -> FinishedSweep:
@@ -66,7 +66,7 @@ def print_trials(finished: FinishedSweep) -> None:
 
 def main() -> None:
     with told():
-        run(tyro.extras.subcommand_cli_from_dict(by_family(Sweep), description=__doc__))
+        run(read_one_of(by_family(Sweep), description=__doc__))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-import tyro
 from numpy.typing import NDArray
 
+from jobs.command_line import read
 from rayrec.data.content import Lists, read_content
 from rayrec.data.content.tokens import ContentTokens, item_tokens, token_record, write_tokens
 from rayrec.errors import told
@@ -86,7 +86,7 @@ def _through_ray(columns: dict[str, pa.Array], block: int, tokens: Any) -> Lists
 
 def main() -> None:
     with told():
-        run(tyro.cli(TokenizeContent, description=__doc__))
+        run(read(TokenizeContent, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from jobs.command_line import read_one_of
 from rayrec.errors import told
 from rayrec.families.table import families, read_experiment
 from rayrec.runs.fitting import fit
@@ -24,32 +25,34 @@ E = TypeVar("E", bound=Experiment)
 
 @dataclass(frozen=True)
 class Train(Generic[E]):
-    """Train a model of one family.
-
-    name: the run's name and folder; running it again resumes it.
-    register: name in the model registry for the trained bundle; its alias "serving" then points to it.
-    in_process: one worker in this very process, on CPU, without Ray: begins seconds earlier.
-    """
+    """Train a model of one family."""
 
     name: str
+    """The run's name and folder; running it again resumes it."""
     experiment: Annotated[E, tyro.conf.arg(name="")]
+    """What is trained."""
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    """How many workers on what."""
     register: str | None = None
+    """Name in the model registry for the trained bundle; its alias "serving" then points to it."""
     in_process: bool = False
+    """One worker in this very process, on CPU, without Ray: begins seconds earlier."""
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Train again with the whole config of an earlier MLflow run.
-
-    in_process: one worker in this very process, on CPU, without Ray.
-    """
+    """Train again with the whole config of an earlier MLflow run."""
 
     run_id: tyro.conf.Positional[str]
+    """Of the MLflow run."""
     name: str
+    """The new run's name and folder; running it again resumes it."""
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    """How many workers on what."""
     register: str | None = None
+    """Name in the model registry for the trained bundle; its alias "serving" then points to it."""
     in_process: bool = False
+    """One worker in this very process, on CPU, without Ray."""
 
 
 def train(command: Train[Any] | Repeat) -> FinishedRun:
@@ -89,7 +92,7 @@ def by_family(command: Any) -> dict[str, Any]:
 
 def main() -> None:
     with told():
-        train(tyro.extras.subcommand_cli_from_dict({**by_family(Train), "repeat": Repeat}, description=__doc__))
+        train(read_one_of({**by_family(Train), "repeat": Repeat}, description=__doc__))
 
 
 if __name__ == "__main__":

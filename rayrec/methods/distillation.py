@@ -25,27 +25,28 @@ _EDGE = 1e-6  # probabilities are kept that far from 0 and 1 where their logits 
 
 @dataclass(frozen=True)
 class DistillationConfig(MethodConfig):
-    """Where the student learns from a teacher, and how.
-
-    labeled_weight, unlabeled_weight: w of the loss above; both 0 is plain training. To count an unlabeled row like a labeled
-    one, set unlabeled_weight to the unlabeled ratio.
-    tasks: those that are distilled; empty = all, with target "negative" all whose label does not hang on another task's.
-    target: "teacher"; or "negative": unlabeled rows count as label 0, the shortcut that breaks calibration, to compare with.
-    loss: d: cross-entropy, or half the squared difference of logits.
-    temperature: both logits are divided by it; the loss is multiplied by its square, so that gradients keep their size.
-    confidence: a row's loss is multiplied by |2 p - 1| ** confidence; 0 = all alike.
-    columns: the teacher's column of a task; those not named: ``teacher_<task>``.
-    """
+    """Where the student learns from a teacher, and how."""
 
     labeled_weight: float = 0.0
+    """Weight w of the loss above on labeled rows."""
     unlabeled_weight: float = 1.0
+    """w on unlabeled rows; both 0 is plain training. To count an unlabeled row like a labeled one: the unlabeled
+    ratio."""
     tasks: tuple[str, ...] = ()
+    """Those that are distilled; empty = all, with target "negative" all whose label does not hang on another task's."""
     head: Literal["shared", "auxiliary"] = "shared"
+    """Which head learns from the teacher: the task's own, or one beside it that serving leaves out."""
     target: Literal["teacher", "negative"] = "teacher"
+    """From whom: "teacher"; or "negative": unlabeled rows count as label 0, the shortcut that breaks calibration, to compare
+    with."""
     loss: Literal["cross_entropy", "squared_logit"] = "cross_entropy"
+    """d: cross-entropy, or half the squared difference of logits."""
     temperature: float = 1.0
+    """Both logits are divided by it; the loss is multiplied by its square, so that gradients keep their size."""
     confidence: float = 0.0
+    """A row's loss is multiplied by |2 p - 1| ** confidence; 0 = all alike."""
     columns: Mapping[str, str] = field(default_factory=dict)
+    """The teacher's column of a task; those not named: ``teacher_<task>``."""
 
     def __post_init__(self) -> None:
         for name in ("labeled_weight", "unlabeled_weight", "confidence"):

@@ -24,16 +24,15 @@ _Compare = Callable[
 
 @dataclass(frozen=True)
 class FeatureSelectionConfig:
-    """How influence is measured.
-
-    spoil: "shuffle" a feature among the rows of a batch, or set it to its "default" (missing).
-    measure: of the movement of predictions: squared difference of probabilities ("mse") or "symmetric_kl", which also feels
-    movements of small probabilities.
-    """
+    """How influence is measured."""
 
     spoil: Literal["shuffle", "default"] = "shuffle"
+    """Either "shuffle" a feature among the rows of a batch, or set it to its "default" (missing)."""
     measure: Literal["mse", "symmetric_kl"] = "symmetric_kl"
+    """Of the movement of predictions: squared difference of probabilities ("mse") or "symmetric_kl", which also feels
+    movements of small probabilities."""
     seed: int = 0
+    """Of the draws."""
 
 
 @torch.no_grad()

@@ -14,13 +14,13 @@ from rayrec.methods.method import Method, MethodConfig, Tasks
 
 @dataclass(frozen=True)
 class InversePropensity(MethodConfig):
-    """column: the log's column of propensities in (0, 1]. floor: smaller ones count as this, which bounds the variance.
-
-    Losses are divided by the sum of the weights of a batch (self-normalized, SNIPS), so that the scale of propensities is free.
-    """
+    """Losses are divided by the sum of the weights of a batch (self-normalized, SNIPS), so that the scale of
+    propensities is free."""
 
     column: str = "propensity"
+    """The log's column of propensities in (0, 1]."""
     floor: float = 0.01
+    """Smaller ones count as this, which bounds the variance."""
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= 1:

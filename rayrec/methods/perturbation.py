@@ -24,33 +24,35 @@ from rayrec.methods.method import Embedder, Method, MethodConfig, Rows, Sizes, T
 
 @dataclass(frozen=True)
 class PerturbationConfig(MethodConfig):
-    """What is perturbed, how strongly, and what is asked of the prediction.
-
-    strength: lambda of the losses above; 0 is plain training, draw for draw. LSPR balanced: at most 1.
-    divergence: d of SCR: squared difference of probabilities, or the mean of both Kullback-Leibler divergences.
-    unlabeled: SCR also on the rows of the unlabeled stream.
-    dense_noise: standard deviation of Gaussian noise on observed numbers, in standard deviations of each feature.
-    embedding_noise: expected length of Gaussian noise on an embedding vector, relative to the vector's.
-    feature_fraction: probability that a number or vector of a row gets its noise.
-    feature_dropout, category_swap: probability that a categorical id becomes 0 (missing), or that of another row.
-    item_drop: probability that an item of a sequence is left out.
-    row_fraction: share of a batch's rows that get a perturbed copy. Each copy counts for all rows that it stands for, so that
-    the mean over an update's rows is met on average, whichever rows are drawn.
-    """
+    """What is perturbed, how strongly, and what is asked of the prediction."""
 
     loss: Literal["lspr", "scr"] = "lspr"
+    """What is asked: LSPR, the label of the original; or SCR, the same prediction."""
     strength: float = 0.5
+    """lambda of the losses above; 0 is plain training, draw for draw. LSPR balanced: at most 1."""
     form: Literal["balanced", "additive"] = "balanced"
+    """How LSPR's loss joins that of the originals, see the module."""
     divergence: Literal["mse", "symmetric_kl"] = "mse"
+    """d of SCR: squared difference of probabilities, or the mean of both Kullback-Leibler divergences."""
     unlabeled: bool = False
+    """SCR also on the rows of the unlabeled stream."""
     dense_noise: float = 0.1
+    """Standard deviation of Gaussian noise on observed numbers, in standard deviations of each feature."""
     embedding_noise: float = 0.1
+    """Expected length of Gaussian noise on an embedding vector, relative to the vector's."""
     feature_fraction: float = 1.0
+    """Probability that a number or vector of a row gets its noise."""
     feature_dropout: float = 0.0
+    """Probability that a categorical id becomes 0 (missing)"""
     category_swap: float = 0.0
+    """Probability that a categorical id becomes that of another row."""
     item_drop: float = 0.0
+    """Probability that an item of a sequence is left out."""
     row_fraction: float = 1.0
+    """Share of a batch's rows that get a perturbed copy. Each copy counts for all rows that it stands for, so that the
+    mean over an update's rows is met on average, whichever rows are drawn."""
     seed: int = 0
+    """Of the draws, the same on a resumed run."""
 
     def __post_init__(self) -> None:
         for name in ("strength", "dense_noise", "embedding_noise"):

@@ -30,10 +30,12 @@ class MeanTwoTower(ContentRanker):
 
 @dataclass(frozen=True)
 class NrmsConfig:
-    """heads: of the attention among a history's contents. code_dim: of the additive attention."""
+    """Shape of NRMS."""
 
     heads: int = 4
+    """Of the attention among a history's contents."""
     code_dim: int = 128
+    """Of the additive attention."""
 
 
 class Nrms(ContentRanker):
@@ -66,10 +68,12 @@ class Nrms(ContentRanker):
 
 @dataclass(frozen=True)
 class MinerConfig:
-    """user_codes: m. code_dim: p."""
+    """Shape of MINER."""
 
     user_codes: int = 16
+    """m, codes that read a history."""
     code_dim: int = 128
+    """p, width of a code."""
 
 
 class Miner(ContentRanker):

@@ -21,23 +21,26 @@ _CHUNK = 16_384  # tokens that a frozen encoder reads at once
 
 @dataclass(frozen=True)
 class ContentEncoderConfig:
-    """model: "minilm", a folder or hub id of an encoder or encoder-decoder, or "t5_scratch": ``t5`` with fresh weights.
-
-    train: all of it, its ``top_layers`` only, or nothing. pretrained: False = the same shape with random weights (an ablation).
-    session: contents read together (choice: 5); one that does not fit is cut to its share of the encoder's positions.
-    dim: d, to which token states are projected. dropout: on projected states.
-    """
+    """The encoder of texts."""
 
     model: str = "minilm"
+    """Either "minilm", a folder or hub id of an encoder or encoder-decoder, or "t5_scratch": ``t5`` with fresh weights."""
     train: Literal["all", "top", "none"] = "all"
+    """What of it is trained: all, its ``top_layers`` only, or nothing."""
     top_layers: int = 2
+    """How many layers train "top" trains."""
     pretrained: bool = True
+    """False = the same shape with random weights (an ablation)."""
     session: int = 5
+    """Contents read together (choice: 5); one that does not fit is cut to its share of the encoder's positions."""
     dim: int = 200
+    """d, to which token states are projected."""
     dropout: float = 0.1
+    """Dropout on projected states."""
     t5: T5Config = field(
         default_factory=lambda: T5Config(dim=128, encoder_layers=2, decoder_layers=2, heads=4, head_dim=32)
     )
+    """Shape of ``model`` t5_scratch."""
 
     def __post_init__(self) -> None:
         if min(self.session, self.dim, self.top_layers) < 1:

@@ -39,14 +39,7 @@ _REPEAT_RATE = 5.0  # a repeat term moves by so many learning rates a step
 
 @dataclass(frozen=True)
 class DepthRetrieverConfig:
-    """dim: of items and states. max_length: newest items that are read. feed_forward: inner size, as a multiple of dim.
-
-    dropout: on sublayer outputs and inside of the feed-forward. input_dropout: on the normed input, and on codes that the depth
-    head reads. item_dropout: on the items' own embeddings.
-    temperature: of the cosines. item_embeddings: give each item an embedding of its own beside those of its codes.
-    repeat_terms: learn how much likelier codes of the history's items are; in the dense head, the items themselves.
-    dense_weight: of the loss of a dense head; 0 = none. dense_temperature: of its cosines.
-    """
+    """Shape and losses of the depth retriever."""
 
     needs_semantic_ids: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = True
@@ -54,18 +47,31 @@ class DepthRetrieverConfig:
     reads_preferences: ClassVar[None] = None
 
     dim: int = 64
+    """Width of items and states."""
     layers: int = 2
+    """Transformer blocks."""
     heads: int = 2
+    """Attention heads of a block."""
     max_length: int = 20
+    """Newest items that are read."""
     feed_forward: int = 2
+    """Inner size, as a multiple of dim."""
     dropout: float = 0.2
+    """Dropout on sublayer outputs and inside of the feed-forward."""
     input_dropout: float = 0.3
+    """Dropout on the normed input, and on codes that the depth head reads."""
     item_dropout: float = 0.2
+    """Dropout on the items' own embeddings."""
     temperature: float = 0.1
+    """Temperature of the depth head's cosines."""
     item_embeddings: bool = True
+    """Give each item an embedding of its own beside those of its codes."""
     repeat_terms: bool = True
+    """Learn how much likelier codes of the history's items are; in the dense head, the items themselves."""
     dense_weight: float = 0.0
+    """Weight of the loss of a dense head; 0 = none."""
     dense_temperature: float = 0.07
+    """Temperature of the dense head's cosines."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "max_length", "feed_forward"):

@@ -26,24 +26,30 @@ from rayrec.models.t5 import T5Config, T5Decoder
 
 @dataclass(frozen=True)
 class EmbsumConfig:
-    """user_codes, item_codes: m and n. code_dim: p. summary_weight: lambda; 0 = no decoder at all. max_summary: tokens written.
-
-    decoder_layers, decoder_heads, decoder_feed_forward: of the decoder, whose width is the encoder's ``dim``.
-    global_state: False = the decoder's last state has no part in the user's embedding.
-    poly_user, poly_item: False = a mean instead of the codes (no UPE, no CPE).
-    """
+    """Shape and loss of EmbSum."""
 
     user_codes: int = 16
+    """m, codes of a user."""
     item_codes: int = 4
+    """n, codes of a candidate."""
     code_dim: int = 128
+    """p, width of a code."""
     summary_weight: float = 0.05
+    """lambda, of the loss of writing; 0 = no decoder at all."""
     max_summary: int = 128
+    """Tokens written."""
     decoder_layers: int = 2
+    """Layers of the decoder, whose width is the encoder's ``dim``."""
     decoder_heads: int = 4
+    """Attention heads of a decoder layer."""
     decoder_feed_forward: int = 512
+    """Inner size of the decoder's feed-forward layers."""
     global_state: bool = True
+    """False = the decoder's last state has no part in the user's embedding."""
     poly_user: bool = True
+    """False = a user is the mean instead of the codes (no UPE)"""
     poly_item: bool = True
+    """False = a candidate is the mean instead of the codes (no CPE)"""
 
     def __post_init__(self) -> None:
         if not self.summary_weight >= 0 or self.max_summary < 1:

@@ -17,7 +17,8 @@ from rayrec.models.prompt import NONE, Prompt, PromptTokens
 
 @dataclass(frozen=True)
 class ExtendedLMConfig(MenderTokConfig):
-    """See ``MenderTokConfig``; tune "full" is what the paper does, "frozen" is none: the encoder must learn the new tokens."""
+    """See ``MenderTokConfig``; tune "full" is what the paper does, "frozen" is none: the encoder must learn the new
+    tokens."""
 
     tune: Tune = "full"
 

@@ -25,35 +25,40 @@ from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Perso
 
 @dataclass(frozen=True)
 class LigerConfig:
-    """text: item text embeddings are part of the input (the dense head needs them).
-
-    generative_weight, dense_weight: of the two losses; a head of weight 0 is not built.
-    temperature: of the cosines in the dense loss. projection: hidden sizes of the text's way to T5's width.
-    repeat_bias: learn one number that the cosines of the history's own items get on top (not in the papers), in the dense head.
-    embedding_std: of the token, place and level embeddings at the start: small beside the projected text, which knows more then.
-    absolute_positions: add an embedding of the item's place, counted from the newest, and one of the token's level to the input.
-    input_norm: layer norm of the input. input_dropout: on it, behind the norm. max_length: newest items that are read.
-    user_tokens: TIGER's; a user's name is hashed to one of so many tokens, which stands before the oldest item; 0 = no users.
-    """
+    """Shape and losses of LIGER and of the dense retriever."""
 
     needs_semantic_ids: ClassVar[bool] = True
     reads_preferences: ClassVar[None] = None
     reads_windows: ClassVar[bool] = False
 
     transformer: T5Config = field(default_factory=T5Config)
+    """The encoder-decoder."""
     text: bool = True
+    """Item text embeddings are part of the input (the dense head needs them)."""
     generative_weight: float = 1.0
+    """Of the generative loss; 0 = that head is not built."""
     dense_weight: float = 1.0
+    """Of the dense loss; 0 = that head is not built."""
     temperature: float = 0.07
+    """Of the cosines in the dense loss."""
     projection: tuple[int, ...] = (768, 512, 256)
+    """Hidden sizes of the text's way to T5's width."""
     projection_dropout: float = 0.2
+    """Between the projection's layers."""
     input_dropout: float = 0.5
+    """Dropout on the input, behind the norm."""
     max_length: int = 20
+    """Newest items that are read."""
     repeat_bias: bool = False
+    """Learn one number that the cosines of the history's own items get on top (not in the papers), in the dense head."""
     embedding_std: float = 0.1
+    """Of the token, place and level embeddings at the start: small beside the projected text, which knows more then."""
     absolute_positions: bool = True
+    """Add an embedding of the item's place, counted from the newest, and one of the token's level to the input."""
     input_norm: bool = True
+    """Layer norm of the input."""
     user_tokens: int = 0
+    """TIGER's; a user's name is hashed to one of so many tokens, which stands before the oldest item; 0 = no users."""
 
     def __post_init__(self) -> None:
         if self.user_tokens < 0:

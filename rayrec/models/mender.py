@@ -29,19 +29,18 @@ _LORA = ("q", "k", "v", "o", "query", "key", "value", "attention.output.dense") 
 
 @dataclass(frozen=True)
 class MenderConfig:
-    """What both variants share.
-
-    transformer: of the decoder; its encoder's layers are not built. max_length: newest items that are read.
-    input_dropout: on what the decoder attends to.
-    preference_dropout: share of training rows that get no preference, so that the model can do without one (not in the paper).
-    ascent_limit: rows that should not be recommended are pushed away until they cost so many nats a token (the paper has none).
-    """
+    """What both variants share."""
 
     transformer: T5Config = field(default_factory=lambda: T5Config(dropout=0.2))
+    """Of the decoder; its encoder's layers are not built."""
     max_length: int = 20
+    """Newest items that are read."""
     input_dropout: float = 0.1
+    """On what the decoder attends to."""
     preference_dropout: float = 0.1
+    """Share of training rows that get no preference, so that the model can do without one (not in the paper)."""
     ascent_limit: float = 10.0
+    """Rows that should not be recommended are pushed away until they cost so many nats a token (the paper has none)."""
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -69,14 +68,7 @@ class MenderEmbConfig(MenderConfig):
 
 @dataclass(frozen=True)
 class MenderTokConfig(MenderConfig):
-    """encoder: which text encoder (folder, hub id, or "minilm"). layers: its first so many; None = all.
-
-    tune: what of it is trained: nothing ("frozen"), low-rank additions to its attention ("lora"), everything ("full").
-    lora_rank, lora_alpha: of those. longest: tokens of a prompt; the oldest items go first.
-    remembered: prompts whose states a frozen encoder keeps in memory while the model is trained, so that each is encoded once
-    (in bfloat16; 2 bytes x tokens x width are kept); with preference_dropout above 0 a row has two.
-    pretrained: False = an encoder of that shape with random weights, which only tune "full" can make use of.
-    """
+    """What the token variant adds: the text encoder in the model."""
 
     needs_semantic_ids: ClassVar[bool] = True
     reads_windows: ClassVar[bool] = False
@@ -84,13 +76,22 @@ class MenderTokConfig(MenderConfig):
     reads_preferences: ClassVar[Literal["tokens"]] = "tokens"
 
     encoder: str = "minilm"
+    """Which text encoder (folder, hub id, or "minilm")."""
     layers: int | None = None
+    """The first so many layers of that encoder; None = all."""
     tune: Tune = "lora"
+    """What of the encoder is trained: nothing ("frozen"), low-rank additions to its attention ("lora"), everything ("full")."""
     lora_rank: int = 16
+    """Rank of the low-rank additions."""
     lora_alpha: float = 1.0
+    """Scale of the low-rank additions, over their rank."""
     longest: int = 256
+    """Tokens of a prompt; the oldest items go first."""
     remembered: int = 0
+    """Prompts whose states a frozen encoder keeps in memory while the model is trained, so that each is encoded once
+    (in bfloat16; 2 bytes x tokens x width are kept); with preference_dropout above 0 a row has two."""
     pretrained: bool = True
+    """False = an encoder of that shape with random weights, which only tune "full" can make use of."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,29 +50,32 @@ class RankerInputs:
 
 @dataclass(frozen=True)
 class RankerArchitecture:
-    """How it is made.
-
-    interaction: "cross" (DCN V2), "dot" (DLRM) or "none".
-    cross_layers, cross_rank: depth; rank of low-rank cross matrices, None = full.
-    structure: "stacked" feeds the interaction's output to the trunk; "parallel" puts both side by side.
-    trunk: sizes of the shared layers. experts: 0 = shared bottom; more = MMoE with that many experts of sizes ``expert``.
-    tower: sizes of each task's own layers before its logit.
-    wide: add a linear model on all features to each task's logit.
-    dropout: after trunk, expert and tower layers. embedding_dropout: on the looked-up rows and numbers.
-    """
+    """How it is made."""
 
     embedding_dim: int = 16
+    """Length of each categorical feature's vector."""
     interaction: Literal["cross", "dot", "none"] = "cross"
+    """Either "cross" (DCN V2), "dot" (DLRM) or "none"."""
     cross_layers: int = 2
+    """Depth of the cross network."""
     cross_rank: int | None = None
+    """Rank of low-rank cross matrices; None = full."""
     structure: Literal["stacked", "parallel"] = "stacked"
+    """Whether "stacked" feeds the interaction's output to the trunk; "parallel" puts both side by side."""
     trunk: tuple[int, ...] = (256, 128)
+    """Sizes of the shared layers."""
     experts: int = 0
+    """0 = shared bottom; more = MMoE with that many experts."""
     expert: tuple[int, ...] = (64,)
+    """Sizes of each expert's layers."""
     tower: tuple[int, ...] = (64,)
+    """Sizes of each task's own layers before its logit."""
     wide: bool = True
+    """Add a linear model on all features to each task's logit."""
     dropout: float = 0.0
+    """Dropout after trunk, expert and tower layers."""
     embedding_dropout: float = 0.0
+    """Dropout on the looked-up rows and numbers."""
 
     def __post_init__(self) -> None:
         sizes = (self.embedding_dim, *self.trunk, *self.expert, *self.tower, self.cross_rank or 1)

@@ -29,14 +29,7 @@ from rayrec.retrieval.retriever import DenseHead, Retriever
 
 @dataclass(frozen=True)
 class SASRecConfig:
-    """dim: of items and states. max_length: newest items that are read. feed_forward: inner size, as a multiple of dim.
-
-    dropout: on embeddings and sublayer outputs. attention_dropout: on attention weights.
-    sampled_items: negatives of the sampled softmax; 0 = full softmax (best, while the catalogue is below some 100,000 items).
-    temperature: logits are cosines of states and items over it; None = inner products.
-    repeat_bias: learn one number that logits of the history's own items get on top (not in the paper); full softmax only.
-    weighting: of the loss's terms: each position counts the same, or each window, that is nearly each user, whatever its length.
-    """
+    """Shape and loss of SASRec."""
 
     needs_semantic_ids: ClassVar[bool] = False
     reads_preferences: ClassVar[None] = None
@@ -44,16 +37,28 @@ class SASRecConfig:
     user_tokens: ClassVar[int] = 0
 
     dim: int = 128
+    """Width of items and states."""
     layers: int = 2
+    """Transformer blocks."""
     heads: int = 2
+    """Attention heads of a block."""
     max_length: int = 20
+    """Newest items that are read."""
     feed_forward: int = 1
+    """Inner size, as a multiple of dim."""
     dropout: float = 0.5
+    """Dropout on embeddings and sublayer outputs."""
     attention_dropout: float = 0.0
+    """Dropout on attention weights."""
     sampled_items: int = 0
+    """Negatives of the sampled softmax; 0 = full softmax (best, while the catalogue is below some 100,000 items)."""
     temperature: float | None = None
+    """Logits are cosines of states and items over it; None = inner products."""
     repeat_bias: bool = False
+    """Learn one number that logits of the history's own items get on top (not in the paper); full softmax only."""
     weighting: Literal["position", "window"] = "position"
+    """Of the loss's terms: each position counts the same, or each window, that is nearly each user, whatever its
+    length."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.layers, self.heads, self.max_length, self.feed_forward) < 1 or self.sampled_items < 0:

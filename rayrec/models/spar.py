@@ -18,24 +18,28 @@ from rayrec.models.layers.sparse_attention import SparsePattern, SparsePolyAtten
 
 @dataclass(frozen=True)
 class SparConfig:
-    """user_codes, item_codes: m and n. code_dim: p.
-
-    window: tokens around its content that a code of UHS sees (MIND 512, Goodreads 256). random_share: of the other tokens.
-    block: codes that share random tokens. sparse: False = every code of UHS sees every token.
-    summarize: False = no UHS, the user codes read all tokens. history: False = the interest text only.
-    item_summary: False = no CCS, a candidate is its first token's state.
-    """
+    """Shape of SPAR."""
 
     user_codes: int = 16
+    """m, codes of a user."""
     item_codes: int = 4
+    """n, codes of a candidate."""
     code_dim: int = 128
+    """p, width of a code."""
     window: int = 512
+    """Tokens around its content that a code of UHS sees (MIND 512, Goodreads 256)."""
     random_share: float = 0.1
+    """Share of the other tokens that it sees too."""
     block: int = 20
+    """Codes that share random tokens."""
     sparse: bool = True
+    """False = every code of UHS sees every token."""
     summarize: bool = True
+    """False = no UHS, the user codes read all tokens."""
     history: bool = True
+    """False = the interest text only."""
     item_summary: bool = True
+    """False = no CCS, a candidate is its first token's state."""
 
 
 class Spar(ContentRanker):

@@ -15,17 +15,26 @@ from torch.nn.functional import dropout, relu
 
 @dataclass(frozen=True)
 class T5Config:
-    """dim: of states. head_dim: of one head, whatever dim. buckets, max_distance: of the relative positions."""
+    """Shape of a T5 encoder-decoder."""
 
     dim: int = 128
+    """Width of states."""
     feed_forward: int = 1024
+    """Inner size of the feed-forward layers."""
     heads: int = 6
+    """Attention heads of a layer."""
     head_dim: int = 64
+    """Width of one head, whatever dim."""
     encoder_layers: int = 4
+    """Layers that read."""
     decoder_layers: int = 4
+    """Layers that write."""
     dropout: float = 0.1
+    """Dropout on embeddings, attention weights and sublayer outputs."""
     buckets: int = 32
+    """How many relative positions are told apart."""
     max_distance: int = 128
+    """From this distance on, relative positions share a bucket."""
 
     def __post_init__(self) -> None:
         sizes = ("dim", "feed_forward", "heads", "head_dim", "encoder_layers", "decoder_layers")

@@ -14,26 +14,27 @@ from rayrec.models.t5 import T5Config
 
 @dataclass(frozen=True)
 class TigerConfig:
-    """max_length: newest items that are read.
-
-    embedding_std: of the embeddings at the start; 1 is T5's.
-    absolute_positions: add an embedding of the item's place and one of the token's level to the input.
-    input_norm: layer norm of the input. input_dropout: on the input, before T5's own.
-    user_tokens: the paper has 2,000: the user's name is hashed to one of so many tokens, which is read before the items; 0 = the
-    model knows no users.
-    """
+    """Shape of TIGER."""
 
     needs_semantic_ids: ClassVar[bool] = True
     reads_preferences: ClassVar[None] = None
     reads_windows: ClassVar[bool] = False
 
     transformer: T5Config = field(default_factory=T5Config)
+    """The encoder-decoder."""
     max_length: int = 20
+    """Newest items that are read."""
     embedding_std: float = 1.0
+    """Of the embeddings at the start; 1 is T5's."""
     absolute_positions: bool = False
+    """Add an embedding of the item's place and one of the token's level to the input."""
     input_norm: bool = False
+    """Layer norm of the input."""
     input_dropout: float = 0.0
+    """Dropout on the input, before T5's own."""
     user_tokens: int = 0
+    """The paper has 2,000: the user's name is hashed to one of so many tokens, which is read before the items; 0 = the
+    model knows no users."""
 
     def __post_init__(self) -> None:
         _ = self.as_liger  # its checks

@@ -15,20 +15,21 @@ from rayrec.optim.rowwise_adagrad import RowwiseAdagrad
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """How APOLLO, APOLLO-Mini and GaLore project gradients; AdamW ignores it.
-
-    rank: rows of the projection, at most a matrix's smaller dimension; None = ``rank_share`` of that, and 1 for APOLLO-Mini.
-    scale: None = the papers': 1 for APOLLO (the update times sqrt(scale)), 128 for Mini, 0.25 for GaLore (times scale).
-    period: steps until the projection is renewed. seed: where random projections come from.
-    norm_growth: how much an update of APOLLO may grow in norm from one step to the next; None = without limit.
-    """
+    """How APOLLO, APOLLO-Mini and GaLore project gradients; AdamW ignores it."""
 
     rank: int | None = None
+    """Rows of the projection, at most a matrix's smaller dimension; None = ``rank_share`` of that, and 1 for
+    APOLLO-Mini."""
     rank_share: float = 0.25
+    """Share of the smaller dimension that is the rank where none is given."""
     scale: float | None = None
+    """None = the papers': 1 for APOLLO (the update times sqrt(scale)), 128 for Mini, 0.25 for GaLore (times scale)."""
     period: int = 200
+    """Steps until the projection is renewed."""
     seed: int = 0
+    """Where random projections come from."""
     norm_growth: float | None = 1.01
+    """How much an update of APOLLO may grow in norm from one step to the next; None = without limit."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "period"):
@@ -45,23 +46,27 @@ class ProjectionConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """optimizer: what trains matrices; with APOLLO and GaLore, vectors, heads and narrow matrices are AdamW's.
-
-    learning_rate, weight_decay, beta1, beta2: for all parameters but embedding tables (vectors are not decayed).
-    embeddings: "rowwise_adagrad" touches only looked-up rows; "adamw" treats tables as AdamW does, with the embedding
-    learning rate and weight decay.
-    embedding_weight_decay: L2 on looked-up rows (row-wise Adagrad) or decoupled decay of all rows (AdamW).
-    """
+    """How parameters are updated; with APOLLO and GaLore, vectors, heads and narrow matrices are AdamW's."""
 
     optimizer: Literal["adamw", "apollo", "apollo_mini", "galore"] = "adamw"
+    """What trains matrices."""
     learning_rate: float = 1e-3
+    """Of all parameters but embedding tables."""
     weight_decay: float = 1e-5
+    """Decoupled decay of all parameters but embedding tables and vectors."""
     beta1: float = 0.9
+    """Decay of the first moment, embedding tables aside."""
     beta2: float = 0.999
+    """Decay of the second moment, embedding tables aside."""
     embeddings: Literal["rowwise_adagrad", "adamw"] = "rowwise_adagrad"
+    """How tables are updated: "rowwise_adagrad" touches only looked-up rows; "adamw" treats tables as AdamW does, with the
+    embedding learning rate and weight decay."""
     embedding_learning_rate: float = 0.02
+    """Of embedding tables."""
     embedding_weight_decay: float = 0.0
+    """L2 on looked-up rows (row-wise Adagrad) or decoupled decay of all rows (AdamW)."""
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    """How APOLLO, APOLLO-Mini and GaLore project gradients."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "embedding_learning_rate"):

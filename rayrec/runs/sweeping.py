@@ -75,23 +75,25 @@ class SweepSpace:
 
 @dataclass(frozen=True)
 class SweepConfig(Generic[E_co]):
-    """How a sweep runs.
-
-    base: the experiment whose fields are swept.
-    trials: how many configs are tried. concurrent: trials at once; None = as many as there are CPUs (or GPUs).
-    grace_evaluations, reduction: ASHA lets every trial make that many evaluations, then keeps one in ``reduction`` at each rung.
-    trial: "in_process" runs the loop in the trial's process (small models, CPUs), "ray_train" starts a Ray Train run for each
-    trial (GPUs, many workers); "auto" takes the second when the cluster has GPUs.
-    """
+    """How a sweep runs."""
 
     base: E_co
+    """The experiment whose fields are swept."""
     trials: int = 12
+    """How many configs are tried."""
     concurrent: int | None = None
+    """Trials at once; None = as many as there are CPUs (or GPUs)."""
     grace_evaluations: int = 1
+    """Evaluations that ASHA lets every trial make."""
     reduction: int = 3
+    """After them ASHA keeps one trial in so many at each rung."""
     seed: int = 0
+    """Of the draws of the space."""
     trial: Literal["auto", "in_process", "ray_train"] = "auto"
+    """How: "in_process" runs the loop in the trial's process (small models, CPUs), "ray_train" starts a Ray Train run for
+    each trial (GPUs, many workers); "auto" takes the second when the cluster has GPUs."""
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    """Workers of a trial."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.grace_evaluations < 1 or self.reduction < 2:

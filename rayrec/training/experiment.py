@@ -62,16 +62,16 @@ class Experiment(Protocol):
 
 @dataclass(frozen=True)
 class ScalingOptions:
-    """How many workers on what. ``device`` auto: GPUs (nccl, bf16) when the cluster has one a worker, else CPUs (gloo).
-
-    cpus_per_worker: None = 1, or half a CPU where workers and the reading tasks would not fit otherwise.
-    max_failures: how many times a died worker group is started again from its last checkpoint.
-    """
+    """How many workers on what."""
 
     workers: int = 1
+    """Processes that share each step."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    """GPUs (nccl, bf16) or CPUs (gloo); auto = GPUs when the cluster has one a worker."""
     cpus_per_worker: float | None = None
+    """None = 1, or half a CPU where workers and the reading tasks would not fit otherwise."""
     max_failures: int = 3
+    """How many times a died worker group is started again from its last checkpoint."""
 
 
 def train_here(

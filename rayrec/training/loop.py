@@ -39,35 +39,38 @@ OBJECTIVE = "objective"  # the reported metric: the task's objective at the best
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how carefully.
-
-    epochs: passes over the labeled log.
-    warmup_steps, schedule: linear warm-up of the learning rate, then constant, or cosine / linear decay to zero at the end.
-    gradient_clip: largest global gradient norm; None = no clipping.
-    accumulate_batches: batches whose mean gradient makes one step (fewer at the end of an epoch); ``steps`` are updates.
-    evaluate_every_steps: None = at the end of each epoch.
-    checkpoint_every_steps: checkpoints between evaluations; None = only at evaluations.
-    patience: stop after that many evaluations without a gain of ``min_gain``; None = never stop early.
-    keep: the weights a run ends with: of its best evaluation, or the last ones (then nothing stops early): where the validation
-    split is not what the model will serve, as for a student of UKDSL, whose validation rows are impressions.
-    precision: "bfloat16" runs matrix products in bf16 (autocast); "auto" does so on GPUs.
-    threads: intra-op CPU threads of this worker; None leaves torch's setting.
-    """
+    """How long and how carefully."""
 
     epochs: int = 3
+    """Passes over the labeled log."""
     seed: int = 0
+    """Of the model's first weights and of dropout."""
     warmup_steps: int = 0
+    """Steps over which the learning rate rises to its value."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """The learning rate afterwards: constant, or cosine / linear decay to zero at the end."""
     gradient_clip: float | None = 10.0
+    """Largest global gradient norm; None = no clipping."""
     accumulate_batches: int = 1
+    """Batches whose mean gradient makes one step (fewer at the end of an epoch); ``steps`` are updates."""
     evaluate_every_steps: int | None = None
+    """None = at the end of each epoch."""
     checkpoint_every_steps: int | None = None
+    """Checkpoints between evaluations; None = only at evaluations."""
     patience: int | None = 2
+    """Stop after that many evaluations without a gain of ``min_gain``; None = never stop early."""
     min_gain: float = 0.0
+    """How much better an evaluation must be to count as a gain."""
     keep: Literal["best", "last"] = "best"
+    """The weights a run ends with: of its best evaluation, or the last ones (then nothing stops early): where the
+    validation split is not what the model will serve, as for a student of UKDSL, whose validation rows are
+    impressions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast); "auto" does so on GPUs."""
     threads: int | None = None
+    """Intra-op CPU threads of this worker; None leaves torch's setting."""
     progress_seconds: float = 5.0
+    """At least so long between two lines of progress."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps", "threads"):

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
 
+from jobs.command_line import read
 from jobs.simulate import Simulate, main, run
 from rayrec.data.log import Log
 from rayrec.data.simulation import FunnelConfig, SimulatedLogs
@@ -19,7 +19,7 @@ SMALL = ("--requests", "600", "--world.users", "200", "--world.ads", "200", "--w
 
 def test_flags_set_the_world_the_funnel_and_the_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--out", str(tmp_path / "ads"), *SMALL, "--funnel.pool", "30", "--funnel.slots", "3", "--seed", "4"]
-    command = tyro.cli(Simulate, args=[*flags, "--unlabeled-share", "1"])
+    command = read(Simulate, arguments=[*flags, "--unlabeled-share", "1"])
     logs = run(command)
     assert logs == SimulatedLogs.open(tmp_path / "ads")
     assert logs.summary.config.funnel == FunnelConfig(pool=30, slots=3)

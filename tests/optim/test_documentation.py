@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-import tyro
 
+from jobs.command_line import read
 from jobs.train import Train
 from rayrec.families.ranker.experiment import RankerExperiment
 
@@ -22,7 +22,7 @@ def test_the_python_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest
 
 def test_the_training_command_of_the_page_is_understood() -> None:
     (command,) = re.findall(r"jobs.train ranker (.*)", PAGE.read_text())
-    parsed = tyro.cli(Train[RankerExperiment], args=command.split())
+    parsed = read(Train[RankerExperiment], arguments=command.split())
     assert parsed.experiment.optimizer.optimizer == "apollo"
     for option in re.findall(r"`(--optimizer[a-z.-]+) ([\d.]+)`", PAGE.read_text()):
-        tyro.cli(Train[RankerExperiment], args=[*command.split(), *option])
+        read(Train[RankerExperiment], arguments=[*command.split(), *option])

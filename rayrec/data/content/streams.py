@@ -20,18 +20,20 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ContentStreamConfig:
-    """token_budget: slots of histories a batch, rows x longest history x longest text: bounds memory whatever the lengths.
-
-    negatives: k of the loss, drawn anew in each epoch among an impression's own. positives: most of one history a batch.
-    max_histories: most histories a batch. valid_histories: judge so many in validation, the same each time; None = all.
-    """
+    """How impressions become batches."""
 
     token_budget: int = 65_536
+    """Slots of histories a batch, rows x longest history x longest text: bounds memory whatever the lengths."""
     negatives: int = 4
+    """k of the loss, drawn anew in each epoch among an impression's own."""
     positives: int = 8
+    """Most of one history a batch."""
     max_histories: int = 64
+    """Most histories a batch."""
     valid_histories: int | None = None
+    """Judge so many in validation, the same each time; None = all."""
     seed: int = 0
+    """Of the shuffling and of the negatives."""
 
     def __post_init__(self) -> None:
         sizes = ("token_budget", "negatives", "positives", "max_histories")

@@ -20,23 +20,22 @@ from rayrec.data.log.stream_plan import RowGroup, Slice, epoch_slices, rank_rang
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How rows become batches.
-
-    batch_size: rows per batch of one rank; None = what fits the rank's rows, see ``fitting_batch_size``.
-    shuffle: permute row groups and, inside windows, rows; differently in each epoch. Off: file order.
-    window_rows: rows permuted together, rounded to a multiple of batch_size; held in memory, packed.
-    drop_last: every batch is full and every rank makes the same number of steps (training). Off: every row once (evaluation).
-    reader: "ray" or "in_process", see the module.
-    read_ahead: row groups (65,536 rows each in imported logs) that the in-process reader stays ahead.
-    """
+    """How rows become batches."""
 
     batch_size: int | None = None
+    """Rows per batch of one rank; None = what fits the rank's rows, see ``fitting_batch_size``."""
     shuffle: bool = True
+    """Permute row groups and, inside windows, rows; differently in each epoch. Off: file order."""
     seed: int = 0
+    """Of the shuffling."""
     window_rows: int = 131_072
+    """Rows permuted together, rounded to a multiple of batch_size; held in memory, packed."""
     drop_last: bool = True
+    """Every batch is full and every rank makes the same number of steps (training). Off: every row once (evaluation)."""
     reader: Literal["ray", "in_process"] = "ray"
+    """Either "ray" or "in_process", see the module."""
     read_ahead: int = 2
+    """Row groups (65,536 rows each in imported logs) that the in-process reader stays ahead."""
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("window_rows", 1), ("read_ahead", 1), ("seed", 0)):

@@ -23,15 +23,16 @@ from rayrec.data.sequences.splits import Examples, SequenceSplit
 
 @dataclass(frozen=True)
 class SequenceStreamConfig:
-    """batch_size: training rows a batch of one rank. evaluation_batch_size: users a batch of an evaluation.
-
-    valid_examples: judge so many validation targets, the same ones each time, instead of all (generative models judge slowly).
-    """
+    """How histories become batches."""
 
     batch_size: int = 256
+    """Training rows a batch of one rank."""
     evaluation_batch_size: int = 512
+    """Users a batch of an evaluation."""
     seed: int = 0
+    """Of the shuffling and of the validation sample."""
     valid_examples: int | None = None
+    """Judge so many validation targets, the same ones each time, instead of all (generative models judge slowly)."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.evaluation_batch_size, self.valid_examples or 1) < 1 or self.seed < 0:

@@ -17,16 +17,16 @@ SHOWN = ("auc", "mrr", "ndcg@5", "ndcg@10")
 
 @dataclass(frozen=True)
 class EvaluateContent:
-    """Judge a content ranker.
-
-    split: which impressions. content, tokens: None = those it was trained on.
-    max_history: newest contents that are read; None = as trained.
-    """
+    """Judge a content ranker."""
 
     split: Literal["valid", "test"] = "test"
+    """Which impressions."""
     content: Path | None = None
+    """Folder of a content log; None = the one it was trained on."""
     tokens: Path | None = None
+    """Folder of that log's tokens; None = those it was trained on."""
     max_history: int | None = None
+    """Newest contents that are read; None = as trained."""
 
     def evaluate(self, folder: Path) -> Table:
         """One row: impressions and metrics. Raises BundleError or ConfigError that names what does not fit."""

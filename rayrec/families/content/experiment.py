@@ -27,28 +27,32 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class ContentExperiment:
-    """Everything that decides a trained content ranker; logged whole, and enough to repeat the run.
-
-    content: folder of jobs.import_content. tokens: folder of jobs.tokenize_content, by the tokenizer of the encoder.
-    interest: version of user texts that SPAR reads. summary: version that EmbSum learns to write. None = none.
-    """
+    """Everything that decides a trained content ranker; logged whole, and enough to repeat the run."""
 
     content: Path
+    """Folder of jobs.import_content."""
     tokens: Path
+    """Folder of jobs.tokenize_content, by the tokenizer of the encoder."""
     interest: str | None = None
+    """Version of user texts that SPAR reads; None = none."""
     summary: str | None = None
+    """Version of user texts that EmbSum learns to write; None = none."""
     ranker: ContentConfig = field(default_factory=ContentConfig)
+    """The model and how it is judged."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=1e-4, embeddings="adamw", embedding_learning_rate=2e-5, weight_decay=0.0
         )
     )
+    """What turns gradients into steps."""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             epochs=10, patience=3, gradient_clip=1.0, schedule="linear", warmup_steps=100
         )
     )
+    """How long and how carefully it trains."""
     stream: ContentStreamConfig = field(default_factory=ContentStreamConfig)
+    """How impressions become batches."""
     kind: Literal["content"] = field(default="content", init=False)
 
     def __post_init__(self) -> None:

@@ -23,20 +23,24 @@ ModelName = Literal["two_tower", "nrms", "miner", "spar", "embsum"]
 
 @dataclass(frozen=True)
 class ContentConfig:
-    """What is learned.
-
-    model: each takes its settings from the field of its name; "two_tower" has none. max_history: newest contents that are read.
-    objective: what early stopping and sweeps watch on the validation impressions.
-    """
+    """What is learned."""
 
     model: ModelName = "spar"
+    """Each takes its settings from the field of its name; "two_tower" has none."""
     encoder: ContentEncoderConfig = field(default_factory=ContentEncoderConfig)
+    """What reads texts."""
     nrms: NrmsConfig = field(default_factory=NrmsConfig)
+    """Settings of ``model`` nrms."""
     miner: MinerConfig = field(default_factory=MinerConfig)
+    """Settings of ``model`` miner."""
     spar: SparConfig = field(default_factory=SparConfig)
+    """Settings of ``model`` spar."""
     embsum: EmbsumConfig = field(default_factory=EmbsumConfig)
+    """Settings of ``model`` embsum."""
     max_history: int = 60
+    """Newest contents that are read."""
     objective: Literal["auc", "mrr", "ndcg@5", "ndcg@10"] = "auc"
+    """What early stopping and sweeps watch on the validation impressions."""
 
     def __post_init__(self) -> None:
         if self.max_history < 1:

@@ -19,20 +19,20 @@ from rayrec.typed_json import ConfigError, from_plain
 
 @dataclass(frozen=True)
 class EvaluateLanguageModel:
-    """Judge a language model, or let it write on.
-
-    split: which part of the corpus. corpus: None = the one that it was trained on; another must have the same tokenizer.
-    prompt: write on from this text instead of judging ("" = from the start of a document).
-    tokens, temperature, seed: how long a written text is, how freely its tokens are drawn (0 = the likeliest one), and by which
-    random numbers.
-    """
+    """Judge a language model, or let it write on."""
 
     split: Literal["train", "valid", "test"] = "test"
+    """Which part of the corpus."""
     corpus: Path | None = None
+    """Folder of the corpus; None = the one that it was trained on; another must have the same tokenizer."""
     prompt: str | None = None
+    """Write on from this text instead of judging ("" = from the start of a document)."""
     tokens: int = 64
+    """How long a written text is."""
     temperature: float = 0.8
+    """How freely its tokens are drawn; 0 = the likeliest one."""
     seed: int = 0
+    """Of the drawing."""
 
     def evaluate(self, folder: Path) -> Table:
         """Perplexity, or the written text. Raises BundleError, LogError or ConfigError that names what does not fit."""

@@ -22,19 +22,20 @@ from rayrec.typed_json import to_plain
 
 @dataclass(frozen=True)
 class LanguageModelExperiment:
-    """Everything that decides a trained language model; logged whole, and enough to repeat the run.
-
-    corpus: folder of token blocks, made by ``jobs.import_text``. shape: of the decoder, see ``rayrec.models.llama``.
-    stream.batch_size: blocks in a batch of one worker.
-    """
+    """Everything that decides a trained language model; logged whole, and enough to repeat the run."""
 
     corpus: Path
+    """Folder of token blocks, made by ``jobs.import_text``."""
     shape: ShapeName = "tiny"
+    """Of the decoder, see ``rayrec.models.llama``."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(embeddings="adamw", embedding_learning_rate=1e-3)
     )
+    """What turns gradients into steps."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(gradient_clip=1.0, schedule="cosine"))
+    """How long and how carefully it trains."""
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(batch_size=32))
+    """How blocks become batches; ``batch_size`` counts blocks of one worker."""
     kind: Literal["language_model"] = field(default="language_model", init=False)
 
     def absolute(self) -> "LanguageModelExperiment":

@@ -27,16 +27,16 @@ from rayrec.typed_json import ConfigError, from_plain
 
 @dataclass(frozen=True)
 class EvaluateRanker:
-    """Judge a ranker.
-
-    split: which part of the log. log: None = the one that it was trained on.
-    by: a column of the log whose values are requests or users: how well the rows of each are ordered (AUC, MRR, nDCG within
-    groups, averaged over those with both kinds of label); rows without a value are left out. None = the log's request id.
-    """
+    """Judge a ranker."""
 
     split: Literal["train", "valid", "test"] = "test"
+    """Which part of the log."""
     log: Path | None = None
+    """Folder of the log; None = the one that it was trained on."""
     by: str | None = None
+    """A column of the log whose values are requests or users: how well the rows of each are ordered (AUC, MRR, nDCG
+    within groups, averaged over those with both kinds of label); rows without a value are left out. None = the
+    log's request id."""
 
     def evaluate(self, folder: Path) -> Table:
         """Metrics by task. Raises BundleError, LogError, SchemaError or ConfigError that names what does not fit."""

@@ -27,30 +27,35 @@ class TeacherConfig:
     """A trained bundle that scores batches while the student trains, instead of columns written by ``jobs.score_log``."""
 
     bundle: Path
+    """Folder of the trained ranker that teaches."""
     calibration: CalibrationConfig | None = None
+    """Recalibrate its scores first; None = as they are."""
 
 
 @dataclass(frozen=True)
 class RankerExperiment:
-    """Everything that decides a trained ranker; logged whole, and enough to repeat the run.
-
-    log: folder of the labeled log. unlabeled: folder of an unlabeled log with the same features, streamed beside it at
-    ``unlabeled_ratio`` rows per labeled row.
-    ignored_features: features of the logs that the model does not see (a student that sees less than its teacher).
-    tasks: those of the log's tasks that are learned; None = all. One alone is a single-task model.
-    teacher: where distillation takes its scores from; None = from columns of the logs.
-    """
+    """Everything that decides a trained ranker; logged whole, and enough to repeat the run."""
 
     log: Path
+    """Folder of the labeled log."""
     unlabeled: Path | None = None
+    """Folder of an unlabeled log with the same features, streamed beside the labeled one; None = none."""
     unlabeled_ratio: float = 0.0
+    """Unlabeled rows per labeled row."""
     ignored_features: tuple[str, ...] = ()
+    """Features of the logs that the model does not see (a student that sees less than its teacher)."""
     tasks: tuple[str, ...] | None = None
+    """Those of the log's tasks that are learned; None = all. One alone is a single-task model."""
     teacher: TeacherConfig | None = None
+    """Where distillation takes its scores from; None = from columns of the logs."""
     ranking: RankingConfig = field(default_factory=RankingConfig)
+    """The model, its losses and the methods that train it."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """What turns gradients into steps."""
     loop: LoopConfig = field(default_factory=LoopConfig)
+    """How long and how carefully it trains."""
     stream: StreamConfig = field(default_factory=StreamConfig)
+    """How rows become batches."""
     kind: Literal["ranker"] = field(default="ranker", init=False)
 
     def __post_init__(self) -> None:

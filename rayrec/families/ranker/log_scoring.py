@@ -32,18 +32,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """What is scored by what.
-
-    bundle: the trained model; the log must hold its features, encoded alike, and may hold more. out: folder of the new log.
-    columns: name of a task's column; those not named: ``teacher_<task>``.
-    calibration: fitted before scoring, on a labeled log; None = the model's own probabilities.
-    """
+    """What is scored by what."""
 
     bundle: Path
+    """The trained model; the log must hold its features, encoded alike, and may hold more."""
     log: Path
+    """Folder of the log whose rows are scored."""
     out: Path
+    """Folder of the new log."""
     columns: Mapping[str, str] = field(default_factory=dict)
+    """Name of a task's column; those not named: ``teacher_<task>``."""
     calibration: CalibrationConfig | None = None
+    """Fitted before scoring, on a labeled log; None = the model's own probabilities."""
 
 
 @dataclass(frozen=True)

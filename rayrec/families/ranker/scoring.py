@@ -25,8 +25,11 @@ class CalibrationConfig:
     """How scores are calibrated before use: fitted on the observed labels of one split of a labeled log."""
 
     log: Path
+    """Folder of the labeled log on whose observed labels the map is fitted."""
     method: Literal["platt", "isotonic"] = "platt"
+    """A logistic curve over logits (Platt), or a monotone step function (isotonic)"""
     split: Literal["train", "valid", "test"] = "valid"
+    """The part of the log it is fitted on."""
 
 
 @dataclass(frozen=True)

@@ -33,29 +33,28 @@ class RankerConfig:
 
 @dataclass(frozen=True)
 class RankingConfig:
-    """What is learned.
-
-    task_weights: weight of a task's loss by task name; tasks not named weigh 1.
-    objective: what early stopping and sweeps watch: the mean over tasks on the validation split.
-    balancing: MultiBalance or another way to combine the tasks' gradients; None = the sum.
-    perturbation: SCR or LSPR; None = none.
-    distillation: UKDSL: learn from a teacher's scores, on unlabeled rows too; None = not.
-    inverse_propensity: weigh labeled rows by their propensities; None = not. Methods act in the order of their fields.
-    user: a categorical feature, whose rows are judged as one when it comes to how much a metric hangs on who was judged; None =
-    every row for itself.
-    known_features_split: also judge apart the rows with fewer known features than that, and those with as many or more: metrics
-    ``<metric>_few_known`` and ``<metric>_many_known`` of each task; None = not.
-    """
+    """What is learned."""
 
     architecture: RankerArchitecture = field(default_factory=RankerArchitecture)
+    """The ranker's layers."""
     task_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of a task's loss by task name; tasks not named weigh 1."""
     objective: Literal["normalized_entropy", "log_loss", "auc"] = "normalized_entropy"
+    """What early stopping and sweeps watch: the mean over tasks on the validation split."""
     balancing: AnyBalancing | None = None
+    """MultiBalance or another way to combine the tasks' gradients, named by ``method``; None = the sum."""
     perturbation: PerturbationConfig | None = None
+    """SCR or LSPR; None = none."""
     distillation: DistillationConfig | None = None
+    """UKDSL: learn from a teacher's scores, on unlabeled rows too; None = not."""
     inverse_propensity: InversePropensity | None = None
+    """Weigh labeled rows by their propensities; None = not. Methods act in the order of their fields."""
     known_features_split: int | None = None
+    """Also judge apart the rows with fewer known features than that, and those with as many or more: metrics
+    ``<metric>_few_known`` and ``<metric>_many_known`` of each task; None = not."""
     user: str | None = None
+    """A categorical feature, whose rows are judged as one when it comes to how much a metric hangs on who was judged;
+    None = every row for itself."""
 
 
 def ranker_inputs(schema: LogSchema) -> RankerInputs:

@@ -27,19 +27,21 @@ SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 @dataclass(frozen=True)
 class EvaluateRetriever:
-    """Judge a retriever.
-
-    split: which targets. beams: widths of the beam search. sequences: None = those it was trained on.
-    benchmark: of jobs.build_preference_benchmark: judge on its five axes instead, models that are blind to preferences included.
-    beside: further bundles to judge there. star: where to write the star plot, as .png, .svg or .pdf; popularity is drawn too.
-    """
+    """Judge a retriever."""
 
     split: Literal["valid", "test"] = "test"
+    """Which targets."""
     beams: tuple[int, ...] = (20,)
+    """Widths of the beam search."""
     sequences: Path | None = None
+    """Folder of the sequences; None = those it was trained on."""
     benchmark: Path | None = None
+    """Of jobs.build_preference_benchmark: judge on its five axes instead, models that are blind to preferences
+    included."""
     beside: tuple[Path, ...] = ()
+    """Further bundles to judge there."""
     star: Path | None = None
+    """Where to write the star plot, as .png, .svg or .pdf; popularity is drawn too."""
 
     def judge(self, folder: Path, *, least_generative: bool = False) -> list[Judgement]:
         """One judgement by method and width. Raises BundleError or ConfigError that names what does not fit.

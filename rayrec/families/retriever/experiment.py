@@ -34,12 +34,14 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """method: "leave_one_out" (last item test, second last validation), or "temporal": by two moments, in the unit of the
-    timestamps, from which on everything is for validation and for test."""
+    """How a history is divided."""
 
     method: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    """Either "leave_one_out" (last item test, second last validation), or "temporal", by two moments."""
     valid_from: int | None = None
+    """Temporal: the moment, in the unit of the timestamps, from which on events are for validation."""
     test_from: int | None = None
+    """Temporal: the moment from which on events are for test."""
 
     def __post_init__(self) -> None:
         if self.method == "temporal" and (self.valid_from is None or self.test_from is None):
@@ -55,24 +57,28 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class RetrieverExperiment:
-    """Everything that decides a trained retriever; logged whole, and enough to repeat the run.
-
-    sequences: folder of an imported sequence data set. semantic_ids: folder of ``jobs.semantic_ids``, for models that read them.
-    preferences: for models that read them.
-    """
+    """Everything that decides a trained retriever; logged whole, and enough to repeat the run."""
 
     sequences: Path
+    """Folder of an imported sequence data set."""
     semantic_ids: Path | None = None
+    """Folder of ``jobs.semantic_ids``, for models that read them."""
     split: SplitConfig = field(default_factory=SplitConfig)
+    """Which items of a history are learned from, validated on and tested on."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    """The model and how it is judged."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             weight_decay=0.01, embeddings="adamw", embedding_learning_rate=1e-3, embedding_weight_decay=0.01
         )
     )
+    """What turns gradients into steps."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=50, patience=5, gradient_clip=1.0))
+    """How long and how carefully it trains."""
     stream: SequenceStreamConfig = field(default_factory=SequenceStreamConfig)
+    """How histories become batches."""
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """For models that read them."""
     kind: Literal["retriever"] = field(default="retriever", init=False)
 
     def __post_init__(self) -> None:

@@ -21,16 +21,14 @@ _TITLE, _PREFERENCE = 32, 128  # tokens of each that are read
 
 @dataclass(frozen=True)
 class PreferenceConfig:
-    """Training with preferences.
-
-    benchmark: folder of jobs.build_preference_benchmark; its axis 1 trains and selects, as in the paper.
-    axes: whose training pools are used; all five make "Mender-All", with ascent on the opposites of axis 2.
-    most_rows: of each axis's training pool, for small machines; None = all.
-    """
+    """Training with preferences."""
 
     benchmark: Path | None = None
+    """Folder of jobs.build_preference_benchmark; its axis 1 trains and selects, as in the paper."""
     axes: tuple[Axis, ...] = ("recommendation",)
+    """Whose training pools are used; all five make "Mender-All", with ascent on the opposites of axis 2."""
     most_rows: int | None = None
+    """Of each axis's training pool, for small machines; None = all."""
 
     def __post_init__(self) -> None:
         if not self.axes or len(set(self.axes)) != len(self.axes):

@@ -53,24 +53,30 @@ class Architecture(Protocol):
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """What is learned.
-
-    model: each takes its settings from the field of its name, "dense" from ``liger``, whose generative head it leaves out.
-    objective: what early stopping and sweeps watch, over the validation targets that were seen in training.
-    beams: of the generative candidates in evaluations; also the depth to which every method's list is judged.
-    """
+    """What is learned."""
 
     model: ModelName = "sasrec"
+    """Each takes its settings from the field of its name, "dense" from ``liger``, whose generative head it leaves out."""
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    """Settings of ``model`` sasrec."""
     depth: DepthRetrieverConfig = field(default_factory=DepthRetrieverConfig)
+    """Settings of ``model`` depth."""
     tiger: TigerConfig = field(default_factory=TigerConfig)
+    """Settings of ``model`` tiger."""
     liger: LigerConfig = field(default_factory=LigerConfig)
+    """Settings of ``model`` liger and dense."""
     mender_emb: MenderEmbConfig = field(default_factory=MenderEmbConfig)
+    """Settings of ``model`` mender_emb."""
     mender_tok: MenderTokConfig = field(default_factory=MenderTokConfig)
+    """Settings of ``model`` mender_tok."""
     extended_lm: ExtendedLMConfig = field(default_factory=ExtendedLMConfig)
+    """Settings of ``model`` extended_lm."""
     objective: Literal["ndcg@10", "recall@10"] = "ndcg@10"
+    """What early stopping and sweeps watch, over the validation targets that were seen in training."""
     cutoffs: tuple[int, ...] = (5, 10)
+    """K of Recall@K and NDCG@K."""
     beams: int = 20
+    """Of the generative candidates in evaluations; also the depth to which every method's list is judged."""
 
     def __post_init__(self) -> None:
         if 10 not in self.cutoffs:

@@ -15,7 +15,8 @@ _ONCE_KEPT = ("norms", "gram", "seen", "first_losses")  # buffers that every bal
 
 @dataclass(frozen=True)
 class Balancing(ABC):
-    """Config of a balancing method. Each has a field ``method``, a constant that names it in JSON and on command lines."""
+    """Config of a balancing method. Each has a field ``method``, a constant that names it in JSON and on command
+    lines."""
 
     @abstractmethod
     def balancer(self, tasks: int, width: int) -> "Balancer":

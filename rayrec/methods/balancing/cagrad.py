@@ -12,10 +12,12 @@ from rayrec.methods.balancing.tracked import Tracked
 
 @dataclass(frozen=True)
 class Cagrad(Tracked):
-    """conflict_aversion: c, how far from the average, in lengths of the average."""
+    """Settings of CAGrad."""
 
     method: Literal["cagrad"] = "cagrad"
+    """What names the method in JSON and on command lines."""
     conflict_aversion: float = 0.5
+    """c, how far from the average, in lengths of the average."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

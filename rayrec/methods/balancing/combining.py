@@ -18,12 +18,10 @@ _STATIONARY = (
 
 @dataclass(frozen=True)
 class Combining(Balancing):
-    """Where gradients are taken.
-
-    level: with respect to the shared representation, or to all shared parameters (T backward passes through the trunk).
-    """
+    """Where gradients are taken."""
 
     level: Literal["representation", "parameters"] = "representation"
+    """With respect to the shared representation, or to all shared parameters (T backward passes through the trunk)."""
 
 
 class CombiningBalancer(Balancer):

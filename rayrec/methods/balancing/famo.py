@@ -16,15 +16,16 @@ class Famo(Balancing):
 
         xi <- xi - beta (J^T (log L - log L') + gamma xi)        J = dz / dxi
 
-    L' the losses after the step. The paper looks at the same batch again; here L' is the next batch's (choice: no further forward
-    pass, at the price of the batches' noise). Towers feel the weights too.
-
-    learning_rate: beta. decay: gamma, the pull of xi to 0.
+    L' the losses after the step. The paper looks at the same batch again; here L' is the next batch's (choice: no
+    further forward pass, at the price of the batches' noise). Towers feel the weights too.
     """
 
     method: Literal["famo"] = "famo"
+    """What names the method in JSON and on command lines."""
     learning_rate: float = 0.025
+    """beta, of xi."""
     decay: float = 0.01
+    """gamma, the pull of xi to 0."""
 
     def __post_init__(self) -> None:
         self._check_at_least_0("learning_rate", "decay")

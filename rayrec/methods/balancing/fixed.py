@@ -11,10 +11,12 @@ from rayrec.methods.balancing.tracked import Tracked, TrackedBalancer
 
 @dataclass(frozen=True)
 class Fixed(Tracked):
-    """shares: one number >= 0 a task, in schema order."""
+    """Settings of fixed weights."""
 
     method: Literal["fixed"] = "fixed"
+    """What names the method in JSON and on command lines."""
     shares: tuple[float, ...] = ()
+    """One number >= 0 a task, in schema order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,17 +13,17 @@ from rayrec.methods.balancing.combining import Combining, CombiningBalancer
 
 @dataclass(frozen=True)
 class Gradnorm(Combining):
-    """Towers feel the weights too, since losses are what is weighed.
-
-    asymmetry: alpha. learning_rate: of the loss weights.
-    relative: divide the slope by the mean gradient norm: ours; the learning rate then does not hang on the losses' scale (at the
-    representation gradients are small, and as published the weights hardly move).
-    """
+    """Towers feel the weights too, since losses are what is weighed."""
 
     method: Literal["gradnorm"] = "gradnorm"
+    """What names the method in JSON and on command lines."""
     asymmetry: float = 1.5
+    """alpha, how strongly tasks that learn slowly are pulled."""
     learning_rate: float = 0.025
+    """Of the loss weights."""
     relative: bool = False
+    """Divide the slope by the mean gradient norm: ours; the learning rate then does not hang on the losses' scale (at
+    the representation gradients are small, and as published the weights hardly move)."""
 
     def __post_init__(self) -> None:
         self._check_at_least_0("asymmetry", "learning_rate")

@@ -17,6 +17,7 @@ class Mgda(Tracked):
     """No conflict with any task, and tasks of small gradients rule."""
 
     method: Literal["mgda"] = "mgda"
+    """What names the method in JSON and on command lines."""
 
     def task_weights(self, gram: Tensor, step: int) -> Tensor:
         return min_norm(gram)

@@ -17,19 +17,20 @@ class Multibalance(Combining):
         u_m <- (1 - gamma) u_m + gamma |g_m|         v_m = u_m g_m / |g_m|
         lambda <- Proj_simplex(lambda - beta V^T (V lambda + rho V lambda0))
 
-    and the trunk gets V lambda: this batch's directions with historic norms. Tasks of small gradients gain weight, so the scale
-    of a loss matters; the combination is a mean of gradients, not their sum.
-
-    norm_rate: gamma. step_size: beta. uniform_pull: rho, the pull to uniform weights. (Two readers' notes of the paper agree on
-    the form; gamma and beta are uncertain.)
-    rescale: bring the combination to the norm of the plain sum of gradients: ours, not in the paper.
+    and the trunk gets V lambda: this batch's directions with historic norms. Tasks of small gradients gain weight, so
+    the scale of a loss matters; the combination is a mean of gradients, not their sum.
     """
 
     method: Literal["multibalance"] = "multibalance"
+    """What names the method in JSON and on command lines."""
     norm_rate: float = 0.01
+    """gamma, of the running norms (its value is uncertain)"""
     step_size: float = 1.0
+    """beta, of the weights (its value is uncertain)"""
     uniform_pull: float = 0.1
+    """rho, the pull to uniform weights."""
     rescale: bool = False
+    """Bring the combination to the norm of the plain sum of gradients: ours, not in the paper."""
 
     def __post_init__(self) -> None:
         self._check_at_least_0("step_size", "uniform_pull")

@@ -15,6 +15,7 @@ class NashMtl(Tracked):
     """Has no settings of its own."""
 
     method: Literal["nash_mtl"] = "nash_mtl"
+    """What names the method in JSON and on command lines."""
 
     def task_weights(self, gram: Tensor, step: int) -> Tensor:
         return nash_mtl(gram)

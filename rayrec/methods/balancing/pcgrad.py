@@ -12,10 +12,12 @@ from rayrec.methods.balancing.tracked import Tracked
 
 @dataclass(frozen=True)
 class Pcgrad(Tracked):
-    """seed: of the random orders in which a task meets the others, drawn anew each step, the same on every worker."""
+    """Settings of PCGrad."""
 
     method: Literal["pcgrad"] = "pcgrad"
+    """What names the method in JSON and on command lines."""
     seed: int = 0
+    """Of the random orders in which a task meets the others, drawn anew each step, the same on every worker."""
 
     def task_weights(self, gram: Tensor, step: int) -> Tensor:
         return pcgrad(gram, random_orders(len(gram), self.seed + step))

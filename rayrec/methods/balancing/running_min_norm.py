@@ -12,20 +12,21 @@ from rayrec.methods.balancing.tracked import Tracked
 
 @dataclass(frozen=True)
 class RunningMinNorm(Tracked):
-    """Weights on the simplex that minimize w^T (M + ridge * mean of its diagonal) w, M the running Gram matrix. The scale of a
-    loss changes nothing: gradients are divided by their running norms, and the combination is as long as the plain sum.
-
-    solver: ``solver_steps`` projected gradient steps from the last weights, on the gradients' device; or the exact minimum.
-    ridge: rho, added to the diagonal relative to its mean.
-    """
+    """Weights on the simplex that minimize w^T (M + ridge * mean of its diagonal) w, M the running Gram matrix. The
+    scale of a loss changes nothing: gradients are divided by their running norms, and the combination is as long as
+    the plain sum."""
 
     method: Literal["running_min_norm"] = "running_min_norm"
+    """What names the method in JSON and on command lines."""
     normalize: bool = True
     decay: float = 0.99
     rescale: bool = True
     solver: Literal["projected_gradient", "exact"] = "projected_gradient"
+    """``solver_steps`` projected gradient steps from the last weights, on the gradients' device; or the exact minimum."""
     solver_steps: int = 20
+    """Projected gradient steps of that solver at each training step."""
     ridge: float = 1e-3
+    """rho, added to the diagonal relative to its mean."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

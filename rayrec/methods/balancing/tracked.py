@@ -12,18 +12,17 @@ from rayrec.methods.balancing.combining import Combining, CombiningBalancer, res
 
 @dataclass(frozen=True)
 class Tracked(Combining):
-    """The defaults are the papers': the raw gradients of this batch, combined by the weights as they are.
-
-    normalize: divide each task's gradient by the running mean of its norm.
-    decay: beta of the running means of norms and Gram matrix; 0 = this batch.
-    statistic: what runs: the Gram matrix of the per-row gradients; or the gradients summed over rows, (T, D), whose Gram it is.
-    rescale: bring the combination to the norm of the plain sum of gradients, so that the learning rate keeps its meaning.
-    """
+    """The defaults are the papers': the raw gradients of this batch, combined by the weights as they are."""
 
     normalize: bool = False
+    """Divide each task's gradient by the running mean of its norm."""
     decay: float = 0.0
+    """beta of the running means of norms and Gram matrix; 0 = this batch."""
     statistic: Literal["gram", "summed_gradient"] = "gram"
+    """What runs: the Gram matrix of the per-row gradients; or the gradients summed over rows, (T, D), whose
+    Gram it is."""
     rescale: bool = False
+    """Bring the combination to the norm of the plain sum of gradients, so that the learning rate keeps its meaning."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:

@@ -12,10 +12,12 @@ from rayrec.methods.balancing.balancer import Balancer, Balancing, averaged
 
 @dataclass(frozen=True)
 class Uncertainty(Balancing):
-    """learning_rate: of the log variances."""
+    """Settings of uncertainty weighting."""
 
     method: Literal["uncertainty"] = "uncertainty"
+    """What names the method in JSON and on command lines."""
     learning_rate: float = 0.025
+    """Of the log variances."""
 
     def __post_init__(self) -> None:
         self._check_at_least_0("learning_rate")

@@ -11,6 +11,7 @@ class Uniform(Balancing):
     """Every task counts alike: plain training."""
 
     method: Literal["uniform"] = "uniform"
+    """What names the method in JSON and on command lines."""
 
     def balancer(self, tasks: int, width: int) -> Balancer:
         return Balancer(tasks)
