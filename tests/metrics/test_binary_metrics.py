@@ -104,6 +104,33 @@ def test_rows_without_a_label_do_not_count() -> None:
     assert both[0].rows == 400
 
 
+def test_the_calibration_curve_has_bins_of_equal_mass_whose_means_are_those_of_their_rows() -> None:
+    logits, labels, _ = random_rows(6_000)
+    order = logits[:, 0].argsort()
+    probability, truth = logits[order, 0].double().sigmoid().view(20, -1), labels[order, 0].view(20, -1)
+    (result,) = metrics_of(logits, labels).compute()
+    assert len(result.calibration_curve) == 20
+    for found, p, y in zip(result.calibration_curve, probability, truth, strict=True):
+        assert found.rows == pytest.approx(300, abs=12)  # a fine bin is not split
+        assert found.mean_predicted == pytest.approx(float(p.mean()), abs=0.005)
+        assert found.mean_observed == pytest.approx(float(y.mean()), abs=0.03)
+
+
+def test_only_the_ratios_of_weights_count() -> None:
+    logits, labels, weights = random_rows(50)
+    whole, tiny = (metrics_of(logits, labels, weights * scale).compute()[0] for scale in (1.0, 1e-3))
+    for name in ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio"):
+        assert getattr(tiny, name) == pytest.approx(getattr(whole, name), rel=1e-5)
+
+
+def test_logits_beyond_the_grid_share_its_outermost_bins_and_stand_apart_from_the_next() -> None:
+    logits = torch.tensor([[40.0], [16 - 1.5 * BIN], [-16 + 1.5 * BIN], [-40.0]])
+    (result,) = metrics_of(logits, torch.tensor([[1.0], [0.0], [1.0], [0.0]])).compute()
+    assert result.auc == 0.75
+    (tied,) = metrics_of(torch.tensor([[40.0], [16 - 0.5 * BIN]]), torch.tensor([[1.0], [0.0]])).compute()
+    assert tied.auc == 0.5
+
+
 @pytest.mark.parametrize("labels", [torch.ones(3, 1), torch.zeros(3, 1), torch.full((3, 1), torch.nan)])
 def test_what_one_class_leaves_undefined_is_nan(labels: Tensor) -> None:
     (result,) = metrics_of(torch.randn(3, 1), labels).compute()

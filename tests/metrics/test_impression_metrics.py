@@ -66,3 +66,9 @@ def test_metrics_without_a_group_are_those_of_the_other_users() -> None:
         assert len(values) == 64
         assert values[5] == pytest.approx(others.compute()[name])
     assert ImpressionMetrics().without_groups() == {}
+
+
+def test_of_two_users_each_is_the_metrics_without_the_other() -> None:
+    metrics = ImpressionMetrics()
+    metrics.update(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1, 0], [1, 0]]))
+    assert metrics.without_groups()["auc"][:3] == (0.0, 1.0, 0.5)
