@@ -22,6 +22,7 @@ from rayrec.methods.balancing.fixed import Fixed
 from rayrec.methods.balancing.mgda import Mgda
 from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.balancing.running_min_norm import RunningMinNorm
+from rayrec.methods.shared_gradients import SharedGradients
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 
 COMBINING = ("running_min_norm", "fixed", "mgda", "pcgrad", "cagrad", "nash_mtl")
@@ -330,3 +331,22 @@ def test_two_workers_equal_one_worker_with_the_joint_batch(tmp_path: Path) -> No
 def test_settings_that_make_no_sense_are_refused_by_name(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_single_solver_step_is_enough_to_ask_for_and_none_is_refused() -> None:
+    assert RunningMinNorm(solver_steps=1).solver_steps == 1
+    with pytest.raises(ValueError, match="solver_steps must be at least 1, not 0"):
+        RunningMinNorm(solver_steps=0)
+
+
+def test_shared_gradients_leave_out_what_the_representation_does_not_depend_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    trunk, tower = (nn.Parameter(torch.randn(3, 3, generator=generator)) for _ in range(2))
+    x, at_h = torch.randn(4, 3, generator=generator), torch.randn(2, 4, 3, generator=generator)
+    shared = SharedGradients.of(x @ trunk, at_h, [tower, trunk])
+    by_hand = torch.stack([(x.T @ gradient).flatten() for gradient in at_h])
+    torch.testing.assert_close(shared.gram(), by_hand @ by_hand.T)
+    shared.carrier(torch.tensor([2.0, -1.0])).backward()
+    assert tower.grad is None
+    assert trunk.grad is not None
+    torch.testing.assert_close(trunk.grad.flatten(), 2 * by_hand[0] - by_hand[1])

@@ -102,3 +102,7 @@ def test_inverse_propensities_are_floored_and_checked() -> None:
     for wrong in (0.0, 1.5, math.nan):
         with pytest.raises(ValueError, match="'propensity'"):
             weighing.weights(torch.tensor([0.5, wrong]))
+    assert InversePropensity(floor=1.0).weights(torch.tensor([0.5, 1.0])).tolist() == [1.0, 1.0]
+    for floor in (0.0, -0.1, 1.1):
+        with pytest.raises(ValueError, match=r"floor must lie in \(0, 1\]"):
+            InversePropensity(floor=floor)

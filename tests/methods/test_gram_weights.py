@@ -238,3 +238,7 @@ def test_weights_are_finite_where_gradients_depend_on_each_other_or_vanish(
     weights = WEIGHTINGS[name](rows @ rows.T)
     assert weights.shape == (tasks,)
     assert weights.isfinite().all()
+
+
+def test_gradients_that_all_vanish_share_the_weight_evenly() -> None:
+    assert min_norm(torch.zeros(4, 4, dtype=torch.float64)).tolist() == [0.25] * 4
