@@ -1,0 +1,202 @@
+"""Texts of users for SPAR and EmbSum: python -m jobs.summarize_users extractive --content CONTENT --version phrases.
+
+extractive   phrases that tell a user from the others (class-based TF-IDF), in a template; labelled extractive
+llm          asked of an OpenAI-compatible endpoint by a prompt of rayrec/text/prompts (interest.v1 for SPAR, summary.v1 for
+             EmbSum); --dry-run prints prompts and an estimate. Answers are kept in CONTENT.VERSION.answers.db the moment they
+             are there: a killed run goes on, and nothing is paid twice. The key is read from the environment, never written.
+table        texts that are there already: a Parquet or CSV file with columns user and text, and who wrote them
+
+Each run adds a version to the log, labelled by who wrote it; tokenize again to use it. The first two read current histories.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import tyro
+
+from rayrec.data.content import ContentLog, UserTexts, add_user_texts, read_content
+from rayrec.errors import told
+from rayrec.text.answer_store import AnswerStore
+from rayrec.text.asking import Bill, ask_all, estimate
+from rayrec.text.chat_endpoint import EndpointConfig
+from rayrec.text.prompts import read_prompt
+from rayrec.text.user_interests import checked_interest, extractive_interests
+from rayrec.typed_json import ConfigError
+
+
+@dataclass(frozen=True)
+class Target:
+    """content: log of jobs.import_content. version: name of the texts. newest: contents of a user's history that are read.
+
+    words: of each field of a content. users: the first so many; None = all.
+    """
+
+    content: Path
+    version: str
+    newest: int = 30
+    words: int = 100
+    users: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.newest, self.words, self.users or 1) < 1:
+            raise ValueError("newest, words and users must be at least 1")
+
+
+Into = Annotated[Target, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Extractive:
+    """Without a language model."""
+
+    into: Into
+    sentences: int = 3
+
+
+@dataclass(frozen=True)
+class Llm:
+    """By a language model.
+
+    prompt: of rayrec/text/prompts. answers: most that are paid for one user, the refused ones included.
+    cache: None = CONTENT.VERSION.answers.db. dry_run: print ``shown`` prompts and the estimate, ask nothing.
+    """
+
+    into: Into
+    endpoint: EndpointConfig
+    prompt: str = "interest.v1"
+    answers: int = 3
+    cache: Path | None = None
+    dry_run: bool = False
+    shown: int = 2
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts from elsewhere. file: columns user and text. generator: who wrote them. notes: from what."""
+
+    into: Into
+    file: Path
+    generator: str
+    notes: str = ""
+
+
+def run(command: Extractive | Llm | Table) -> Path | None:
+    """Write a version and print what is there; None after a dry run. Raises ConfigError or ChatError that say what is wrong."""
+    log = read_content(command.into.content)
+    if command.into.version in log.user_texts:
+        raise ConfigError(f"{command.into.content}: user texts of version {command.into.version!r} are there already")
+    if isinstance(command, Table):
+        return _add(command.into, _from_table(command, log))
+    read = f"written from the newest {command.into.newest} contents of each user's current history"
+    if isinstance(command, Extractive):
+        documents = [" ".join(" ".join(parts) for parts in one) for one in _contents(command.into, log)]
+        texts = extractive_interests(documents, command.sentences)
+        return _add(command.into, UserTexts("extractive", _padded(texts, log), read))
+    return _asked(command, log, read)
+
+
+def _contents(into: Target, log: ContentLog) -> list[list[list[str]]]:
+    """Of each user the newest contents, each as its non-empty fields cut to ``words``."""
+    columns = [log.items.texts[one.name].to_pylist() for one in log.items.fields]
+    shortened: dict[int, list[str]] = {}
+    found = []
+    for row in log.current[: into.users].tolist():
+        items = log.histories[row][: into.newest].tolist() if row >= 0 else []
+        for item in items:
+            if item not in shortened:
+                parts = (" ".join(column[item - 1].split()[: into.words]) for column in columns)
+                shortened[item] = [part for part in parts if part]
+        found.append([shortened[item] for item in items])
+    return found
+
+
+def _asked(command: Llm, log: ContentLog, read: str) -> Path | None:
+    template, contents = read_prompt(command.prompt), _contents(command.into, log)
+    rows = [row for row, one in enumerate(contents) if any(one)]
+    questions = [template.substitute(items="\n".join(f"- {'; '.join(p)}" for p in contents[row] if p)) for row in rows]
+    cache = command.cache or command.into.content.with_name(
+        f"{command.into.content.name}.{command.into.version}.answers.db"
+    )
+    with AnswerStore(cache) as store:
+        before = estimate(questions, command.endpoint, store)
+        print(
+            f"{len(questions):,} users with a history, {before.cached:,} answers known; {before.questions:,} to ask: about "
+            f"{before.input_tokens:,} tokens in, at most {before.most_output_tokens:,} out, cost at most {before.most_cost:.4f}"
+        )
+        if command.dry_run:
+            for question in questions[: command.shown]:
+                print(f"--- prompt\n{question}")
+            return None
+        replies, bill = ask_all(
+            questions, lambda _, answer: checked_interest(answer), command.endpoint, store,
+            answers=command.answers, progress=_say,
+        )  # fmt: skip
+    texts = [""] * len(contents)
+    for row, reply in zip(rows, replies, strict=True):
+        texts[row] = reply.value or ""
+    _say(len(questions), len(questions), bill)
+    without = sum(reply.value is None for reply in replies)
+    if without:
+        print(f"{without:,} users without an answer that obeys the rules; the first: "
+              f"{next(reply.problem for reply in replies if reply.value is None)}")  # fmt: skip
+    generator = f"an LLM ({command.endpoint.model}), prompt {command.prompt}"
+    return _add(command.into, UserTexts(generator, _padded(texts, log), read))
+
+
+def _say(done: int, total: int, bill: Bill) -> None:
+    if done % 100 == 0 or done == total:
+        print(f"{done:,} of {total:,}: {bill.asked:,} paid, {bill.cached:,} known, {bill.refused:,} refused, "
+              f"cost {bill.cost:.4f}", flush=True)  # fmt: skip
+
+
+def _from_table(command: Table, log: ContentLog) -> UserTexts:
+    file = command.file
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file")
+    try:
+        table = pq.read_table(file) if file.suffix == ".parquet" else pacsv.read_csv(
+            file, parse_options=pacsv.ParseOptions(newlines_in_values=True)
+        )  # fmt: skip
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
+    for name in ("user", "text"):
+        if name not in table.column_names:
+            raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
+    given = {str(u): str(t or "") for u, t in zip(table["user"].to_pylist(), table["text"].to_pylist(), strict=True)}
+    texts = [given.pop(user, "") for user in log.users.to_pylist()]
+    if not any(texts):
+        raise ConfigError(f"{file}: no text of a user of {command.into.content}")
+    if given:
+        print(f"{len(given):,} texts of users who are not in the log are left out")
+    return UserTexts(command.generator, pa.array(texts, pa.string()), command.notes)
+
+
+def _padded(texts: list[str], log: ContentLog) -> pa.Array:
+    return pa.array(texts + [""] * (len(log.users) - len(texts)), pa.string())
+
+
+def _add(into: Target, texts: UserTexts) -> Path:
+    place = add_user_texts(into.content, into.version, texts)
+    written = [text for text in texts.texts.to_pylist() if text]
+    words = sum(len(text.split()) for text in written) / max(len(written), 1)
+    print(f"{place}: {len(written):,} of {len(texts.texts):,} users, {words:.0f} words each, by {texts.generator}")
+    return place
+
+
+def main() -> None:
+    commands: dict[str, Callable[..., Extractive | Llm | Table]] = {
+        "extractive": Extractive,
+        "llm": Llm,
+        "table": Table,
+    }
+    with told():
+        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()
