@@ -33,7 +33,7 @@ class KeptTask(ContentTask):
         super().__init__(plain.config, replace(v, size=len(written), start=start, end=end))
 
     def loss(
-        self, model: nn.Module, batch: ContentBatch, unlabeled: ContentBatch | None = None,
+        self, model: ContentRanker, batch: ContentBatch, unlabeled: ContentBatch | None = None,
         joint_sizes: Tensor | None = None,
     ) -> Loss:  # fmt: skip
         told = batch.summaries

@@ -7,9 +7,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from rayrec.training.task import AnyBatch, LeftOut, Task
+from rayrec.training.task import AnyBatch, LeftOut, Summary, Task
 
 B = TypeVar("B", bound=AnyBatch)
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Judged:
     """How a model came out, judged in one way: the record of everything that is judged outside of training.
 
     split: what it was judged on, "test" or a name of its own for other data. metrics: by what is judged and name, as
-    ``Task.summarize`` gives them. left_out: the same without each group of users or rows, where that is known.
+    ``Evaluation.summarize`` gives them. left_out: the same without each group of users or rows, where that is known.
     costs: what answering so takes, by name and unit ("ms a user").
     """
 
@@ -28,10 +29,10 @@ class Judged:
 
 
 @torch.no_grad()
-def judge_stream(task: Task[B], model: nn.Module, batches: Iterable[B]) -> dict[str, dict[str, float | None]]:
-    """Metric values by the name of what is judged, as ``task.summarize`` gives them; ``model`` is put into evaluation mode."""
+def judge_stream(task: Task[B, M], model: M, batches: Iterable[B]) -> Summary:
+    """What the task's evaluation says of the model on all batches; ``model``, a module, is put into evaluation mode."""
     model.eval()
-    evaluation = task.new_evaluation()
+    evaluation = task.evaluation()
     for batch in batches:
-        task.observe(evaluation, task.predict(model, batch), batch)
-    return task.summarize(evaluation)
+        evaluation.update(task.predict(model, batch), batch)
+    return evaluation.summarize()

@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rayrec.data.log.streams import StreamPosition
 from rayrec.errors import DivergedError
-from rayrec.metrics import BinaryMetrics
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
 from rayrec.training.checkpoint import (
     CurvePoint,
@@ -31,7 +30,7 @@ from rayrec.training.checkpoint import (
     write_checkpoint,
 )
 from rayrec.training.reporters import Reporter
-from rayrec.training.task import COUNTS, AnyBatch, Evaluation, JudgedByGroup, Task
+from rayrec.training.task import COUNTS, AnyBatch, Evaluation, Mergeable, Task
 from rayrec.typed_json import ConfigError
 
 OBJECTIVE = "objective"  # the reported metric: the task's objective at the best evaluation so far
@@ -131,7 +130,7 @@ MetricLog = Callable[[Mapping[str, float | None], int], None]
 
 
 def run_training(
-    task: Task[B],
+    task: Task[B, Any],
     data: TrainingData[B],
     config: LoopConfig,
     optimizer_config: OptimizerConfig,
@@ -180,7 +179,7 @@ def check_workers(progress: Progress, workers: int, what: str) -> None:
 
 
 def finish_training(
-    task: Task[B],
+    task: Task[B, Any],
     data: TrainingData[B],
     config: LoopConfig,
     optimizer_config: OptimizerConfig,
@@ -224,18 +223,18 @@ def state_rate(state: TrainingState) -> float:
     return float(state.optimizer.param_groups[0]["lr"])
 
 
-def reduce_evaluation(evaluation: Evaluation, worker: Worker) -> None:
-    """Sum the metric states of all workers, in place."""
+def reduce_metrics(metrics: Mergeable, worker: Worker) -> None:
+    """Sum the states of all workers, in place."""
     if worker.size > 1:
-        total = evaluation.state().to(worker.device)
+        total = metrics.state().to(worker.device)
         dist.all_reduce(total)
-        evaluation.load_state(total.cpu())
+        metrics.load_state(total.cpu())
 
 
 class _Step(nn.Module):
     """Model and loss as one module, so that DDP sees one forward whatever parts of the model a method calls."""
 
-    def __init__(self, task: Task[Any], model: nn.Module) -> None:
+    def __init__(self, task: Task[Any, Any], model: nn.Module) -> None:
         super().__init__()
         self.task = task
         self.model = model
@@ -249,8 +248,8 @@ class _Step(nn.Module):
 
 class _Loop(Generic[B]):
     def __init__(
-        self, task: Task[B], data: TrainingData[B], config: LoopConfig, optimizer_config: OptimizerConfig, reporter: Reporter,
-        worker: Worker, log_metrics: MetricLog, say: Say,
+        self, task: Task[B, Any], data: TrainingData[B], config: LoopConfig, optimizer_config: OptimizerConfig,
+        reporter: Reporter, worker: Worker, log_metrics: MetricLog, say: Say,
     ) -> None:  # fmt: skip
         self.task, self.data, self.config, self.reporter, self.worker = task, data, config, reporter, worker
         self.log_metrics, self.say = log_metrics, say
@@ -332,11 +331,11 @@ class _Loop(Generic[B]):
                 continue
             with closing(self.data.open_evaluation(split, 1)) as stream:
                 evaluation = self._pass(stream.epoch_batches(), by_group=True)
-            evaluations[split] = self.task.summarize(evaluation)
-            if isinstance(self.task, JudgedByGroup):
-                left_out[split] = {name: dict(values) for name, values in self.task.left_out(evaluation).items()}
-            if isinstance(evaluation, BinaryMetrics):
-                calibration[split] = _calibration(evaluation, tuple(evaluations[split]))
+            evaluations[split] = evaluation.summarize()
+            if rests := evaluation.left_out():
+                left_out[split] = {name: dict(values) for name, values in rests.items()}
+            if curves := evaluation.calibration():
+                calibration[split] = dict(curves)
         state.progress = replace(
             state.progress, finished=True, evaluations=evaluations, calibration=calibration, left_out=left_out
         )
@@ -383,7 +382,7 @@ class _Loop(Generic[B]):
     def _evaluate(self, validation: EvaluationStream[B], steps_per_epoch: int) -> bool:
         """One validation pass, early stopping, a checkpoint. True when training should stop."""
         state, progress = self.state, self.state.progress
-        summary = self.task.summarize(self._pass(validation.epoch_batches()))
+        summary = self._pass(validation.epoch_batches()).summarize()
         objective = self.task.objective(summary)
         epoch = progress.step / steps_per_epoch
         points = [
@@ -417,18 +416,15 @@ class _Loop(Generic[B]):
         return patience is not None and self.state.progress.evaluations_without_gain >= patience
 
     @torch.no_grad()
-    def _pass(self, batches: Iterator[B], *, by_group: bool = False) -> Evaluation:
+    def _pass(self, batches: Iterator[B], *, by_group: bool = False) -> Evaluation[B]:
         self.state.model.eval()
-        task = self.task
-        evaluation = (
-            task.grouped_evaluation() if by_group and isinstance(task, JudgedByGroup) else task.new_evaluation()
-        )
+        evaluation = self.task.evaluation(by_group=by_group)
         for batch in batches:
             batch = batch.to(self.worker.device, non_blocking=True)
             with self.autocast():
                 outputs = self.task.predict(self.state.model, batch)
-            self.task.observe(evaluation, outputs, batch)
-        reduce_evaluation(evaluation, self.worker)
+            evaluation.update(outputs, batch)
+        reduce_metrics(evaluation.metrics, self.worker)
         return evaluation
 
     def _close_window(self, window: "_Window[B]", steps_per_epoch: int) -> None:
@@ -436,10 +432,10 @@ class _Loop(Generic[B]):
         step = self.state.progress.step
         points: list[CurvePoint] = []
         if window.observed:
-            reduce_evaluation(window.evaluation, self.worker)
+            reduce_metrics(window.evaluation.metrics, self.worker)
             points = [
                 CurvePoint(step, step / steps_per_epoch, "train", name, metric, values[metric])
-                for name, values in self.task.summarize(window.evaluation).items()
+                for name, values in window.evaluation.summarize().items()
                 for metric in self.task.curve_metrics
             ]
         parts = window.mean_parts()
@@ -482,14 +478,14 @@ class _Loop(Generic[B]):
 class _Window(Generic[B]):
     """Training metrics since the last evaluation or checkpoint; never spans one, so that a resumed run logs the same."""
 
-    def __init__(self, task: Task[B]) -> None:
+    def __init__(self, task: Task[B, Any]) -> None:
         self.task = task
         self.shown = time.perf_counter()
         self.shown_rows: int | None = None  # at the line shown last
         self.reset()
 
     def reset(self) -> None:
-        self.evaluation = self.task.new_evaluation()
+        self.evaluation = self.task.evaluation()
         self.observed = False
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
@@ -497,21 +493,10 @@ class _Window(Generic[B]):
     def add(self, parts: Mapping[str, Tensor], outputs: Tensor | None, batch: B) -> None:
         if outputs is not None:
             self.observed = True
-            self.task.observe(self.evaluation, outputs, batch)
+            self.evaluation.update(outputs, batch)
         for name, value in parts.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1
 
     def mean_parts(self) -> dict[str, float]:
         return {name: float(total) / max(self.steps, 1) for name, total in self.sums.items()}
-
-
-def _calibration(
-    evaluation: BinaryMetrics, names: tuple[str, ...]
-) -> dict[str, tuple[tuple[float, float, float], ...]]:
-    """Calibration curve by task: (mean predicted, mean observed, rows) of each equal-mass bin. What is judged beside the tasks,
-    groups of rows, comes behind them and is left out."""
-    return {
-        name: tuple((b.mean_predicted, b.mean_observed, float(b.rows)) for b in result.calibration_curve)
-        for name, result in zip(names, evaluation.compute(), strict=False)
-    }

@@ -78,9 +78,9 @@ def test_rows_with_few_and_many_known_features_are_judged_apart(small_log) -> No
 
     def judged(split: int | None, rows: torch.Tensor) -> dict[str, dict[str, float | None]]:
         task = RankingTask(log.schema, RankingConfig(known_features_split=split))
-        evaluation = task.new_evaluation()
-        task.observe(evaluation, logits[rows], batch[rows])
-        return task.summarize(evaluation)
+        evaluation = task.evaluation()
+        evaluation.update(logits[rows], batch[rows])
+        return evaluation.summarize()
 
     everything = torch.arange(len(batch))
     grouped = judged(split, everything)

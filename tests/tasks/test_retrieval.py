@@ -107,10 +107,10 @@ def trained(
 def judged(folders: tuple[Path, Path], bundle: RetrieverBundle, method: Method) -> dict[str, dict[str, float | None]]:
     """Test metrics by group."""
     task, data = experiment(folders, bundle.saved.retrieval.model).task(), sequence_data().interactions
-    evaluation = task.new_evaluation()
+    evaluation = task.evaluation()
     for batch in JudgedSequences(data, leave_one_out(data).test, SequenceStreamConfig(), length=4).epoch_batches():
-        task.observe(evaluation, task.ranks(task.searcher(bundle.model), batch, method), batch)
-    return task.summarize(evaluation)
+        evaluation.update(task.ranks(task.searcher(bundle.model), batch, method), batch)
+    return evaluation.summarize()
 
 
 @pytest.mark.parametrize("model", ["sasrec", "depth", "tiger", "dense", "liger"])
@@ -159,11 +159,11 @@ def test_a_bundle_answers_by_the_method_that_was_best_on_validation(
     wanted, bundle = experiment(folders, "liger"), trained("liger")
     validation, task = wanted.data(Worker()).open_evaluation("valid", 1), wanted.task()
     for method in METHODS:
-        evaluation = task.new_evaluation()
+        evaluation = task.evaluation()
         for batch in validation.epoch_batches():
-            task.observe(evaluation, task.ranks(task.searcher(bundle.model), batch, method), batch)
+            evaluation.update(task.ranks(task.searcher(bundle.model), batch, method), batch)
         assert bundle.saved.validated is not None
-        assert bundle.saved.validated[method] == pytest.approx(task.summarize(evaluation)["all"]["ndcg@10"])
+        assert bundle.saved.validated[method] == pytest.approx(evaluation.summarize()["all"]["ndcg@10"])
     for best in METHODS:
         saved = replace(bundle.saved, validated={method: 0.1 + 0.2 * (method == best) for method in METHODS})
         assert saved.by_default_first(METHODS)[0] == best

@@ -117,7 +117,7 @@ def histories(windows: bool) -> HistoryBatch:
     return HistoryBatch(inputs, targets.masked_fill(inputs == 0, 0))
 
 
-def case(name: str, small_log: Path) -> tuple[Task[Any], Slices]:
+def case(name: str, small_log: Path) -> tuple[Task[Any, Any], Slices]:
     if name in RETRIEVERS:
         config = RETRIEVERS[name]
         batch = histories(config.architecture.reads_windows)
@@ -143,7 +143,7 @@ def case(name: str, small_log: Path) -> tuple[Task[Any], Slices]:
     return RankingTask(Log.open(small_log).schema, config), Slices(batch, more)
 
 
-def gradients(task: Task[Any], batches: list[Any], sizes: Tensor | None) -> dict[str, Tensor]:
+def gradients(task: Task[Any, Any], batches: list[Any], sizes: Tensor | None) -> dict[str, Tensor]:
     """Mean over the pairs of batches, as accumulation and DistributedDataParallel take it."""
     torch.manual_seed(0)
     model = task.build()

@@ -15,7 +15,7 @@ from rayrec.models.content_ranker import ContentRanker, ContentShape
 from rayrec.models.embsum import Embsum, EmbsumConfig
 from rayrec.models.spar import Spar, SparConfig
 from rayrec.text.encoder import MINILM, minilm_folder
-from rayrec.training.task import Evaluation, LeftOut, Loss
+from rayrec.training.task import Evaluation, LeftOut, Loss, Summary
 from rayrec.typed_json import ConfigError
 
 ModelName = Literal["two_tower", "nrms", "miner", "spar", "embsum"]
@@ -89,47 +89,31 @@ class ContentTask:
     def build(self) -> ContentRanker:
         return build_model(self.config, self.vocabulary)
 
-    def sizes(self, model: nn.Module, batch: ContentBatch, unlabeled: ContentBatch | None = None) -> Tensor:
-        return _sizes(_ranker(model), batch)
+    def sizes(self, model: ContentRanker, batch: ContentBatch, unlabeled: ContentBatch | None = None) -> Tensor:
+        return _sizes(model, batch)
 
     def loss(
-        self, model: nn.Module, batch: ContentBatch, unlabeled: ContentBatch | None = None,
+        self, model: ContentRanker, batch: ContentBatch, unlabeled: ContentBatch | None = None,
         joint_sizes: Tensor | None = None,
     ) -> Loss:  # fmt: skip
         """ "nce" over rows; EmbSum's "summary" over the tokens that are to be written, times its weight."""
-        ranker = _ranker(model)
-        weights, parts = ranker.loss_weights, ranker.losses(batch)
+        weights, parts = model.loss_weights, model.losses(batch)
         shares = torch.ones(len(weights), dtype=torch.float64)
         if joint_sizes is not None:
-            shares = _sizes(ranker, batch) / joint_sizes.cpu().clamp_min(1e-9)
+            shares = _sizes(model, batch) / joint_sizes.cpu().clamp_min(1e-9)
         terms = [
             weights[name] * float(share) * parts[name] for name, share in zip(sorted(weights), shares, strict=True)
         ]
         total = torch.stack(terms).sum()
         return Loss(total, {"loss": total.detach(), **{name: value.detach() for name, value in parts.items()}})
 
-    def predict(self, model: nn.Module, batch: ContentBatch) -> Tensor:
+    def predict(self, model: ContentRanker, batch: ContentBatch) -> Tensor:
         """Scores (B, C), -inf at padding."""
-        return _ranker(model).scores(batch)
+        return model.scores(batch)
 
-    def observe(self, evaluation: Evaluation, outputs: Tensor, batch: ContentBatch) -> None:
-        assert isinstance(evaluation, ImpressionMetrics)
-        evaluation.update(outputs, batch.labels, batch.users)
-
-    def new_evaluation(self) -> ImpressionMetrics:
-        return ImpressionMetrics()
-
-    def grouped_evaluation(self) -> ImpressionMetrics:
-        return self.new_evaluation()
-
-    def left_out(self, evaluation: Evaluation) -> LeftOut:
-        assert isinstance(evaluation, ImpressionMetrics)
-        return {"impressions": evaluation.without_groups()}
-
-    def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-        """rows (impressions), left_out, auc, mrr, ndcg@5, ndcg@10 under "impressions"."""
-        assert isinstance(evaluation, ImpressionMetrics)
-        return {"impressions": evaluation.compute()}
+    def evaluation(self, *, by_group: bool = False) -> "ContentEvaluation":
+        """Sums by group are kept in any case."""
+        return ContentEvaluation()
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
         value = summary["impressions"][self.config.objective]
@@ -144,9 +128,21 @@ class ContentTask:
         return f"valid/{self.config.objective}"
 
 
-def _ranker(model: nn.Module) -> ContentRanker:
-    assert isinstance(model, ContentRanker)
-    return model
+class ContentEvaluation(Evaluation[ContentBatch]):
+    """Scores of impressions."""
+
+    def __init__(self) -> None:
+        self.metrics: ImpressionMetrics = ImpressionMetrics()
+
+    def update(self, outputs: Tensor, batch: ContentBatch) -> None:
+        self.metrics.update(outputs, batch.labels, batch.users)
+
+    def summarize(self) -> Summary:
+        """rows (impressions), left_out, auc, mrr, ndcg@5, ndcg@10 under "impressions"."""
+        return {"impressions": self.metrics.compute()}
+
+    def left_out(self) -> LeftOut:
+        return {"impressions": self.metrics.without_groups()}
 
 
 def _sizes(ranker: ContentRanker, batch: ContentBatch) -> Tensor:

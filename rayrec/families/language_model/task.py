@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from rayrec.batch import Batch
 from rayrec.metrics.perplexity import Perplexity
 from rayrec.models.llama import LlamaConfig, LlamaLanguageModel
-from rayrec.training.task import Evaluation, Loss
+from rayrec.training.task import Evaluation, Loss, Summary
 
 TEXT = "text"  # the name under which a language model's metrics are reported
 
@@ -48,26 +48,9 @@ class LanguageModellingTask:
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return token_losses(model, batch.sequences[0])
 
-    def observe(self, evaluation: Evaluation, outputs: Tensor, batch: Batch) -> None:
-        assert isinstance(evaluation, Perplexity)
-        evaluation.update(outputs)
-
-    def new_evaluation(self) -> Perplexity:
-        return Perplexity()
-
-    def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-        """tokens, cross_entropy (nats a token) and perplexity of the text; None where there was none."""
-        assert isinstance(evaluation, Perplexity)
-        result = evaluation.compute()
-        if result.tokens == 0:
-            return {TEXT: {"tokens": 0, "cross_entropy": None, "perplexity": None}}
-        return {
-            TEXT: {
-                "tokens": result.tokens,
-                "cross_entropy": result.cross_entropy,
-                "perplexity": result.perplexity,
-            }
-        }
+    def evaluation(self, *, by_group: bool = False) -> "TextEvaluation":
+        """No sums by group are kept."""
+        return TextEvaluation()
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
         """Perplexity. Raises ValueError when no token was judged."""
@@ -83,6 +66,28 @@ class LanguageModellingTask:
     @property
     def objective_mode(self) -> Literal["min", "max"]:
         return "min"
+
+
+class TextEvaluation(Evaluation[Batch]):
+    """Losses of tokens."""
+
+    def __init__(self) -> None:
+        self.metrics: Perplexity = Perplexity()
+
+    def update(self, outputs: Tensor, batch: Batch) -> None:
+        self.metrics.update(outputs)
+
+    def summarize(self) -> Summary:
+        """tokens, cross_entropy (nats a token) and perplexity of the text; None where there was none."""
+        result = self.metrics.compute()
+        judged = result.tokens > 0
+        return {
+            TEXT: {
+                "tokens": result.tokens,
+                "cross_entropy": result.cross_entropy if judged else None,
+                "perplexity": result.perplexity if judged else None,
+            }
+        }
 
 
 def token_losses(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from math import nan
 from typing import Literal
 
 import torch
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 from rayrec.batch import Batch
 from rayrec.data.log.schema import LogSchema
 from rayrec.families.ranker.balancing_json import AnyBalancing
+from rayrec.families.ranker.judging import RankerEvaluation
 from rayrec.methods.balancing import Balancer
 from rayrec.methods.distillation import Distillation, DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.methods.means import joint, masked_cross_entropy, observed_weights
 from rayrec.methods.method import Method, MethodConfig, Rows, Sizes, Tasks
 from rayrec.methods.perturbation import PerturbationConfig
-from rayrec.metrics import BinaryMetrics
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
-from rayrec.training.task import Evaluation, LeftOut, Loss
+from rayrec.training.task import Loss
 from rayrec.typed_json import ConfigError
 
 
@@ -136,7 +135,7 @@ class RankingTask:
         """The same of unlabeled batches."""
         return tuple(column for method in self._methods.values() for column in method.unlabeled_columns(taught=taught))
 
-    def sizes(self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None) -> Tensor:
+    def sizes(self, model: Ranker, batch: Batch, unlabeled: Batch | None = None) -> Tensor:
         """(P,) weight of the rows where the task's label is observed, then the methods' own sizes, in their order."""
         return self._sizes(self._weighed(batch), unlabeled)
 
@@ -150,13 +149,12 @@ class RankingTask:
         return batch
 
     def loss(
-        self, model: nn.Module, batch: Batch, unlabeled: Batch | None = None, joint_sizes: Tensor | None = None
+        self, model: Ranker, batch: Batch, unlabeled: Batch | None = None, joint_sizes: Tensor | None = None
     ) -> Loss:
         """Sum over heads of weight * mean cross-entropy on the rows where the task's label is observed; with methods, theirs.
 
         All rows that a method adds go through the towers in one pass, behind those of ``batch``.
         """
-        assert isinstance(model, Ranker)
         batch = self._weighed(batch)
         sizes = joint(self._sizes(batch, unlabeled)) if joint_sizes is None else joint_sizes
         methods = self._methods.values()
@@ -195,54 +193,17 @@ class RankingTask:
         with torch.device("meta"):
             return self.build().representation_width
 
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+    def predict(self, model: Ranker, batch: Batch) -> Tensor:
         logits: Tensor = model(batch)
         return logits.float()
 
-    def observe(self, evaluation: Evaluation, outputs: Tensor, batch: Batch) -> None:
-        assert isinstance(evaluation, BinaryMetrics)
-        labels, split = batch.labels, self.config.known_features_split
-        if (
-            split is not None
-        ):  # a group's metrics are those of further tasks, whose labels are observed on its rows only
-            few = (batch.known_features() < split).unsqueeze(1)
-            labels = torch.cat([labels, labels.masked_fill(~few, nan), labels.masked_fill(few, nan)], dim=1)
-            outputs = outputs.repeat(1, 3)
-        evaluation.update(
-            outputs, labels, batch.weights, None if self._user is None else batch.categorical[:, self._user]
+    def evaluation(self, *, by_group: bool = False) -> RankerEvaluation:
+        return RankerEvaluation(
+            self.schema.task_names,
+            known_features_split=self.config.known_features_split,
+            user=self._user,
+            by_group=by_group,
         )
-
-    def new_evaluation(self, *, by_group: bool = False) -> BinaryMetrics:
-        judged = len(self.schema.tasks) * (1 if self.config.known_features_split is None else 3)
-        return BinaryMetrics(judged, by_group=by_group)
-
-    def grouped_evaluation(self) -> BinaryMetrics:
-        return self.new_evaluation(by_group=True)
-
-    def left_out(self, evaluation: Evaluation) -> LeftOut:
-        assert isinstance(evaluation, BinaryMetrics)
-        if evaluation.groups is None:
-            return {}
-        found, tasks = evaluation.groups.left_out(), self.schema.task_names
-        values = dict(zip(tasks, found, strict=False))
-        for group, start in (("few_known", len(tasks)), ("many_known", 2 * len(tasks))):
-            for task, metrics in zip(tasks, found[start:], strict=False):
-                values[task] |= {f"{name}_{group}": rest for name, rest in metrics.items()}
-        return values
-
-    def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-        """rows, positives, log_loss, normalized_entropy, auc, ece, calibration_ratio by task; None where undefined."""
-        assert isinstance(evaluation, BinaryMetrics)
-        counts, qualities = ("rows", "positives"), ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")
-        results, tasks = evaluation.compute(), self.schema.task_names
-        summary = {
-            task: {name: _defined(getattr(result, name)) for name in (*counts, *qualities)}
-            for task, result in zip(tasks, results, strict=False)
-        }
-        for group, start in (("few_known", len(tasks)), ("many_known", 2 * len(tasks))):
-            for task, result in zip(tasks, results[start:], strict=False):  # none without groups
-                summary[task] |= {f"{name}_{group}": _defined(getattr(result, name)) for name in qualities}
-        return summary
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
         """Mean of the chosen metric over the tasks where it is defined. Raises ConfigError when it is nowhere."""
@@ -266,7 +227,3 @@ def _represent(model: Ranker, blocks: list[Tensor]) -> Tensor:
     if len(blocks) == 1 or blocks[0].is_cuda:
         return model.represent_embedded(blocks[0] if len(blocks) == 1 else torch.cat(blocks))
     return torch.cat([model.represent_embedded(block) for block in blocks])
-
-
-def _defined(value: float) -> float | None:
-    return None if value != value else float(value)

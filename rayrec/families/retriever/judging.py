@@ -45,14 +45,14 @@ def judge(
     if split not in ("valid", "test"):
         raise ConfigError(f"split must be valid or test, not {split!r}")
     searcher.model.eval()
-    evaluation, users, seconds = task.new_evaluation(), 0, 0.0
+    evaluation, users, seconds = task.evaluation(), 0, 0.0
     for batch in experiment.data(Worker()).open_evaluation(split, 1).epoch_batches():
         started = time.perf_counter()
         ranks = task.ranks(searcher, batch, method, beams)
         seconds += time.perf_counter() - started
         users += len(batch)
-        task.observe(evaluation, ranks, batch)
+        evaluation.update(ranks, batch)
     used = beams or searcher.beams if "generative" in HEADS[method] else None
     milliseconds = 1000 * seconds / max(users, 1)
-    stored, left_out = searcher.stored_bytes(method), task.left_out(evaluation)
-    return Judgement(method, used, task.summarize(evaluation), milliseconds, stored, left_out)
+    stored, left_out = searcher.stored_bytes(method), evaluation.left_out()
+    return Judgement(method, used, evaluation.summarize(), milliseconds, stored, left_out)

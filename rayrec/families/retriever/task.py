@@ -1,6 +1,6 @@
 """The retrieval task: the next item of a history by SASRec, TIGER, a dense text retriever or LIGER, judged by full ranking."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -19,7 +19,7 @@ from rayrec.models.sasrec import SASRecConfig
 from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.searching import Method, Searcher
-from rayrec.training.task import Evaluation, LeftOut, Loss
+from rayrec.training.task import Evaluation, LeftOut, Loss, Summary
 from rayrec.typed_json import ConfigError
 
 ModelName = Literal["sasrec", "depth", "tiger", "dense", "liger", "mender_emb", "mender_tok", "extended_lm"]
@@ -154,26 +154,24 @@ class RetrievalTask:
     def searcher(self, model: Retriever[Any]) -> Searcher[Any]:
         return Searcher(model, beams=self.config.beams)
 
-    def sizes(self, model: nn.Module, batch: HistoryBatch, unlabeled: HistoryBatch | None = None) -> Tensor:
-        sizes = _retriever(model).loss_sizes(batch.asked, batch.target)
+    def sizes(self, model: Retriever[Any], batch: HistoryBatch, unlabeled: HistoryBatch | None = None) -> Tensor:
+        sizes = model.loss_sizes(batch.asked, batch.target)
         return torch.stack([sizes[name] for name in sorted(sizes)])
 
     def loss(
-        self, model: nn.Module, batch: HistoryBatch, unlabeled: HistoryBatch | None = None,
+        self, model: Retriever[Any], batch: HistoryBatch, unlabeled: HistoryBatch | None = None,
         joint_sizes: Tensor | None = None,
     ) -> Loss:  # fmt: skip
-        retriever = _retriever(model)
-        joint = None if joint_sizes is None else dict(zip(sorted(retriever.loss_weights), joint_sizes, strict=True))
-        parts = retriever.loss(batch.asked, batch.target, joint)
+        joint = None if joint_sizes is None else dict(zip(sorted(model.loss_weights), joint_sizes, strict=True))
+        parts = model.loss(batch.asked, batch.target, joint)
         return Loss(parts["loss"], {name: value.detach() for name, value in parts.items()})
 
-    def predict(self, model: nn.Module, batch: HistoryBatch) -> Tensor:
+    def predict(self, model: Retriever[Any], batch: HistoryBatch) -> Tensor:
         """Ranks (B,) of the targets by the method that selects models."""
-        retriever = _retriever(model)
-        if self._searcher is None or self._searcher.model is not retriever:
-            self._searcher = self.searcher(retriever)
+        if self._searcher is None or self._searcher.model is not model:
+            self._searcher = self.searcher(model)
         self._searcher.weights_changed()  # the model may have been trained on since the last batch
-        return self.ranks(self._searcher, batch, retriever.judged_by)
+        return self.ranks(self._searcher, batch, model.judged_by)
 
     def ranks(self, searcher: Searcher[Any], batch: HistoryBatch, method: Method, beams: int | None = None) -> Tensor:
         """Ranks (B,) of the targets among the ``list_depth`` items that the method finds first; ABSENT beyond.
@@ -191,35 +189,15 @@ class RetrievalTask:
         model.eval()
         searcher, found = self.searcher(model), {}
         for method in searcher.methods:
-            evaluation = self.new_evaluation()
+            evaluation = self.evaluation()
             for batch in batches():
-                self.observe(evaluation, self.ranks(searcher, batch, method), batch)
-            found[method] = self.summarize(evaluation)["all"][self.config.objective] or 0.0
+                evaluation.update(self.ranks(searcher, batch, method), batch)
+            found[method] = evaluation.summarize()["all"][self.config.objective] or 0.0
         return found
 
-    def observe(self, evaluation: Evaluation, outputs: Tensor, batch: HistoryBatch) -> None:
-        assert isinstance(evaluation, RankingMetrics)
-        seen = self.catalogue.seen.to(batch.target.device)
-        evaluation.update(outputs.long(), ~seen[batch.target])
-
-    def new_evaluation(self) -> RankingMetrics:
-        return RankingMetrics(self.config.cutoffs)
-
-    def grouped_evaluation(self) -> RankingMetrics:
-        return self.new_evaluation()
-
-    def left_out(self, evaluation: Evaluation) -> LeftOut:
-        assert isinstance(evaluation, RankingMetrics)
-        return evaluation.left_out()
-
-    def summarize(self, evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-        """users, recall@K, ndcg@K, mrr of all targets, of those seen in training (in_set) and of cold ones."""
-        assert isinstance(evaluation, RankingMetrics)
-        summary = {}
-        for group in ("in_set", "cold", "all"):
-            numbers = evaluation.compute()[group].as_numbers()
-            summary[group] = {"users": numbers.pop("count"), **numbers}
-        return summary
+    def evaluation(self, *, by_group: bool = False) -> "RetrievalEvaluation":
+        """Sums by group are kept in any case."""
+        return RetrievalEvaluation(self.catalogue.seen, self.config.cutoffs)
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
         value = summary["in_set"][self.config.objective]
@@ -232,6 +210,24 @@ class RetrievalTask:
         return f"valid/in_set_{self.config.objective}"
 
 
-def _retriever(model: nn.Module) -> Retriever[Any]:
-    assert isinstance(model, Retriever)
-    return model
+class RetrievalEvaluation(Evaluation[HistoryBatch]):
+    """Ranks of the targets. seen: (items + 1,) whether an item was met in training."""
+
+    def __init__(self, seen: Tensor, cutoffs: Sequence[int]) -> None:
+        self.metrics: RankingMetrics = RankingMetrics(cutoffs)
+        self._seen = seen
+
+    def update(self, outputs: Tensor, batch: HistoryBatch) -> None:
+        seen = self._seen.to(batch.target.device)
+        self.metrics.update(outputs.long(), ~seen[batch.target])
+
+    def summarize(self) -> Summary:
+        """users, recall@K, ndcg@K, mrr of all targets, of those seen in training (in_set) and of cold ones."""
+        summary = {}
+        for group in ("in_set", "cold", "all"):
+            numbers = self.metrics.compute()[group].as_numbers()
+            summary[group] = {"users": numbers.pop("count"), **numbers}
+        return summary
+
+    def left_out(self) -> LeftOut:
+        return self.metrics.left_out()
