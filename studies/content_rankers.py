@@ -85,7 +85,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class _Nowhere:
+class Nowhere:
     """Keeps no checkpoint: a run of minutes is repeated, not resumed."""
 
     def latest(self) -> Path | None:
@@ -143,7 +143,7 @@ def run_arm(study: ContentStudy, arm: str, seed: int, states: dict[int, Tensor],
     if length is not None:
         experiment = replace(experiment, ranker=replace(experiment.ranker, max_history=length))
     task = KeptTask(experiment.task(), states, written_ids(experiment))
-    progress = run_training(task, experiment.data(Worker()), experiment.loop, experiment.optimizer, _Nowhere())
+    progress = run_training(task, experiment.data(Worker()), experiment.loop, experiment.optimizer, Nowhere())
     trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     curve = {}
     for shorter in study.lengths:
