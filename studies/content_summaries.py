@@ -1,6 +1,6 @@
 """EmbSum's own summaries against an LLM's: python -m studies.content_summaries --content C --tokens T --text tastes --out FILE.
 
-EmbSum is taught the texts of all users but the last ``held``; then it writes those of the held users, of whom it has read histories
+EmbSum is taught the texts of all users but the last ``held``; then it writes those of the held users, of whom it read histories
 and impressions but no text. ROUGE against what the LLM wrote of them, beside two that have read nothing of the user's history for
 it: the LLM's text of another user, and the extractive text. One JSON line a held user. The encoder is frozen as in
 studies.content_rankers.

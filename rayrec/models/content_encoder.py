@@ -31,6 +31,8 @@ class ContentEncoderConfig:
     """How many layers train "top" trains."""
     pretrained: bool = True
     """False = the same shape with random weights (an ablation)."""
+    rate_share: float = 0.2
+    """Of the learning rate for a pretrained encoder under AdamW, its table aside: SPAR's new layers learn five times as fast."""
     session: int = 5
     """Contents read together (choice: 5); one that does not fit is cut to its share of the encoder's positions."""
     dim: int = 200
@@ -45,6 +47,8 @@ class ContentEncoderConfig:
     def __post_init__(self) -> None:
         if min(self.session, self.dim, self.top_layers) < 1:
             raise ValueError("encoder session, dim and top_layers must be at least 1")
+        if not 0 < self.rate_share <= 1:
+            raise ValueError(f"encoder rate_share must lie in (0, 1], not {self.rate_share}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"encoder dropout must lie in [0, 1), not {self.dropout}")
         if self.model == SCRATCH and self.train != "all":
@@ -207,6 +211,7 @@ class _Pretrained(Body):
             self.positions -= 2  # their first position is behind the padding's
         for parameter in self.model.parameters():
             parameter.requires_grad_(config.train == "all")
+            parameter.rate_share = config.rate_share  # read by rayrec.optim
         if config.train == "top":
             self._thaw(config)
 

@@ -95,6 +95,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return _build_chain(model, config)
 
 
+def rate_share(parameter: nn.Parameter) -> float:
+    """Of the learning rate with AdamW, tables aside; 1 unless its model gave it an attribute of this name."""
+    return float(getattr(parameter, "rate_share", 1.0))
+
+
 def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     projection, mini = config.projection, config.optimizer == "apollo_mini"
     rank = projection.rank if projection.rank is not None else 1 if mini else projection.rank_share
@@ -137,8 +142,13 @@ def _build_chain(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
         }
         others = [p for p in trained if id(p) not in tables]
         adamw = [
-            {"params": [p for p in others if p.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for p in others if (p.dim() > 1) == matrices and rate_share(p) == share],
+                "weight_decay": config.weight_decay if matrices else 0.0,
+                "lr": config.learning_rate * share,
+            }
+            for share in sorted({rate_share(p) for p in others}, reverse=True)
+            for matrices in (True, False)
         ]
         (rowwise if config.embeddings == "rowwise_adagrad" else adamw).append(embeddings)
     if galore:

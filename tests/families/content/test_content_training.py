@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from rayrec.data.content import UserTexts, read_content, write_content
 from rayrec.data.content.tokens import tokenize, write_tokens
@@ -16,13 +17,15 @@ from rayrec.data.log.streams import StreamPosition
 from rayrec.families.content.bundle import load_content_ranker
 from rayrec.families.content.evaluation import EvaluateContent
 from rayrec.families.content.experiment import ContentExperiment
-from rayrec.models.content_inputs import ContentBatch, Texts
+from rayrec.models.content_encoder import ContentEncoder, ContentEncoderConfig
+from rayrec.models.content_inputs import ContentBatch, Texts, pad_texts
 from rayrec.models.content_ranker import ContentRanker
+from rayrec.optim import OptimizerConfig, build_optimizer
 from rayrec.runs.fitting import fit
 from rayrec.text.content_tokenizer import ContentTokenizer
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.experiment import train_here
+from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.judging import judge_stream
 from rayrec.training.loop import Worker
 from rayrec.training.reporters import FolderReporter
@@ -186,6 +189,41 @@ def test_every_parameter_of_every_variant_of_spar_gets_a_gradient(
     batch, _ = next(wanted.data(Worker()).open_training(StreamPosition(), 1).epoch_batches())
     task.loss(model, batch).total.backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_pretrained_encoder_learns_at_its_share_of_the_rate(tmp_path: Path) -> None:
+    made = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(made).save_pretrained(tmp_path / "bert")
+    encoder = ContentEncoder(ContentEncoderConfig(str(tmp_path / "bert"), dim=8), 50, str(tmp_path / "bert"))
+    config = OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-3, weight_decay=0.0)
+    optimizer = build_optimizer(encoder, config)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in encoder.project.parameters()} == {1e-2}
+    body = dict(encoder.body.named_parameters())
+    tables = {name for name in body if "embeddings.weight" in name}
+    assert {rates[id(body[name])] for name in tables} == {1e-3}
+    assert {rates[id(p)] for name, p in body.items() if name not in tables} == {2e-3}
+    assert len(rates) == len(list(encoder.parameters()))
+    before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    encoder.eval().texts(pad_texts([[1, 2, 3]])).square().sum().backward()
+    optimizer.step()
+    moved = {name: float((p - before[name]).abs().max()) for name, p in encoder.named_parameters()}
+    assert moved["project.weight"] == pytest.approx(1e-2, rel=1e-3)  # AdamW's first step is the rate
+    assert max(moved[f"body.{name}"] for name in body if name not in tables) == pytest.approx(2e-3, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_train_make_one_model_that_a_single_worker_can_judge(
+    ray_session: None, runs: Path, experiment: ContentExperiment
+) -> None:
+    few = replace(experiment, loop=replace(experiment.loop, epochs=3))
+    finished = fit("content-two", few, ScalingOptions(workers=2))
+    bundle = load_content_ranker(finished.bundle)
+    found = judge_stream(few.task(), bundle.model, few.data(Worker()).open_evaluation("test", 1).epoch_batches())
+    told = finished.progress.evaluations["test"]["impressions"]
+    assert told["rows"] == found["impressions"]["rows"] == len(few.inputs().log.impressions.rows("test"))
+    for name in ("auc", "mrr", "ndcg@5", "ndcg@10"):
+        assert told[name] == pytest.approx(found["impressions"][name], abs=1e-6)
 
 
 def test_tokens_that_a_model_was_not_trained_to_read_are_named(
