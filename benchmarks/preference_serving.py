@@ -3,7 +3,8 @@
 MenderEmb of the paper's decoder with random weights over 12,000 items with MiniLM's 384-dimensional texts; histories of 20 items,
 10 are wanted: without a preference, with one that was never asked before (the text encoder reads it), and with one that was. The
 service and its clients share this machine. Training: rows a second of both variants on random histories and titles, MenderTok
-with MiniLM, frozen and with LoRA, prompts of at most 256 tokens. The last line is JSON.
+with MiniLM, frozen, frozen and remembered (all epochs but the first), and with LoRA, prompts of at most 256 tokens. The last line
+is JSON.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRe
 from rayrec.families.retriever.preferences import PreferenceReader, SavedPreferences, prompts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
-from rayrec.models.mender import MenderEmbConfig, MenderTokConfig
+from rayrec.models.mender import MenderEmbConfig, MenderTokConfig, Tune
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.retriever import Steered
@@ -38,37 +39,9 @@ from serve_apps.retriever import RetrieverService
 Kind = Literal["none", "fresh", "cached"]
 KINDS: tuple[Kind, ...] = ("none", "fresh", "cached")
 WORDS = (
-    *(
-        "steel",
-        "wooden",
-        "soft",
-        "quiet",
-        "bright",
-        "heavy",
-        "light",
-        "cordless",
-        "digital",
-        "precise",
-        "small",
-        "large",
-        "red",
-    ),
-    *(
-        "gloves",
-        "screws",
-        "tape",
-        "brush",
-        "filament",
-        "lamp",
-        "pump",
-        "valve",
-        "scale",
-        "drill",
-        "hose",
-        "clamp",
-        "funnel",
-    ),
-)
+    "steel", "wooden", "soft", "quiet", "bright", "heavy", "light", "cordless", "digital", "precise", "small", "large", "red",
+    "gloves", "screws", "tape", "brush", "filament", "lamp", "pump", "valve", "scale", "drill", "hose", "clamp", "funnel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,12 +152,24 @@ def trained(config: PreferenceServing, items: TokenizedItems) -> dict[str, float
     """Rows a second of forward, backward and AdamW, one thread."""
     titles = [" ".join(np.random.default_rng((2, i)).choice(WORDS, 6)) for i in range(config.items)]
     found = {}
-    for name, tune in (("mender_emb", None), ("mender_tok frozen", "frozen"), ("mender_tok lora", "lora")):
+    variants: tuple[tuple[str, Tune | None, int], ...] = (
+        ("mender_emb", None, 0),
+        ("mender_tok frozen", "frozen", 0),
+        ("mender_tok frozen, remembered", "frozen", config.batch),
+        ("mender_tok lora", "lora", 0),
+    )
+    for name, tune, remembered in variants:
+        dropped = 0.0 if remembered else 0.1  # without its preference a row is another prompt
         shared = {"transformer": transformer(config), "max_length": config.history}
         retrieval = RetrievalConfig(
             model="mender_emb" if tune is None else "mender_tok",
             mender_emb=MenderEmbConfig(**shared),  # type: ignore[arg-type]
-            mender_tok=MenderTokConfig(**shared, tune=tune or "lora"),  # type: ignore[arg-type]
+            mender_tok=MenderTokConfig(
+                **shared,  # type: ignore[arg-type]
+                preference_dropout=dropped,
+                tune=tune or "lora",
+                remembered=remembered,
+            ),
         )
         texts = None if tune is None else read_encoder_texts("minilm")
         known = catalogue(config, items)
@@ -207,7 +192,7 @@ def trained(config: PreferenceServing, items: TokenizedItems) -> dict[str, float
             optimizer.step()
             seconds.append(time.perf_counter() - started)
         found[name] = round(config.batch / float(np.median(seconds[1:])), 1)
-        print(f"training {name:<20}{found[name]:>10.1f} rows/s")
+        print(f"training {name:<31}{found[name]:>10.1f} rows/s")
     return found
 
 
