@@ -22,9 +22,10 @@ import tyro
 
 from benchmarks.http_load import Demand, Load, run_load
 from benchmarks.serving import free_port
+from rayrec.bundle import write_bundle
 from rayrec.data.content import TextField
 from rayrec.data.content.embeddings import EmbeddingsRecord, What, put_in_force, write_shard
-from rayrec.families.content.bundle import ContentBundle, SavedContent, load_content_ranker, save_content_ranker
+from rayrec.families.content.bundle import ContentBundle, SavedContent, content_parts, load_content_ranker
 from rayrec.families.content.embedding import ContentEmbedder
 from rayrec.families.content.task import ContentConfig, ContentVocabulary, build_model
 from rayrec.models.content_encoder import ContentEncoderConfig
@@ -64,7 +65,7 @@ def main(config: ContentScoring) -> None:
     runs: dict[int, list[Load]] = {clients: [] for clients in config.clients}
     with tempfile.TemporaryDirectory(prefix="rayrec-content-") as name:
         folder = Path(name)
-        bundle, root = write_bundle(folder / "spar", config), folder / "embeddings"
+        bundle, root = random_bundle(folder / "spar", config), folder / "embeddings"
         write_embeddings(root, bundle, config)
         stored, anew = speeds(bundle, root, config)
         connect_to_serve(num_cpus=2)
@@ -78,7 +79,7 @@ def main(config: ContentScoring) -> None:
     report(stored, anew, runs)
 
 
-def write_bundle(folder: Path, config: ContentScoring) -> ContentBundle:
+def random_bundle(folder: Path, config: ContentScoring) -> ContentBundle:
     torch.manual_seed(0)
     tokenizer, ranker = load_tokenizer("minilm"), ContentConfig("spar", ContentEncoderConfig())
     shape = ContentShape(config.history, config.tokens, 130)
@@ -86,7 +87,7 @@ def write_bundle(folder: Path, config: ContentScoring) -> ContentBundle:
     model = build_model(ranker, vocabulary)
     fields = (TextField("title", "Title", config.tokens),)
     saved = SavedContent(ranker, vocabulary, fields, "none", 128, model.encoder.shape)
-    save_content_ranker(folder, model=model, saved=saved, tokenizer=tokenizer, metrics={}, run_config={})
+    write_bundle(folder, content_parts(model, saved, tokenizer), metrics={}, run_config={})
     return load_content_ranker(folder)
 
 

@@ -21,7 +21,8 @@ import tyro
 
 from benchmarks.http_load import Demand, Load, run_load
 from benchmarks.serving import free_port
-from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.bundle import write_bundle
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, retriever_parts
 from rayrec.families.retriever.preferences import PreferenceReader, SavedPreferences, prompts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
@@ -102,14 +103,22 @@ def served(config: PreferenceServing, items: TokenizedItems) -> dict[str, dict[s
     fresh = itertools.count(1_000)
     with tempfile.TemporaryDirectory(prefix="rayrec-preferences-") as folder:
         model = retrieval.architecture.build(catalogue(config, items))
-        bundle = save_retriever(
-            Path(folder) / "mender", modules=RetrieverModules(model, items.tokenizer),
-            saved=SavedRetriever(
-                retrieval, config.items, SavedIds(items.ids.level_sizes, 384, "minilm", items.tokenizer.config), None,
-                SavedPreferences("minilm", 384),
+        bundle = write_bundle(
+            Path(folder) / "mender",
+            retriever_parts(
+                RetrieverModules(model, items.tokenizer),
+                SavedRetriever(
+                    retrieval,
+                    config.items,
+                    SavedIds(items.ids.level_sizes, 384, "minilm", items.tokenizer.config),
+                    None,
+                    SavedPreferences("minilm", 384),
+                ),
+                tuple(f"item-{number}" for number in range(1, config.items + 1)),
             ),
-            names=tuple(f"item-{number}" for number in range(1, config.items + 1)), metrics={}, run_config={},
-        )  # fmt: skip
+            metrics={},
+            run_config={},
+        )
         connect(num_cpus=2)
         with serving(RetrieverService(beams=config.beams), "127.0.0.1", free_port()) as deployed:
             deployed.deploy(ModelReference(str(bundle), "mender", "1"))

@@ -16,7 +16,8 @@ import tyro
 
 from benchmarks.http_load import Demand, Load, run_load
 from benchmarks.serving import free_port
-from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.bundle import write_bundle
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, retriever_parts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import ItemFeatures
 from rayrec.models.liger import Liger, LigerConfig
@@ -53,7 +54,7 @@ def main(config: RetrievalServing) -> None:
     torch.set_num_threads(1)
     runs: dict[tuple[Method, int], list[Load]] = {(m, c): [] for m in METHODS for c in config.clients}
     with tempfile.TemporaryDirectory(prefix="rayrec-retrieval-") as folder:
-        bundle = write_bundle(Path(folder) / "liger", config)
+        bundle = random_bundle(Path(folder) / "liger", config)
         connect_to_serve(num_cpus=2)
         with serving(RetrieverService(beams=config.beams), "127.0.0.1", free_port()) as deployed:
             deployed.deploy(ModelReference(str(bundle), "liger", "1"))
@@ -70,7 +71,7 @@ def main(config: RetrievalServing) -> None:
     report(runs)
 
 
-def write_bundle(folder: Path, config: RetrievalServing) -> Path:
+def random_bundle(folder: Path, config: RetrievalServing) -> Path:
     """A LIGER with random weights over random texts."""
     torch.manual_seed(0)
     items = fit_tokenizer(torch.randn(config.items, 384), TokenizerConfig(kmeans=ResidualKMeansConfig(iterations=5)))
@@ -81,11 +82,13 @@ def write_bundle(folder: Path, config: RetrievalServing) -> Path:
     text = torch.nn.functional.pad(items.embeddings, (0, 0, 1, 0))
     model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), liger)
     ids = SavedIds(items.ids.level_sizes, text.shape[1], "minilm", items.tokenizer.config)
-    return save_retriever(
+    return write_bundle(
         folder,
-        modules=RetrieverModules(model, items.tokenizer),
-        saved=SavedRetriever(RetrievalConfig(model="liger", liger=liger), config.items, ids),
-        names=tuple(f"item-{number}" for number in range(1, config.items + 1)),
+        retriever_parts(
+            RetrieverModules(model, items.tokenizer),
+            SavedRetriever(RetrievalConfig(model="liger", liger=liger), config.items, ids),
+            tuple(f"item-{number}" for number in range(1, config.items + 1)),
+        ),
         metrics={},
         run_config={},
     )

@@ -21,8 +21,9 @@ from ray import serve
 
 from benchmarks.bare_application import Bare
 from benchmarks.http_load import Demand, Load, run_load
+from rayrec.bundle import write_bundle
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
-from rayrec.families.ranker.bundle import save_bundle
+from rayrec.families.ranker.bundle import ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from serve_apps.deploying import connect_to_serve, serving
 from serve_apps.front import haproxy_is_front
@@ -88,9 +89,7 @@ def write_bundles(folder: Path) -> tuple[Path, Path]:
     )
     task = RankingTask(schema, RankingConfig())
     return tuple(  # type: ignore[return-value]
-        save_bundle(
-            folder / name, model=task.build(), model_config=task.model_config, schema=schema, metrics={}, run_config={}
-        )
+        write_bundle(folder / name, ranker_parts(task.build(), task.model_config, schema), metrics={}, run_config={})
         for name in ("first", "second")
     )
 

@@ -62,31 +62,43 @@ class BundleMetadata:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
-def write_model(
+@dataclass(frozen=True)
+class Parts:
+    """What a family puts into its bundles. model: what the weights are of. texts: further JSON by file name."""
+
+    kind: str
+    model: nn.Module
+    model_config: Any
+    texts: Mapping[str, str]
+
+
+def write_bundle(
     folder: Path | str,
+    parts: Parts,
     *,
-    kind: str,
-    model: nn.Module,
-    model_config: Any,
-    texts: Mapping[str, str],
     metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     run_config: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Path:
-    """Write a bundle of any kind, whole or not at all: ``config.json``, the weights, and further JSON ``texts`` by file name."""
+    """Write a bundle of any kind, whole or not at all: ``config.json``, the weights, and the texts.
+
+    Raises BundleError when ``folder`` exists and ``overwrite`` is false.
+    """
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise BundleError(f"{folder}: exists already")
     with whole_folder(folder) as partial:
-        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, partial / WEIGHTS)
-        for name, text in texts.items():
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in parts.model.state_dict().items()}, partial / WEIGHTS
+        )
+        for name, text in parts.texts.items():
             write_text_atomically(partial / name, text)
         metadata = BundleMetadata(
-            kind=kind,
-            model_config=to_plain(model_config),
+            kind=parts.kind,
+            model_config=to_plain(parts.model_config),
             metrics=metrics,
             run_config=run_config,
-            sha256={name: _sha256(partial / name) for name in (WEIGHTS, *texts)},
+            sha256={name: _sha256(partial / name) for name in (WEIGHTS, *parts.texts)},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             rayrec=rayrec.__version__,
             torch=torch.__version__,

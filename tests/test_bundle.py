@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rayrec.bundle import BundleError
+from rayrec.bundle import BundleError, write_bundle
 from rayrec.data.log import Log
 from rayrec.data.log.schema import DenseFeature, LogSchema, SchemaError, TaskLabel
 from rayrec.data.log.streams import LogStream, StreamConfig
-from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 
 
@@ -23,11 +23,9 @@ def saved(small_log: Path, tmp_path: Path) -> tuple[Path, RankingTask, torch.nn.
     schema = Log.open(small_log).schema
     task = RankingTask(schema, RankingConfig())
     model = task.build().eval()
-    folder = save_bundle(
+    folder = write_bundle(
         tmp_path / "bundle",
-        model=model,
-        model_config=task.model_config,
-        schema=schema,
+        ranker_parts(model, task.model_config, schema),
         metrics={"test": {"click": {"auc": 0.7, "normalized_entropy": None}}},
         run_config={"log": "somewhere"},
     )
@@ -89,7 +87,7 @@ def test_an_unknown_config_field_is_named(saved) -> None:
 def test_a_bundle_that_exists_is_not_overwritten_by_accident(saved, small_log: Path) -> None:
     folder, task, model = saved
     with pytest.raises(BundleError, match="exists already"):
-        save_bundle(folder, model=model, model_config=task.model_config, schema=task.schema, metrics={}, run_config={})
+        write_bundle(folder, ranker_parts(model, task.model_config, task.schema), metrics={}, run_config={})
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.bfloat16], ids=str)

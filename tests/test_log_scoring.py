@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from jobs.score_log import ScoreLog, run
+from rayrec.bundle import write_bundle
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.collate import collate
 from rayrec.data.log.schema import SchemaError, write_schema
-from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.log_scoring import ScoringConfig, _FileScorer, score_log
 from rayrec.families.ranker.scoring import CalibrationConfig
 from rayrec.families.ranker.task import RankingConfig, RankingTask
@@ -25,9 +26,7 @@ def bundle(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     schema = Log.open(small_log).schema
     task = RankingTask(schema, RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(8,), tower=(4,))))
     folder = tmp_path_factory.mktemp("scoring") / "bundle"
-    return save_bundle(
-        folder, model=task.build(), model_config=task.model_config, schema=schema, metrics={}, run_config={}
-    )
+    return write_bundle(folder, ranker_parts(task.build(), task.model_config, schema), metrics={}, run_config={})
 
 
 def test_every_row_keeps_its_columns_and_gets_the_models_probability(small_log, bundle, tmp_path) -> None:

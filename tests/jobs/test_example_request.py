@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.serve import application_of, limits_of, try_line
+from rayrec.bundle import write_bundle
 from rayrec.data.log import Log, LogWriter
 from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.schema import (
@@ -18,7 +19,7 @@ from rayrec.data.log.schema import (
     SequenceFeature,
     TaskLabel,
 )
-from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.table import family_of
 from rayrec.typed_json import ConfigError, to_plain
@@ -71,10 +72,12 @@ def test_what_all_rows_share_stands_in_the_context(tmp_path: Path) -> None:
 def test_the_line_to_try_names_only_features_that_the_served_model_reads(small_log: Path, tmp_path: Path) -> None:
     experiment = RankerExperiment(small_log, ignored_features=("price", "history"))
     task = experiment.task()
-    folder = save_bundle(
-        tmp_path / "bundle", model=task.build(), model_config=task.model_config, schema=task.schema, metrics={},
+    folder = write_bundle(
+        tmp_path / "bundle",
+        ranker_parts(task.build(), task.model_config, task.schema),
+        metrics={},
         run_config=to_plain(experiment),
-    )  # fmt: skip
+    )
     line = try_line("http://127.0.0.1:8000", example(load_bundle(folder)))
     body = json.loads(shlex.split(line)[-1])
     assert {*body["context"], *body["candidates"][0]} == {"age", "user", "item"}
@@ -83,11 +86,9 @@ def test_the_line_to_try_names_only_features_that_the_served_model_reads(small_l
 
 def test_the_options_of_jobs_serve_are_those_of_the_bundles_family(small_log: Path, tmp_path: Path) -> None:
     task = RankerExperiment(small_log).task()
-    folder = save_bundle(
+    folder = write_bundle(
         tmp_path / "bundle",
-        model=task.build(),
-        model_config=task.model_config,
-        schema=task.schema,
+        ranker_parts(task.build(), task.model_config, task.schema),
         metrics={},
         run_config={},
     )

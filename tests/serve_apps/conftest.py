@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rayrec.bundle import write_bundle
 from rayrec.data.log import Log
-from rayrec.families.ranker.bundle import save_bundle
+from rayrec.families.ranker.bundle import ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_request import RankRequest
@@ -41,11 +42,9 @@ def bundles(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))  # the wide part starts at zero
         paths.append(
-            save_bundle(
+            write_bundle(
                 folder / name,
-                model=model,
-                model_config=task.model_config,
-                schema=schema,
+                ranker_parts(model, task.model_config, schema),
                 metrics={"test": {"click": {"auc": 0.7}}},
                 run_config={"log": str(small_log)},
             )

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.bundle import write_bundle
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, retriever_parts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import ItemFeatures
 from rayrec.models.liger import Liger, LigerConfig
@@ -48,14 +49,17 @@ def small_retriever(folder: Path, encoder: str, repeat: float | None = None) -> 
     model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), config)
     if repeat is not None:
         model.repeat.data.fill_(repeat)
-    return save_retriever(
+    return write_bundle(
         folder,
-        modules=RetrieverModules(model, items.tokenizer),
-        saved=SavedRetriever(
-            RetrievalConfig(model="liger", liger=config), 56,
-            SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config),
+        retriever_parts(
+            RetrieverModules(model, items.tokenizer),
+            SavedRetriever(
+                RetrievalConfig(model="liger", liger=config),
+                56,
+                SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config),
+            ),
+            tuple(TEXTS),
         ),
-        names=tuple(TEXTS),
         metrics={},
         run_config={},
-    )  # fmt: skip
+    )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from rayrec.bundle import BundleError
-from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, load_retriever, save_retriever
+from rayrec.bundle import BundleError, write_bundle
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, load_retriever, retriever_parts
 from rayrec.families.retriever.preferences import PreferenceReader, SavedPreferences, prompts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
@@ -53,15 +53,22 @@ def small_mender(folder: Path, encoder: str, model: str) -> Path:
             if "map" in name:
                 parameter.mul_(20)
     width = 0 if read is None else read.tokens.titles.shape[1]
-    return save_retriever(
+    return write_bundle(
         folder,
-        modules=RetrieverModules(built, items.tokenizer),
-        saved=SavedRetriever(
-            config, 56, SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config), None,
-            SavedPreferences(encoder, 8, texts, width),
+        retriever_parts(
+            RetrieverModules(built, items.tokenizer),
+            SavedRetriever(
+                config,
+                56,
+                SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config),
+                None,
+                SavedPreferences(encoder, 8, texts, width),
+            ),
+            tuple(TEXTS),
         ),
-        names=tuple(TEXTS), metrics={}, run_config={},
-    )  # fmt: skip
+        metrics={},
+        run_config={},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +208,13 @@ def test_read_preferences_are_kept_and_only_so_many(encoder: str) -> None:
 def test_a_bundle_without_what_reads_its_preferences_is_refused(encoder: str, tmp_path: Path) -> None:
     path = small_mender(tmp_path / "emb", encoder, "mender_emb")
     loaded = load_retriever(path)
-    save_retriever(
-        tmp_path / "bare", modules=RetrieverModules(loaded.model, loaded.tokenizer),
-        saved=replace(loaded.saved, preferences=None), names=loaded.names, metrics={}, run_config={},
-    )  # fmt: skip
+    write_bundle(
+        tmp_path / "bare",
+        retriever_parts(
+            RetrieverModules(loaded.model, loaded.tokenizer), replace(loaded.saved, preferences=None), loaded.names
+        ),
+        metrics={},
+        run_config={},
+    )
     with pytest.raises(BundleError, match="without what reads its preferences"):
         load_retriever(tmp_path / "bare")

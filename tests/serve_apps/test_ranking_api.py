@@ -16,11 +16,11 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayrec.bundle import BundleError
+from rayrec.bundle import BundleError, write_bundle
 from rayrec.data.log import Log
 from rayrec.data.log.collate import collate
 from rayrec.data.log.schema import DenseFeature, LogSchema, TaskLabel, TextFeature
-from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import Ranker
 from serve_apps.access import is_loopback
@@ -274,10 +274,12 @@ def test_a_diverged_model_is_not_served(bundles: tuple[Path, Path], small_log: P
     with torch.no_grad():
         next(bundle.model.parameters())[1] = float("nan")
     assert isinstance(bundle.model, Ranker)
-    folder = save_bundle(
-        tmp_path / "diverged", model=bundle.model, model_config=task.model_config, schema=bundle.schema, metrics={},
+    folder = write_bundle(
+        tmp_path / "diverged",
+        ranker_parts(bundle.model, task.model_config, bundle.schema),
+        metrics={},
         run_config={},
-    )  # fmt: skip
+    )
     with pytest.raises(BundleError, match="not finite"):
         load_ranker(ModelReference(str(folder)), max_candidates=50)
 

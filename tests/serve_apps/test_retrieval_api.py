@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from rayrec.bundle import BundleError
-from rayrec.families.retriever.bundle import RetrieverModules, SavedRetriever, save_retriever
+from rayrec.bundle import BundleError, write_bundle
+from rayrec.families.retriever.bundle import RetrieverModules, SavedRetriever, retriever_parts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.liger import Liger
 from rayrec.models.sasrec import SASRec, SASRecConfig
@@ -292,11 +292,16 @@ def test_a_model_that_knows_items_by_number_retrieves_and_refuses_new_ones(
     model = SASRec(20, config)
     if repeat is not None:
         model.repeat.data.fill_(repeat)
-    folder = save_retriever(
-        tmp_path / "sasrec", modules=RetrieverModules(model, None),
-        saved=SavedRetriever(RetrievalConfig(sasrec=config), 20, None), names=tuple(map(str, range(1, 21))), metrics={},
+    folder = write_bundle(
+        tmp_path / "sasrec",
+        retriever_parts(
+            RetrieverModules(model, None),
+            SavedRetriever(RetrievalConfig(sasrec=config), 20, None),
+            tuple(map(str, range(1, 21))),
+        ),
+        metrics={},
         run_config={},
-    )  # fmt: skip
+    )
     retriever = served(folder, tmp_path)
     client = client_of(retriever)
     with torch.no_grad():

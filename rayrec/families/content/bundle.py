@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rayrec.bundle import CONFIG, WEIGHTS, BundleError, BundleMetadata, load_model, read_metadata, write_model
+from rayrec.bundle import CONFIG, WEIGHTS, BundleError, BundleMetadata, Parts, load_model, read_metadata
 from rayrec.data.content.batches import ContentInputs
 from rayrec.data.content.log import TextField
 from rayrec.families.content.task import ContentConfig, ContentVocabulary, build_model
@@ -65,27 +65,8 @@ class ContentBundle:
             )
 
 
-def save_content_ranker(
-    folder: Path | str,
-    *,
-    model: ContentRanker,
-    saved: SavedContent,
-    tokenizer: ContentTokenizer,
-    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-    run_config: Mapping[str, Any],
-    overwrite: bool = False,
-) -> Path:
-    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
-    return write_model(
-        folder,
-        kind="content",
-        model=model,
-        model_config=saved,
-        texts={TOKENIZER: tokenizer.json},
-        metrics=metrics,
-        run_config=run_config,
-        overwrite=overwrite,
-    )
+def content_parts(model: ContentRanker, saved: SavedContent, tokenizer: ContentTokenizer) -> Parts:
+    return Parts("content", model, saved, {TOKENIZER: tokenizer.json})
 
 
 def load_content_ranker(folder: Path | str, device: torch.device | str = "cpu") -> ContentBundle:

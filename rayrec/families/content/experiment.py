@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 
+from rayrec.bundle import write_bundle
 from rayrec.data.content import ContentLog, read_content
 from rayrec.data.content.batches import ContentInputs
 from rayrec.data.content.streams import ContentStreamConfig, JudgedContents, TrainingContents
 from rayrec.data.content.tokens import ContentTokens, read_tokens
 from rayrec.data.log.streams import StreamPosition
-from rayrec.families.content.bundle import SavedContent, save_content_ranker
+from rayrec.families.content.bundle import SavedContent, content_parts
 from rayrec.families.content.task import ContentConfig, ContentTask, ContentVocabulary
 from rayrec.models.content_inputs import ContentBatch
 from rayrec.models.content_ranker import ContentRanker, ContentShape
@@ -120,10 +121,8 @@ class ContentExperiment:
             self.ranker, self.task().vocabulary, log.items.fields, log.items.fingerprint, tokens.record.max_text_tokens,
             model.encoder.shape,
         )  # fmt: skip
-        return save_content_ranker(
-            folder, model=model, saved=saved, tokenizer=tokens.tokenizer, metrics=metrics, run_config=to_plain(self),
-            overwrite=True,
-        )  # fmt: skip
+        parts = content_parts(model, saved, tokens.tokenizer)
+        return write_bundle(folder, parts, metrics=metrics, run_config=to_plain(self), overwrite=True)
 
 
 @lru_cache(maxsize=2)

@@ -5,14 +5,12 @@
 The weights are named as in transformers' ``LlamaForCausalLM``.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_model, read_metadata, write_model
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, Parts, load_model, read_metadata
 from rayrec.models.llama import LlamaConfig, LlamaLanguageModel
 from rayrec.text.tokenizer import FILE, TextTokenizer
 from rayrec.typed_json import ConfigError, from_plain
@@ -36,26 +34,9 @@ class LanguageModelBundle:
     metadata: BundleMetadata
 
 
-def save_language_model(
-    folder: Path | str,
-    *,
-    model: LlamaLanguageModel,
-    tokenizer: TextTokenizer,
-    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-    run_config: Mapping[str, Any],
-    overwrite: bool = False,
-) -> Path:
-    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
-    return write_model(
-        folder,
-        kind="language_model",
-        model=model,
-        model_config=SavedLanguageModel(model.config, tokenizer.separator),
-        texts={FILE: tokenizer.json},
-        metrics=metrics,
-        run_config=run_config,
-        overwrite=overwrite,
-    )
+def language_model_parts(model: LlamaLanguageModel, tokenizer: TextTokenizer) -> Parts:
+    saved = SavedLanguageModel(model.config, tokenizer.separator)
+    return Parts("language_model", model, saved, {FILE: tokenizer.json})
 
 
 def load_language_model(folder: Path | str, device: torch.device | str = "cpu") -> LanguageModelBundle:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from rayrec.batch import Batch
+from rayrec.bundle import write_bundle
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.schema import SequenceFeature
 from rayrec.data.log.streams import LogStream, StreamConfig, StreamPosition, ZippedStreams
 from rayrec.data.text_stream import TOKENIZER_FILE, TOKENS
-from rayrec.families.language_model.bundle import save_language_model
+from rayrec.families.language_model.bundle import language_model_parts
 from rayrec.families.language_model.task import LanguageModellingTask
 from rayrec.models.llama import SHAPES, LlamaConfig, ShapeName
 from rayrec.optim import OptimizerConfig
@@ -72,13 +73,9 @@ class LanguageModelExperiment:
         _, tokenizer = open_corpus(self.corpus)
         model = self.task().build()
         model.load_state_dict(best_weights(checkpoint))
-        return save_language_model(
-            folder,
-            model=model,
-            tokenizer=tokenizer,
-            metrics=read_progress(checkpoint).evaluations,
-            run_config=to_plain(self),
-            overwrite=True,
+        parts = language_model_parts(model, tokenizer)
+        return write_bundle(
+            folder, parts, metrics=read_progress(checkpoint).evaluations, run_config=to_plain(self), overwrite=True
         )
 
 

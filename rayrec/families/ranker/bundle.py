@@ -1,13 +1,11 @@
 """A ranker's bundle: beside weights and config, ``schema.json``, the fitted schema of the log it was trained on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_model, read_metadata, write_model
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, Parts, load_model, read_metadata
 from rayrec.data.log.schema import LogSchema, read_schema
 from rayrec.families.ranker.task import RankerConfig, ranker_inputs
 from rayrec.models.ranker import Ranker
@@ -27,27 +25,8 @@ class Bundle:
     metadata: BundleMetadata
 
 
-def save_bundle(
-    folder: Path | str,
-    *,
-    model: Ranker,
-    model_config: RankerConfig,
-    schema: LogSchema,
-    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-    run_config: Mapping[str, Any],
-    overwrite: bool = False,
-) -> Path:
-    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
-    return write_model(
-        folder,
-        kind="ranker",
-        model=model,
-        model_config=model_config,
-        texts={SCHEMA: to_json(schema)},
-        metrics=metrics,
-        run_config=run_config,
-        overwrite=overwrite,
-    )
+def ranker_parts(model: Ranker, model_config: RankerConfig, schema: LogSchema) -> Parts:
+    return Parts("ranker", model, model_config, {SCHEMA: to_json(schema)})
 
 
 def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from rayrec.batch import Batch
-from rayrec.bundle import read_metadata
+from rayrec.bundle import read_metadata, write_bundle
 from rayrec.data.log import Log
 from rayrec.data.log.schema import LogSchema
 from rayrec.data.log.streams import LogStream, StreamConfig, StreamPosition, ZippedStreams
-from rayrec.families.ranker.bundle import load_bundle, save_bundle
+from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.scoring import CalibrationConfig, Scorer, features_of
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.families.ranker.teaching import TaughtStreams
@@ -124,14 +124,9 @@ class RankerExperiment:
         task = self.task()
         model = task.build()
         model.load_state_dict(best_weights(checkpoint))
-        return save_bundle(
-            folder,
-            model=model,
-            model_config=task.model_config,
-            schema=task.schema,
-            metrics=read_progress(checkpoint).evaluations,
-            run_config=to_plain(self),
-            overwrite=True,
+        parts = ranker_parts(model, task.model_config, task.schema)
+        return write_bundle(
+            folder, parts, metrics=read_progress(checkpoint).evaluations, run_config=to_plain(self), overwrite=True
         )
 
 

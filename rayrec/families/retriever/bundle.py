@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rayrec.bundle import CONFIG, BundleError, BundleMetadata, load_model, read_metadata, write_model
+from rayrec.bundle import CONFIG, BundleError, BundleMetadata, Parts, load_model, read_metadata
 from rayrec.families.retriever.preferences import SavedPreferences, empty_prompts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import Catalogue, ItemFeatures
@@ -86,27 +86,9 @@ class RetrieverBundle:
     metadata: BundleMetadata
 
 
-def save_retriever(
-    folder: Path | str,
-    *,
-    modules: RetrieverModules,
-    saved: SavedRetriever,
-    names: tuple[str, ...],
-    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-    run_config: Mapping[str, Any],
-    overwrite: bool = False,
-) -> Path:
-    """Write a bundle, whole or not at all. Raises BundleError when ``folder`` exists and ``overwrite`` is false."""
-    return write_model(
-        folder,
-        kind="retriever",
-        model=modules,
-        model_config=saved,
-        texts={ITEMS: to_json(ItemNames(names), indent=None)},
-        metrics=metrics,
-        run_config=run_config,
-        overwrite=overwrite,
-    )
+def retriever_parts(modules: RetrieverModules, saved: SavedRetriever, names: tuple[str, ...]) -> Parts:
+    """names: of the items, item i + 1 at place i."""
+    return Parts("retriever", modules, saved, {ITEMS: to_json(ItemNames(names), indent=None)})
 
 
 def load_retriever(folder: Path | str, device: torch.device | str = "cpu") -> RetrieverBundle:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 
+from rayrec.bundle import write_bundle
 from rayrec.data.log.hashing import bucket_ids, hash_strings
 from rayrec.data.log.streams import StreamPosition
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
@@ -18,7 +19,7 @@ from rayrec.data.preferences.streams import JudgedPool, PoolTraining, training_p
 from rayrec.data.sequences import SequenceData, SequenceSplit, leave_one_out, read_sequences, temporal_split
 from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
-from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, save_retriever
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, retriever_parts
 from rayrec.families.retriever.preferences import PreferenceConfig, SavedPreferences, benchmark_features, prompts
 from rayrec.families.retriever.semantic_id_files import SavedSemanticIds, read_semantic_ids
 from rayrec.families.retriever.task import RetrievalConfig, RetrievalTask
@@ -227,21 +228,17 @@ class RetrieverExperiment:
             record = saved.record
             ids = SavedIds(record.level_sizes, record.dim, record.encoder, record.tokenizer)
             tokenizer = saved.items.tokenizer
-        return save_retriever(
-            folder,
-            modules=RetrieverModules(model, tokenizer),
-            saved=SavedRetriever(
-                self.retrieval.forgetful(),
-                task.catalogue.num_items,
-                ids,
-                _data(self.sequences).items.fingerprint,
-                self._saved_preferences(task.catalogue),
-                validated,
-            ),
-            names=names,
-            metrics=read_progress(checkpoint).evaluations,
-            run_config=to_plain(self),
-            overwrite=True,
+        kept = SavedRetriever(
+            self.retrieval.forgetful(),
+            task.catalogue.num_items,
+            ids,
+            _data(self.sequences).items.fingerprint,
+            self._saved_preferences(task.catalogue),
+            validated,
+        )
+        parts = retriever_parts(RetrieverModules(model, tokenizer), kept, names)
+        return write_bundle(
+            folder, parts, metrics=read_progress(checkpoint).evaluations, run_config=to_plain(self), overwrite=True
         )
 
     def _saved_preferences(self, items: Catalogue) -> SavedPreferences | None:
