@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,14 +15,15 @@ import tyro
 
 from rayrec.errors import told
 from rayrec.families.ranker.task import RankingTask
-from rayrec.families.table import AnyExperiment, read_experiment
+from rayrec.families.table import AnyExperiment, family_of, follow, read_experiment
 from rayrec.reporting.page import text_table
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
 from rayrec.runs.comparing import Judging, raise_failures, run_comparison, train_what_is_left
 from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions, open_comparison, tell_of_trials
+from rayrec.runs.further import FurtherEvaluation
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, from_json
+from rayrec.typed_json import ConfigError, from_json, from_plain
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Plan:
 
     settings: on top of every arm's experiment, below the arm's own. baseline: None = the first arm.
     choice_seeds: of the trials that choose among an arm's candidates.
+    further: options of ``jobs.evaluate`` for this family of models, by which each trained model is judged once more.
     """
 
     arms: Mapping[str, ArmPlan]
@@ -53,13 +55,14 @@ class Plan:
     baseline: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     choice_seeds: tuple[int, ...] = (1000,)
+    further: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class PlannedComparison:
     """A plan with all its experiments made. An arm's only candidate is the arm; of several, one is to be chosen.
 
-    joined: as in ``Comparison``.
+    joined: as in ``Comparison``. wanted: what else is asked of each trained model.
     """
 
     arms: Mapping[str, tuple[Candidate, ...]]
@@ -67,6 +70,7 @@ class PlannedComparison:
     seeds: tuple[int, ...]
     choice_seeds: tuple[int, ...]
     joined: Mapping[str, tuple[str, ...]]
+    wanted: FurtherEvaluation | None = None
 
     @property
     def open_arms(self) -> dict[str, tuple[Candidate, ...]]:
@@ -133,7 +137,7 @@ def compare(command: Compare) -> ComparisonState:
             tell_of_trials(state, tracker)
             tracker.finish(run)
     chosen = (choice_section(choices),) if choices else ()
-    judging = Judging(command.split, sections=lambda state: chosen)
+    judging = Judging(command.split, planned.wanted, sections=lambda state: chosen)
     return run_comparison(
         command.name, planned.comparison(choices), command.trials, judging, status=command.status, began=started
     )
@@ -188,7 +192,25 @@ def plan_of(command: Compare) -> PlannedComparison:
         plan.seeds if command.seeds is None else command.seeds,
         plan.choice_seeds if command.choice_seeds is None else command.choice_seeds,
         joined,
+        None if plan.further is None else _further(plan.further, arms, f"{command.plan}: further"),
     )
+
+
+def _further(options: Mapping[str, Any], arms: Mapping[str, tuple[Candidate, ...]], where: str) -> FurtherEvaluation:
+    """The evaluation of the arms' family with these options, its paths absolute."""
+    kinds = {candidate.experiment.kind for candidates in arms.values() for candidate in candidates}
+    if len(kinds) != 1:
+        raise ConfigError(f"{where}: is for arms of one family, not of {', '.join(sorted(kinds)) or 'none'}")
+    path = family_of(kinds.pop()).evaluation_path
+    evaluation = None if path is None else follow(path)
+    if evaluation is None or not hasattr(evaluation, "judge_each"):
+        raise ConfigError(f"{where}: models of this family cannot be judged further")
+    found = from_plain(evaluation, dict(options), where)
+    paths = {part.name: getattr(found, part.name) for part in fields(found)}
+    wanted: FurtherEvaluation = replace(
+        found, **{name: path.resolve() for name, path in paths.items() if isinstance(path, Path)}
+    )
+    return wanted
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -1,13 +1,16 @@
 """Trained models of a comparison judged further: answered once, from the bundle, and reported beside the arms' own evaluation."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from jobs.compare import Compare, compare, plan_of
 from rayrec.data.log.streams import StreamConfig
 from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.ranker.evaluation import EvaluateRanker
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.metrics.paired import paired_difference
@@ -26,7 +29,8 @@ from rayrec.runs.comparison_report import costs_table, outcomes, reported
 from rayrec.training.checkpoint import Progress
 from rayrec.training.judging import Judged
 from rayrec.training.loop import LoopConfig
-from rayrec.typed_json import ConfigError
+from rayrec.typed_json import ConfigError, to_json
+from tests.conftest import write_small_log
 
 HERE = TrialOptions(in_process=True)
 
@@ -80,6 +84,28 @@ def test_what_else_is_asked_of_a_model_is_answered_from_its_bundle_and_never_tra
     assert "2 trials: 2 done, 0 left" in capsys.readouterr().out
     assert "plain twice" in (runs / "mine" / "report" / "results.csv").read_text()
     assert not list(runs.glob("mine/trials/*/0/checkpoints"))
+
+
+def test_a_plan_asks_the_familys_evaluation_of_each_trained_model(
+    comparison: Comparison, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_small_log(tmp_path / "tomorrow", rows=2_000, seed=1)
+    (tmp_path / "base.json").write_text(to_json(comparison.arms["plain"]))
+    plan = tmp_path / "plan.json"
+    arms = {"plain": {}, "slow": {"settings": {"optimizer.learning_rate": 1e-6}}}
+    text = {"base": "base.json", "seeds": [0], "arms": arms, "further": {"log": str(other), "split": "valid"}}
+    plan.write_text(json.dumps(text))
+    state = compare(Compare("remote", plan, split="valid of tomorrow", trials=HERE))
+    assert not state.left
+    for key in state.done:
+        bundle = trial_folder(state.folder, key) / "bundle"
+        judged = state.further[key][""]
+        assert judged.metrics == EvaluateRanker("valid", other).judge(bundle)
+        assert judged.metrics != state.done[key].evaluations["valid"]
+    assert "normalized_entropy, valid of tomorrow split" in capsys.readouterr().out
+    plan.write_text(json.dumps({**text, "further": {"logs": "x"}}))
+    with pytest.raises(ConfigError, match=r"plan\.json: further: .*logs"):
+        plan_of(Compare("remote", plan))
 
 
 def test_a_trial_whose_model_was_not_kept_cannot_be_judged_further(comparison: Comparison, runs: Path) -> None:

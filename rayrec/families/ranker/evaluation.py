@@ -21,7 +21,7 @@ from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.metrics.by_group import grouped_metrics
 from rayrec.reporting import Table
 from rayrec.reporting.page import metrics_table
-from rayrec.training.judging import judge_stream
+from rayrec.training.judging import Judged, judge_stream
 from rayrec.typed_json import ConfigError, from_plain
 
 
@@ -40,6 +40,15 @@ class EvaluateRanker:
 
     def evaluate(self, folder: Path) -> Table:
         """Metrics by task. Raises BundleError, LogError, SchemaError or ConfigError that names what does not fit."""
+        return metrics_table(self.judge(folder))
+
+    def judge_each(self, bundle: Path) -> dict[str, Judged]:
+        """What a comparison asks: the arms themselves on this split of this log, told from their own by the log's name."""
+        where = self.split if self.log is None else f"{self.split} of {self.log.name}"
+        return {"": Judged(where, self.judge(bundle))}
+
+    def judge(self, folder: Path) -> dict[str, dict[str, float | None]]:
+        """As ``evaluate``."""
         bundle = load_bundle(folder)
         experiment = from_plain(RankerExperiment, dict(bundle.metadata.run_config), f"{bundle.path}: run_config")
         log = Log.open(self.log or experiment.log)
@@ -53,7 +62,7 @@ class EvaluateRanker:
         with closing(LogStream(view, self.split, stream)) as batches:
             summary = judge_stream(task, bundle.model, batches.epoch_batches())
         if by is None:
-            return metrics_table(summary)
+            return summary
         groups, known = _column(log, self.split, by)
         with closing(LogStream(view, self.split, stream)) as batches, torch.no_grad():
             found = [(task.predict(bundle.model, batch), batch.labels) for batch in batches.epoch_batches()]
@@ -66,7 +75,7 @@ class EvaluateRanker:
                 f"mrr_by_{by}": within.mrr,
                 **{f"ndcg@{k}_by_{by}": value for k, value in within.ndcg.items()},
             }
-        return metrics_table(summary)
+        return summary
 
 
 def _column(log: Log, split: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -104,6 +104,16 @@ class EvaluateRetriever:
                     )
         return found
 
+    def judge_each(self, bundle: Path) -> dict[str, Judged]:
+        """What a comparison asks: ``EachMethod`` with these widths, or with a benchmark ``OnAxes`` with the first."""
+        if self.split != "test" or self.sequences is not None or self.beside or self.star is not None:
+            raise ConfigError(
+                "a comparison can ask for beams or a benchmark; split, sequences, beside and star are for jobs.evaluate"
+            )
+        if self.benchmark is not None:
+            return OnAxes(self.benchmark, self.beams[0]).judge_each(bundle)
+        return EachMethod(self.beams).judge_each(bundle)
+
     def judge_default(self, folder: Path, beams: int) -> tuple[RetrieverBundle, tuple[AxisResult, ...]]:
         """On the axes, by the last method that the model has: LIGER's hybrid."""
         bundle, experiment, benchmark, features = self._on_axes(folder)
