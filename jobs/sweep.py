@@ -12,6 +12,7 @@ from jobs.command_line import read_one_of
 from jobs.train import by_family, print_result
 from rayrec.errors import told
 from rayrec.families.table import family_of
+from rayrec.reporting.page import Table, text_table
 from rayrec.runs.sweep_trial import ranked
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, sweep
 from rayrec.training.experiment import Experiment
@@ -53,15 +54,16 @@ def show(finished: FinishedSweep) -> None:
 
 def print_trials(finished: FinishedSweep) -> None:
     """Every trial, best first."""
-    print(f"{finished.objective_name:>30}  evaluations  seconds  parameters")
+    rows = []
     for trial in ranked(finished.trials, finished.mode):
-        value = "failed" if trial.objective is None else f"{trial.objective:.5f}"
         swept = ", ".join(
-            f"{path.rpartition('.')[2]}={v:.4g}" if isinstance(v, float) else f"{path.rpartition('.')[2]}={v}"
+            f"{path.rpartition('.')[2]}={format(v, '.4g') if isinstance(v, float) else v}"
             for path, v in trial.parameters.items()
         )
-        mark = " *" if trial.name == finished.winner_trial else ""
-        print(f"{value:>30}  {trial.evaluations:>11}  {trial.seconds:>7.1f}  {swept}{mark}")
+        value = "failed" if trial.objective is None else f"{trial.objective:.5f}"
+        mark = "*" if trial.name == finished.winner_trial else ""
+        rows.append((f"{value} {mark}", str(trial.evaluations), f"{trial.seconds:.1f}", swept))
+    print(text_table(Table((finished.objective_name, "evaluations", "seconds", "parameters"), tuple(rows))))
 
 
 def main() -> None:

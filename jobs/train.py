@@ -13,6 +13,7 @@ import tyro
 from jobs.command_line import read_one_of
 from rayrec.errors import told
 from rayrec.families.table import families, read_experiment
+from rayrec.reporting.page import Table, number, text_table
 from rayrec.runs.fitting import fit
 from rayrec.runs.run_folder import FinishedRun
 from rayrec.training.checkpoint import metric_names
@@ -72,11 +73,9 @@ def train(command: Train[Any] | Repeat) -> FinishedRun:
 def print_result(finished: FinishedRun) -> None:
     """The last table a user sees: metrics by split and task, and where everything is."""
     for split, tasks in finished.progress.evaluations.items():
-        columns = [name for name in metric_names(tasks) if name not in COUNTS]
-        print(f"{split + ' split':<24}" + "".join(f"{name:>20}" for name in columns))
-        for task, metrics in tasks.items():
-            cells = [metrics.get(name) for name in columns]
-            print(f"  {task:<22}" + "".join(f"{'n/a' if v is None else format(v, '.5f'):>20}" for v in cells))
+        columns = tuple(name for name in metric_names(tasks) if name not in COUNTS)
+        rows = ((task, *(number(metrics.get(name)) for name in columns)) for task, metrics in tasks.items())
+        print(text_table(Table((f"{split} split", *columns), tuple(rows))))
     print(f"bundle: {finished.bundle}")
     print(f"report: {finished.report}")
     print(f"MLflow run: {finished.mlflow_run}")

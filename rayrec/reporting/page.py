@@ -1,12 +1,17 @@
 """A report page: sections of text, tables and figures in one HTML file that needs nothing beside it; figures also as PNG."""
 
 import base64
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table as Drawn
+from rich.text import Text
 
 from rayrec.files import whole_folder
 
@@ -59,13 +64,17 @@ def number(value: float | None, digits: int = 5) -> str:
 
 
 def text_table(table: Table) -> str:
-    """The table for a terminal."""
-    widths = [max(len(row[i]) for row in (table.columns, *table.rows)) for i in range(len(table.columns))]
-    lines = []
-    for first, *others in (table.columns, *table.rows):
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    """The table for a terminal, as wide as it is; the highlighted row is bold there."""
+    drawn = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for place, column in enumerate(table.columns):
+        drawn.add_column(Text(column), justify="right" if place else "left", no_wrap=True)
+    for place, row in enumerate(table.rows):
+        drawn.add_row(*map(Text, row), style="bold" if place == table.highlighted else None)
+    wide = Console(width=1_000_000)
+    console = Console(width=wide.measure(drawn).maximum, force_terminal=sys.stdout.isatty())
+    with console.capture() as written:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in written.get().splitlines())
 
 
 def metrics_table(summary: Mapping[str, Mapping[str, float | None]]) -> Table:

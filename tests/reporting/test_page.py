@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from rayrec.reporting import page
-from rayrec.reporting.page import Section, Table, number, write_page
+from rayrec.reporting.page import Section, Table, number, text_table, write_page
 
 HOSTILE = "<script>alert(\"x\")</script> & <img src=x onerror=y> '{{ 7 * 7 }}'"
 
@@ -135,3 +135,14 @@ def test_a_page_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: py
 )
 def test_numbers_are_shown_as_a_reader_expects(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_a_table_for_a_terminal_is_as_wide_as_its_cells_and_takes_them_as_they_are() -> None:
+    long = "name=" + "x" * 200
+    lines = text_table(Table(("test split", "auc"), (("[bold]", "0.5"), (long, "n/a")))).splitlines()
+    assert [line.split() for line in (lines[0], *lines[2:])] == [
+        ["test", "split", "auc"],
+        ["[bold]", "0.5"],
+        [long, "n/a"],
+    ]
+    assert len({len(line) for line in lines}) == 1
