@@ -31,6 +31,11 @@ class ImportPublic:
     """Also write the rows without labels as this log (coat)."""
     options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
 
+    def make(self) -> tuple[Path, ...]:
+        """The logs that are written, that of the labeled rows first."""
+        log = import_public(self.dataset, self.out, self.source, unlabeled=self.unlabeled, options=self.options)
+        return (log,) if self.unlabeled is None else (log, self.unlabeled)
+
 
 Split = (
     Annotated[HashSplit, tyro.conf.subcommand("by-hash")]
@@ -56,6 +61,14 @@ class ImportTable:
     options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
     split: Split = field(default_factory=HashSplit)
 
+    def make(self) -> tuple[Path, ...]:
+        return (
+            import_table(
+                self.files, self.schema, self.split, self.out,
+                text=self.text, unlabeled=self.unlabeled, options=self.options,
+            ),
+        )  # fmt: skip
+
 
 _PUBLIC_COMMANDS = [
     Annotated[
@@ -69,24 +82,10 @@ Command: Any = Union[(*_PUBLIC_COMMANDS, Annotated[ImportTable, tyro.conf.subcom
 
 def run(command: ImportPublic | ImportTable) -> Path:
     """Import; prints what came in and what was set aside. Returns the log's folder."""
-    if isinstance(command, ImportPublic):
-        log = import_public(
-            command.dataset, command.out, command.source, unlabeled=command.unlabeled, options=command.options
-        )
-    else:
-        log = import_table(
-            command.files,
-            command.schema,
-            command.split,
-            command.out,
-            text=command.text,
-            unlabeled=command.unlabeled,
-            options=command.options,
-        )
-    print_summary(log)
-    if isinstance(command, ImportPublic) and command.unlabeled is not None:
-        print_summary(command.unlabeled)
-    return log
+    logs = command.make()
+    for log in logs:
+        print_summary(log)
+    return logs[0]
 
 
 def print_summary(path: Path) -> None:

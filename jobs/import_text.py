@@ -6,6 +6,8 @@ split, unless --tokenizer names a local tokenizer folder.
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,6 +48,11 @@ class ImportParquet:
     options: Annotated[ImportOptions, tyro.conf.arg(name="")]
     column: str = "text"
 
+    @contextmanager
+    def texts(self) -> Iterator[tuple[tuple[Path, ...], str]]:
+        """Files of Parquet, while they are there, and the column of their texts."""
+        yield tuple(file.resolve() for file in text_files(self.files)), self.column
+
 
 @dataclass(frozen=True)
 class ImportAmazon2018:
@@ -55,16 +62,17 @@ class ImportAmazon2018:
     options: Annotated[ImportOptions, tyro.conf.arg(name="")]
     name: str = "Scientific"
 
+    @contextmanager
+    def texts(self) -> Iterator[tuple[tuple[Path, ...], str]]:
+        items = read_amazon2018_processed(self.folder, self.name).items
+        with tempfile.TemporaryDirectory(prefix="rayrec-text-") as folder:
+            yield (write_documents(items.texts.to_pylist(), Path(folder) / "items.parquet"),), "text"
+
 
 def run(command: ImportParquet | ImportAmazon2018) -> Path:
     """Make the corpus; prints what it holds."""
-    if isinstance(command, ImportParquet):
-        files = tuple(file.resolve() for file in text_files(command.files))
-        return _import(_source(files, command.column, command.options), command.options)
-    items = read_amazon2018_processed(command.folder, command.name).items
-    with tempfile.TemporaryDirectory(prefix="rayrec-text-") as folder:
-        file = write_documents(items.texts.to_pylist(), Path(folder) / "items.parquet")
-        return _import(_source((file,), "text", command.options), command.options)
+    with command.texts() as (files, column):
+        return _import(_source(files, column, command.options), command.options)
 
 
 def _source(files: tuple[Path, ...], column: str, options: ImportOptions) -> TextImport:

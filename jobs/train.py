@@ -39,6 +39,9 @@ class Train(Generic[E]):
     in_process: bool = False
     """One worker in this very process, on CPU, without Ray: begins seconds earlier."""
 
+    def wanted(self) -> E:
+        return self.experiment
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -55,14 +58,14 @@ class Repeat:
     in_process: bool = False
     """One worker in this very process, on CPU, without Ray."""
 
+    def wanted(self) -> Experiment:
+        """Raises ConfigError where the run logged no experiment, or one that cannot be read."""
+        return read_experiment(Tracker().config_text(self.run_id), f"run {self.run_id}")
+
 
 def train(command: Train[Any] | Repeat) -> FinishedRun:
     """Run one command; prints where the results are."""
-    if isinstance(command, Repeat):
-        experiment = read_experiment(Tracker().config_text(command.run_id), f"run {command.run_id}")
-    else:
-        experiment = command.experiment
-    finished = fit(command.name, experiment.absolute(), command.scaling, in_process=command.in_process)
+    finished = fit(command.name, command.wanted().absolute(), command.scaling, in_process=command.in_process)
     if command.register is not None:
         registered = Tracker().register(finished.mlflow_run, command.register)
         print(f"registered: models:/{registered.name}/{registered.version} (alias serving)")
