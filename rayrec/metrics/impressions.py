@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rayrec.metrics.binary_groups import group_of
 from rayrec.metrics.ranking import PARTS
 
 
@@ -45,7 +46,7 @@ def impression_metrics(scores: Tensor, labels: Tensor, cutoffs: Sequence[int] = 
 class ImpressionMetrics:
     """Running sums over impressions; one without a positive or without a negative is left out and counted as such.
 
-    ``state`` (64, 2 + metrics) float64 holds the sums of users by their number modulo 64, so that ``without_groups`` can tell how
+    ``state`` (64, 2 + metrics) float64 holds the sums of users by a hash of their key, so that ``without_groups`` can tell how
     much the metrics hang on the users. States of workers add up.
     """
 
@@ -55,21 +56,22 @@ class ImpressionMetrics:
         self.cutoffs = tuple(cutoffs)
         self.names = ("auc", "mrr", *(f"ndcg@{cutoff}" for cutoff in self.cutoffs))
         self._state = torch.zeros(PARTS, 2 + len(self.names), dtype=torch.float64)
-        self._users = 0
+        self._shown = 0
 
     def update(self, scores: Tensor, labels: Tensor, users: Tensor | None = None) -> None:
         """Fold in scores and labels (B, C); see ``impression_metrics``.
 
-        users: (B,) int64 number of each impression's user within this batch; None = each impression is of another user.
+        users: (B,) int64 key of each impression's user, the same in whatever batch, worker or model; None = each impression is of
+        another user.
         """
         found = impression_metrics(scores, labels, self.cutoffs)
         judged = ~found.isnan().any(1)
-        users = torch.arange(len(found), device=found.device) if users is None else users
+        users = torch.arange(self._shown, self._shown + len(found), device=found.device) if users is None else users
         terms = torch.cat(
             [torch.stack([judged, ~judged], dim=1).double(), found.nan_to_num(0.0) * judged.unsqueeze(1)], dim=1
         )
-        self._state.index_add_(0, ((users + self._users) % PARTS).cpu(), terms.cpu())
-        self._users += int(users.max()) + 1 if len(users) else 0
+        self._state.index_add_(0, group_of(users, PARTS).cpu(), terms.cpu())
+        self._shown += len(found)
 
     def state(self) -> Tensor:
         return self._state

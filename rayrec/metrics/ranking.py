@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayrec.metrics.binary_groups import group_of
+
 PARTS = 64
 ABSENT = torch.iinfo(torch.int64).max
 
@@ -60,8 +62,8 @@ def list_ranks(retrieved: Tensor, targets: Tensor, scores: Tensor | None = None)
 class RankingMetrics:
     """Running sums over queries, by group: ``all``, ``in_set`` (target seen in training) and ``cold`` (never seen).
 
-    ``state`` (64, 3, 2 + 2 * cutoffs) float64 holds count, reciprocal ranks, then recalls and gains, of queries by their number
-    modulo 64, so that ``left_out`` can tell how much the metrics hang on the queries. States of workers add up.
+    ``state`` (64, 3, 2 + 2 * cutoffs) float64 holds count, reciprocal ranks, then recalls and gains, by a hash of each query's
+    user, so that ``left_out`` can tell how much the metrics hang on the users. States of workers add up.
     """
 
     GROUPS = ("all", "in_set", "cold")
@@ -73,9 +75,10 @@ class RankingMetrics:
         self._state = torch.zeros(PARTS, len(self.GROUPS), 2 + 2 * len(self.cutoffs), dtype=torch.float64)
         self._queries = 0
 
-    def update(self, ranks: Tensor, cold: Tensor | None = None) -> None:
+    def update(self, ranks: Tensor, cold: Tensor | None = None, users: Tensor | None = None) -> None:
         """Fold in ranks (B,) int64 >= 1; ``cold`` (B,) bool tells which targets were never seen in training.
 
+        users: (B,) int64 whose queries these are, the same in whatever batch, worker or model; None = each of another user.
         Raises ValueError for a rank below 1.
         """
         if ranks.numel() and int(ranks.min()) < 1:
@@ -88,7 +91,8 @@ class RankingMetrics:
         gains = hits / torch.log2(1 + rank).unsqueeze(1)
         terms = torch.cat([torch.ones_like(rank).unsqueeze(1), (found / rank).unsqueeze(1), hits, gains], dim=1)
         groups = torch.stack([torch.ones_like(cold), ~cold, cold]).double()  # (3, B)
-        part = (torch.arange(len(ranks), device=ranks.device) + self._queries) % PARTS
+        own = torch.arange(self._queries, self._queries + len(ranks), device=ranks.device)
+        part = group_of(own if users is None else users, PARTS)
         self._queries += len(ranks)
         by_query = groups.T.unsqueeze(2) * terms.unsqueeze(1)  # (B, 3, terms)
         self._state.index_add_(0, part.cpu(), by_query.cpu())

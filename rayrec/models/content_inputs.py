@@ -33,6 +33,7 @@ class ContentBatch:
     interests, summaries: U texts, without tokens where there is none: an input of SPAR, a training target of EmbSum.
     users: (B,) int64 row of ``histories``. candidates: (B, C) int64, 1 + row of ``contents``; 0 at padding.
     labels: (B, C) int64, 1 engaged, 0 not, -1 padding; for training the one positive comes first.
+    owners: (U,) int64, whose histories these are, by row of the log's users: by them judged users are grouped.
     """
 
     contents: Texts
@@ -42,12 +43,13 @@ class ContentBatch:
     users: Tensor
     candidates: Tensor
     labels: Tensor
+    owners: Tensor
 
     def __len__(self) -> int:
         return len(self.users)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ContentBatch":
-        names = ("contents", "histories", "interests", "summaries", "users", "candidates", "labels")
+        names = ("contents", "histories", "interests", "summaries", "users", "candidates", "labels", "owners")
         return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
 
 

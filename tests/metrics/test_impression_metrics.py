@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import ndcg_score, roc_auc_score
 
+from rayrec.metrics.binary_groups import group_of
 from rayrec.metrics.impressions import ImpressionMetrics, impression_metrics
 
 
@@ -53,22 +54,29 @@ def test_impressions_of_one_class_are_left_out_and_states_of_workers_add_up() ->
 
 
 def test_metrics_without_a_group_are_those_of_the_other_users() -> None:
-    """Two impressions a user, in batches that end with a user."""
+    """Two impressions a user, in batches that part a user's, in whatever order they come."""
     generator = torch.Generator().manual_seed(0)
     scores, users = torch.rand(200, 6, generator=generator), torch.arange(200) // 2
     labels = (torch.rand(200, 6, generator=generator) < 0.4).long()
     whole, others = ImpressionMetrics(), ImpressionMetrics()
-    for first, last in ((0, 60), (60, 200)):
-        whole.update(scores[first:last], labels[first:last], users[first:last] - first // 2)
-    keep = users % 64 != 5  # users 5 and 69
+    for rows in (slice(0, 61), slice(61, 200)):
+        whole.update(scores[rows], labels[rows], users[rows])
+    turned = ImpressionMetrics()
+    turned.update(scores.flip(0), labels.flip(0), users.flip(0))
+    torch.testing.assert_close(turned.state(), whole.state())
+    part = int(group_of(users[10:11], 64))
+    keep = group_of(users, 64) != part
+    assert keep.sum() < 199
     others.update(scores[keep], labels[keep])
     for name, values in whole.without_groups().items():
         assert len(values) == 64
-        assert values[5] == pytest.approx(others.compute()[name])
+        assert values[part] == pytest.approx(others.compute()[name])
     assert ImpressionMetrics().without_groups() == {}
 
 
 def test_of_two_users_each_is_the_metrics_without_the_other() -> None:
     metrics = ImpressionMetrics()
     metrics.update(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1, 0], [1, 0]]))
-    assert metrics.without_groups()["auc"][:3] == (0.0, 1.0, 0.5)
+    first, second = group_of(torch.arange(2), 64).tolist()
+    found = dict(enumerate(metrics.without_groups()["auc"]))
+    assert (found.pop(first), found.pop(second), set(found.values())) == (0.0, 1.0, {0.5})

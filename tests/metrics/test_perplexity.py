@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rayrec.metrics.binary_groups import group_of
 from rayrec.metrics.perplexity import Perplexity
 
 
@@ -29,3 +30,18 @@ def test_no_token_has_no_perplexity_and_a_hopeless_model_has_an_infinite_one() -
     hopeless = Perplexity()
     hopeless.update(torch.tensor([1e4]))
     assert hopeless.compute().perplexity == math.inf
+
+
+def test_perplexity_without_a_group_is_that_of_the_other_blocks() -> None:
+    losses, whole = torch.rand(300, 5, generator=torch.Generator().manual_seed(0)) * 6, Perplexity()
+    for start in range(0, 300, 70):  # places go on over batches
+        whole.update(losses[start : start + 70])
+    groups = group_of(torch.arange(300))
+    rests = whole.left_out()
+    for group in (0, 7, 63):
+        mean = float(losses[groups != group].mean())
+        assert rests["cross_entropy"][group] == pytest.approx(mean, rel=1e-6)
+        assert rests["perplexity"][group] == pytest.approx(math.exp(mean), rel=1e-5)
+    alone = Perplexity()
+    alone.update(losses[:1])
+    assert alone.left_out() == {}

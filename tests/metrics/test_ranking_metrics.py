@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayrec.metrics.binary_groups import group_of
 from rayrec.metrics.ranking import ABSENT, RankingMetrics, list_ranks, target_ranks
 
 
@@ -82,16 +83,22 @@ def test_a_rank_below_one_is_refused() -> None:
         RankingMetrics().update(torch.tensor([0]))
 
 
-def test_metrics_without_a_part_of_the_queries_are_those_of_the_others() -> None:
+def test_metrics_without_a_part_of_the_users_are_those_of_the_others_in_whatever_order_they_come() -> None:
     generator = torch.Generator().manual_seed(0)
     ranks = torch.randint(1, 30, (150,), generator=generator)
     cold = torch.rand(150, generator=generator) < 0.4
-    metrics = RankingMetrics((5, 10))
-    for start in range(0, 150, 40):  # parts go on over batches
-        metrics.update(ranks[start : start + 40], cold[start : start + 40])
-    rests = metrics.left_out()
-    for part in (0, 7, 63):
-        others = torch.arange(150) % 64 != part
+    users = torch.arange(150) // 2 * 1_000_003  # two queries each
+    metrics, turned, own = RankingMetrics((5, 10)), RankingMetrics((5, 10)), RankingMetrics((5, 10))
+    for start in range(0, 150, 40):
+        batch = slice(start, start + 40)
+        metrics.update(ranks[batch], cold[batch], users[batch])
+        own.update(ranks[batch], cold[batch])
+    turned.update(ranks.flip(0), cold.flip(0), users.flip(0))
+    torch.testing.assert_close(turned.state(), metrics.state())
+    rests, parts = metrics.left_out(), group_of(users, 64)
+    assert own.left_out()["all"] != rests["all"]
+    for part in parts[:6].tolist():
+        others = parts != part
         alone = RankingMetrics((5, 10))
         alone.update(ranks[others], cold[others])
         for group, result in alone.compute().items():

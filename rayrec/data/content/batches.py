@@ -55,6 +55,7 @@ class ContentInputs:
             torch.from_numpy(users),
             torch.from_numpy(places[1 + read.size :].reshape(candidates.shape)),
             torch.from_numpy(labels),
+            torch.from_numpy(owners),
         )  # fmt: skip
 
     def contents(self, items: Rows) -> Texts:

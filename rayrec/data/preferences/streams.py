@@ -30,7 +30,9 @@ def pool_batch(
     history = torch.from_numpy(histories(interactions, pool.users, pool.positions, longest))
     preference = None if features is None else features[torch.from_numpy(pool.preferences)]
     user = None if tokens is None else torch.from_numpy(np.where(pool.positions > 0, tokens[pool.users], 0))
-    return HistoryBatch(history, torch.from_numpy(pool.targets), preference, user=user)
+    return HistoryBatch(
+        history, torch.from_numpy(pool.targets), preference, user=user, row=torch.from_numpy(pool.users)
+    )
 
 
 def signed(pools: Sequence[tuple[Axis, Pool]]) -> tuple[Pool, NDArray[np.float32] | None]:

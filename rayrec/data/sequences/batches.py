@@ -24,6 +24,7 @@ class HistoryBatch:
 
     target: (B,) int64, the item that came next; for windows (B, L), the item that came next after each position, 0 at padding.
     preference, sign: see ``Steered``; None where the model is blind to preferences. user: see ``Personal``; None likewise.
+    row: (B,) int64, the users' rows in the data set, where users are judged: by them judged users are grouped.
     """
 
     history: Tensor
@@ -31,6 +32,7 @@ class HistoryBatch:
     preference: Tensor | None = None
     sign: Tensor | None = None
     user: Tensor | None = None
+    row: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.history)
@@ -47,7 +49,9 @@ class HistoryBatch:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
         history, target = (tensor.to(device, non_blocking=non_blocking) for tensor in (self.history, self.target))
-        return HistoryBatch(history, target, moved(self.preference), moved(self.sign), moved(self.user))
+        return HistoryBatch(
+            history, target, moved(self.preference), moved(self.sign), moved(self.user), moved(self.row)
+        )
 
 
 def histories(
@@ -71,7 +75,7 @@ def example_batch(
     matrix = histories(interactions, examples.users, ends, max(longest, 1))
     targets = torch.from_numpy(examples.targets(interactions).astype(np.int64))
     user = None if tokens is None else torch.from_numpy(tokens[examples.users])
-    return HistoryBatch(torch.from_numpy(matrix), targets, user=user)
+    return HistoryBatch(torch.from_numpy(matrix), targets, user=user, row=torch.from_numpy(examples.users))
 
 
 def evaluation_batches(

@@ -135,7 +135,7 @@ class ContentEvaluation(Evaluation[ContentBatch]):
         self.metrics: ImpressionMetrics = ImpressionMetrics()
 
     def update(self, outputs: Tensor, batch: ContentBatch) -> None:
-        self.metrics.update(outputs, batch.labels, batch.users)
+        self.metrics.update(outputs, batch.labels, batch.owners[batch.users])
 
     def summarize(self) -> Summary:
         """rows (impressions), left_out, auc, mrr, ndcg@5, ndcg@10 under "impressions"."""

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from rayrec.batch import Batch
 from rayrec.metrics.perplexity import Perplexity
 from rayrec.models.llama import LlamaConfig, LlamaLanguageModel
-from rayrec.training.task import Evaluation, Loss, Summary
+from rayrec.training.task import Evaluation, LeftOut, Loss, Summary
 
 TEXT = "text"  # the name under which a language model's metrics are reported
 
@@ -49,7 +49,7 @@ class LanguageModellingTask:
         return token_losses(model, batch.sequences[0])
 
     def evaluation(self, *, by_group: bool = False) -> "TextEvaluation":
-        """No sums by group are kept."""
+        """Sums by group of blocks are kept in any case."""
         return TextEvaluation()
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
@@ -88,6 +88,9 @@ class TextEvaluation(Evaluation[Batch]):
                 "perplexity": result.perplexity if judged else None,
             }
         }
+
+    def left_out(self) -> LeftOut:
+        return {TEXT: self.metrics.left_out()}
 
 
 def token_losses(

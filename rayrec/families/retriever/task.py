@@ -219,7 +219,7 @@ class RetrievalEvaluation(Evaluation[HistoryBatch]):
 
     def update(self, outputs: Tensor, batch: HistoryBatch) -> None:
         seen = self._seen.to(batch.target.device)
-        self.metrics.update(outputs.long(), ~seen[batch.target])
+        self.metrics.update(outputs.long(), ~seen[batch.target], batch.row)
 
     def summarize(self) -> Summary:
         """users, recall@K, ndcg@K, mrr of all targets, of those seen in training (in_set) and of cold ones."""

@@ -4,10 +4,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import torch
 
 from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences import Interactions, leave_one_out
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
+from rayrec.metrics.ranking import RankingMetrics
 
 CONFIG = SequenceStreamConfig(batch_size=8, evaluation_batch_size=7)
 
@@ -66,6 +68,22 @@ def test_each_evaluation_pass_judges_every_target_once() -> None:
     for _ in range(2):
         judged = [t for stream in streams for batch in stream.epoch_batches() for t in batch.target.tolist()]
         assert sorted(judged) == sorted(split.test.targets(data).tolist())
+
+
+def test_judged_users_are_grouped_alike_for_models_of_other_lengths_batches_and_workers() -> None:
+    data = interactions()
+    split, states = leave_one_out(data), []
+    for length, size, world in ((1, 3, 1), (4, 5, 2)):
+        config = SequenceStreamConfig(evaluation_batch_size=size)
+        states.append(torch.zeros(()))
+        for rank in range(world):
+            found = RankingMetrics()
+            stream = JudgedSequences(data, split.test, config, length=length, rank=rank, world_size=world)
+            for batch in stream.epoch_batches():
+                assert batch.row is not None
+                found.update(1 + batch.row % 7, users=batch.row)
+            states[-1] = states[-1] + found.state()
+    torch.testing.assert_close(states[0], states[1])
 
 
 def test_a_sample_of_examples_is_the_same_each_time() -> None:

@@ -148,6 +148,26 @@ def test_an_interrupted_epoch_goes_on_with_the_very_next_batch(experiment: Conte
     assert all(torch.equal(a.candidates, b.candidates) for a, b in zip(whole[2:], rest, strict=True))
 
 
+def test_judged_users_are_grouped_alike_for_models_that_read_more_of_a_history_in_other_batches(
+    experiment: ContentExperiment,
+) -> None:
+    states = []
+    for max_history, budget in ((2, 300), (8, 10**9)):
+        wanted = replace(
+            experiment,
+            ranker=replace(experiment.ranker, max_history=max_history),
+            stream=replace(experiment.stream, token_budget=budget),
+        )
+        task, batches = wanted.task(), list(wanted.data(Worker()).open_evaluation("test", 1).epoch_batches())
+        assert (len(batches) > 1) == (budget == 300)
+        found = task.evaluation()
+        for batch in batches:
+            found.update(torch.arange(batch.labels.shape[1]).expand(batch.labels.shape) * 1.0, batch)
+        states.append(found.metrics.state())
+        assert len({len(values) for values in found.left_out()["impressions"].values()}) == 1
+    torch.testing.assert_close(states[0], states[1])
+
+
 def test_batches_stay_within_the_token_budget_and_hold_each_positive_once(experiment: ContentExperiment) -> None:
     data, seen = experiment.data(Worker()), 0
     for batch, _ in data.open_training(StreamPosition(), 1).epoch_batches():
