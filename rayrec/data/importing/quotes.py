@@ -7,6 +7,25 @@ MANY_LINES = 3  # line ends within a value from which its inner lines are looked
 STRAY = "swallowed by a stray quote (if quotes are part of the values: --no-quoting)"
 
 
+def quote_behind_blank(lines: Iterable[str], delimiter: str) -> int | None:
+    """Number, from 1, of the first line with a quote behind the blanks that begin a value: it opens none, so that delimiters
+    behind it part the value. None when there is none."""
+    inside = False
+    for number, line in enumerate(lines, start=1):
+        at = 0
+        while (found := line.find('"', at)) >= 0:
+            before = line[:found].rstrip(" \t") if delimiter != "\t" else line[:found].rstrip(" ")
+            at = found + 1
+            if inside:
+                at += line[at : at + 1] == '"'
+                inside = at == found + 2
+            elif found == 0 or line[found - 1] == delimiter:
+                inside = True
+            elif before == "" or before[-1] == delimiter:
+                return number
+    return None
+
+
 def open_quote(lines: Iterable[str], delimiter: str) -> int | None:
     """Number, from 1, of the line with a quote that opens a value and is never closed; None when there is none."""
     inside, opened = False, 0

@@ -9,7 +9,9 @@ import gzip
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayrec.data.importing.parquet_batches import bounded_batches, text_columns
-from rayrec.data.importing.quotes import MANY_LINES, STRAY, holds_rows, open_quote
+from rayrec.data.importing.quotes import MANY_LINES, STRAY, holds_rows, open_quote, quote_behind_blank
 from rayrec.data.log.splitting import Split
 from rayrec.errors import UserError
 
@@ -78,6 +80,8 @@ def read_delimited(
     require_file(path)
     _require_text(path, encoding)
     names = list(columns) if columns is not None else _header(path, delimiter, quoting, encoding)
+    if quoting:
+        _require_quotes_at_once(path, delimiter, encoding)
     offset = 1 if columns is None else 0  # Arrow counts the header as a record
     rejected: list[RejectedRow] = []
 
@@ -202,6 +206,18 @@ def _require_text(path: Path, encoding: str = "utf-8") -> None:
         raise SourceError(f"{path}: not {encoding.upper()} text{where}; {advice}") from None
     except (OSError, EOFError) as error:
         raise SourceError(f"{path}: damaged: {error}") from None
+
+
+def _require_quotes_at_once(path: Path, delimiter: str, encoding: str) -> None:
+    """Looks at the first lines only. Raises SourceError for blanks between delimiters and quotes."""
+    line = None
+    with suppress(OSError, EOFError, UnicodeError):  # told when the rows are read
+        line = quote_behind_blank(islice(_text_lines(path, encoding), 1000), delimiter)
+    if line is not None:
+        raise SourceError(
+            f"{path}: line {line:,}: a quote behind a blank opens no value; take the blanks behind delimiters away, or give "
+            "--no-quoting if quotes are part of the values"
+        )
 
 
 def _text_lines(path: Path, encoding: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from rayrec.data.importing import parquet_batches, reading
 from rayrec.data.importing.importing import ImportOptions
+from rayrec.data.importing.quotes import quote_behind_blank
 from rayrec.data.importing.reading import SourceError, read_parquet
 from rayrec.data.importing.table import TableFiles, TextFormat, import_table
 from rayrec.data.log import Log, folder, read_footer
@@ -152,6 +153,32 @@ def test_text_over_several_lines_stays_and_is_told(tmp_path: Path) -> None:
     found = json.loads((log.path / "import.json").read_text())
     assert found["quarantined"] == {}
     assert found["notes"] == {"rows with a value over more than one line (if none should be: --no-quoting)": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('a, "b"', 1),
+        ('x,y\n1,2\n3, \t"4,5"', 3),
+        (' "a",b', 1),
+        ('"a, ""b"" c",d', None),
+        ('"a, ",b', None),
+        ('"one\n, ""x""",d', None),
+        ('a,b "c"', None),
+        ('a,,"b"', None),
+    ],
+)
+def test_a_quote_behind_the_blanks_that_begin_a_value_is_found(text: str, line: int | None) -> None:
+    assert quote_behind_blank(text.splitlines(keepends=True), ",") == line
+
+
+def test_a_table_with_blanks_before_its_quotes_is_refused_in_one_line_that_says_what_helps(tmp_path: Path) -> None:
+    schema = LogSchema("x", (CategoricalFeature("kind"), DenseFeature("gain")), (CLICK,))
+    dirty = 'click, kind, gain\n1, a, 2\n0, b, "1,234"\n'
+    with pytest.raises(SourceError, match=r"raw\.csv: line 3: a quote behind a blank opens no value; .*--no-quoting"):
+        import_text(tmp_path, dirty, schema)
+    log = import_text(tmp_path, dirty.replace(", ", ","), schema, text=TextFormat(thousands=","))
+    assert [row["gain"] for row in rows_of(log)] == [2.0, 1234.0]
 
 
 def test_without_quoting_a_quote_is_a_part_of_the_value(tmp_path: Path) -> None:
