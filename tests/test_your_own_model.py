@@ -107,7 +107,7 @@ def test_the_commands_of_the_page_train_sweep_and_serve_it(folder: Path) -> None
     *jobs, service = lines
     for line in jobs:
         done = subprocess.run(
-            ["bash", "-c", f"{setup}\n{line}"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+            ["bash", "-c", f"{setup}\n{line}"], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     port = _free_port()
