@@ -7,7 +7,10 @@ score is not flattered; the AUC counts a tie as half, as usual.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,34 @@ def grouped_metrics(
         float((1 / (first + 1)).mean()),
         ndcg,
     )
+
+
+class GroupedRows:
+    """The rows of one pass with their groups, kept until it is over: 8 + 8 T bytes a row of T tasks."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return sum(len(groups) for groups, _, _ in self._parts)
+
+    def update(self, groups: Tensor, scores: Tensor, labels: Tensor) -> None:
+        """Take in groups (B,) int64, scores and labels (B, T); see ``grouped_metrics``."""
+        self._parts.append((groups.cpu(), scores.detach().float().cpu(), labels.float().cpu()))
+
+    def gather(self) -> None:
+        """Under torch.distributed the rows of all workers, on each of them: a group's rows may lie on several."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            everywhere: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everywhere, self._parts)
+            self._parts = [part for parts in everywhere for part in parts]
+
+    def compute(self, cutoffs: tuple[int, ...] = (5, 10)) -> tuple[GroupedMetrics, ...]:
+        """One result a task; none where there are no rows."""
+        if not self._parts:
+            return ()
+        groups, scores, labels = (torch.cat(column).numpy() for column in zip(*self._parts, strict=True))
+        return tuple(grouped_metrics(groups, scores[:, t], labels[:, t], cutoffs) for t in range(scores.shape[1]))
 
 
 def _auc(

@@ -425,6 +425,7 @@ class _Loop(Generic[B]):
                 outputs = self.task.predict(self.state.model, batch)
             evaluation.update(outputs, batch)
         reduce_metrics(evaluation.metrics, self.worker)
+        evaluation.gather()
         return evaluation
 
     def _close_window(self, window: "_Window[B]", steps_per_epoch: int) -> None:

@@ -65,6 +65,9 @@ class Evaluation(ABC, Generic[B]):
     @abstractmethod
     def summarize(self) -> Summary: ...
 
+    def gather(self) -> None:
+        """Fetch from all workers what is no sum; ``metrics`` are summed by then."""
+
     def left_out(self) -> LeftOut:
         """How much the metrics hang on the users, or rows, that were judged; empty where no sums by group were kept."""
         return {}

@@ -1,5 +1,7 @@
 """jobs.evaluate judges a bundle of any family as training did, on any split or another log."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from rayrec.families.language_model.bundle import load_language_model
 from rayrec.families.language_model.evaluation import sample
 from rayrec.families.language_model.experiment import LanguageModelExperiment
 from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.ranker.evaluation import EvaluateRanker
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.scoring import features_of
 from rayrec.families.ranker.task import RankingConfig
@@ -106,6 +109,31 @@ def test_rows_of_unknown_users_are_no_user_of_their_own(
         for table in (run(str(bundle), ["--by", "item", "--log", str(tmp_path / name)]) for name in ("all", "unknown"))
     ]
     assert counts[1] == counts[0] - 1
+
+
+def test_rows_of_each_request_are_judged_while_a_ranker_trains_as_afterwards(small_log: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_log, tmp_path / "log"))
+    for file in folder.glob("*/*.parquet"):
+        table = pq.read_table(file)
+        requests = pa.array(np.random.default_rng(0).integers(0, len(table) // 6 + 1, len(table)) - 2**62)
+        pq.write_table(table.append_column("request", requests), file)
+    write_schema(replace(Log.open(small_log).schema, request_id="request"), folder / "schema.json")
+    experiment = RankerExperiment(
+        folder, ranking=RankingConfig(RankerArchitecture(embedding_dim=4, trunk=(8,), tower=(4,))),
+        loop=LoopConfig(epochs=1, threads=1), stream=StreamConfig(batch_size=512, reader="in_process"),
+    )  # fmt: skip
+    bundle, progress = trained(experiment, tmp_path)
+    names = ("auc_by_request", "mrr_by_request", "ndcg@5_by_request", "ndcg@10_by_request")
+    followed = {(point.split, point.task, point.metric) for point in progress.curve}
+    assert {("valid", task, name) for task in ("click", "buy") for name in names} <= followed
+    told = EvaluateRanker("test").evaluate(bundle)
+    for row in told.rows:
+        found = dict(zip(told.columns, row, strict=True))
+        trained_so = progress.evaluations["test"][found[told.columns[0]]]
+        for name in names:
+            value = trained_so[name]
+            assert value is not None
+            assert float(found[name]) == pytest.approx(value, abs=1e-4)
 
 
 def test_a_ranker_is_judged_on_another_log_and_one_without_its_features_is_refused(

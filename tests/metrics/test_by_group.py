@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from rayrec.metrics.by_group import grouped_metrics
+from rayrec.metrics.by_group import GroupedRows, grouped_metrics
 
 
 @given(st.integers(0, 10_000), st.integers(2, 60), st.integers(1, 8), st.booleans())
@@ -49,3 +51,26 @@ def test_a_constant_score_orders_nothing_and_a_perfect_one_everything() -> None:
 def test_columns_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="2 groups, 3 scores and 3 labels"):
         grouped_metrics(np.zeros(2), np.zeros(3), np.zeros(3))
+
+
+def test_rows_of_a_pass_are_judged_with_those_of_other_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randint(0, 9, (90,), generator=generator) * 2**40 - 2**43  # each on both workers
+    scores, labels = torch.rand(90, 2, generator=generator), (torch.rand(90, 2, generator=generator) < 0.4).float()
+    labels[::7, 1] = torch.nan
+    one, other = GroupedRows(), GroupedRows()
+    for start in range(0, 50, 20):
+        one.update(*(column[start : min(start + 20, 50)] for column in (groups, scores, labels)))
+    other.update(groups[50:], scores[50:], labels[50:])
+
+    def gathered(found: list, own: object) -> None:
+        found[:] = [own, other._parts]
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gathered)
+    one.gather()
+    assert len(one) == 90
+    for task, found in enumerate(one.compute((3,))):
+        assert found == grouped_metrics(groups.numpy(), scores[:, task].numpy(), labels[:, task].numpy(), (3,))
+    assert GroupedRows().compute() == ()

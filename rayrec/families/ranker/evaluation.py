@@ -16,6 +16,7 @@ from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.families.ranker.experiment import EVALUATION_BATCH_ROWS, RankerExperiment
+from rayrec.families.ranker.judging import within_requests
 from rayrec.families.ranker.scoring import features_of
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.metrics.by_group import grouped_metrics
@@ -69,12 +70,7 @@ class EvaluateRanker:
         logits, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
         for place, name in enumerate(bundle.schema.task_names):
             within = grouped_metrics(groups[known], logits[known, place], labels[known, place])
-            summary[name] |= {
-                f"{by}s": within.groups,
-                f"auc_by_{by}": within.auc,
-                f"mrr_by_{by}": within.mrr,
-                **{f"ndcg@{k}_by_{by}": value for k, value in within.ndcg.items()},
-            }
+            summary[name] |= {f"{by}s": within.groups, **within_requests(within, by)}
         return summary
 
 

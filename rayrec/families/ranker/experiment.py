@@ -193,7 +193,15 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
         evaluation = StreamConfig(
             batch_size=EVALUATION_BATCH_ROWS, shuffle=False, drop_last=False, reader=config.reader
         )
-        return LogStream(student, split, evaluation, rank=worker.rank, world_size=worker.size, epochs=epochs)
+        return LogStream(
+            student,
+            split,
+            evaluation,
+            rank=worker.rank,
+            world_size=worker.size,
+            epochs=epochs,
+            extras=task.evaluation_extras,
+        )
 
     return TrainingData(open_training, open_evaluation, log.splits)
 

@@ -127,6 +127,11 @@ class RankingTask:
     def build(self) -> Ranker:
         return Ranker(self.model_config.inputs, self.model_config.architecture)
 
+    @property
+    def evaluation_extras(self) -> tuple[str, ...]:
+        """Columns that batches need beside features and labels when the model is judged."""
+        return () if self.schema.request_id is None else (self.schema.request_id,)
+
     def labeled_extras(self, *, taught: bool = False) -> tuple[str, ...]:
         """Columns that labeled batches need beside features and labels; taught: a teacher in the loop brings its own."""
         return tuple(column for method in self._methods.values() for column in method.labeled_columns(taught=taught))
@@ -202,6 +207,7 @@ class RankingTask:
             self.schema.task_names,
             known_features_split=self.config.known_features_split,
             user=self._user,
+            request=self.schema.request_id,
             by_group=by_group,
         )
 
