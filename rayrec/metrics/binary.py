@@ -90,14 +90,14 @@ class BinaryMetrics:
             keys = own if users is None else torch.where(users == 0, own, users)
             self.groups.update(logits, labels, group_of(keys), weights)
         self._rows += len(logits)
-        labels = labels.double().nan_to_num(0.0)
+        logits, labels = logits.nan_to_num(), labels.double().nan_to_num(0.0)
         mass = observed.double() if weights is None else observed * weights.double().unsqueeze(1)  # (B, T)
         positive = mass * labels
         probability = mass * logits.sigmoid()
-        losses = mass * binary_cross_entropy_with_logits(logits.nan_to_num(), labels, reduction="none")
+        losses = mass * binary_cross_entropy_with_logits(logits, labels, reduction="none")
         sums = [observed.double(), observed * labels, mass, positive, losses, probability]
         self._state[:, :_SUMS] += torch.stack([s.sum(0) for s in sums], dim=1)
-        bins = ((logits.nan_to_num() + _LIMIT) * (_BINS / (2 * _LIMIT))).long().clamp_(0, _BINS - 1).T  # (T, B)
+        bins = ((logits + _LIMIT) * (_BINS / (2 * _LIMIT))).long().clamp_(0, _BINS - 1).T  # (T, B)
         for row, values in ((_POSITIVE, positive), (_NEGATIVE, mass - positive), (_PREDICTED, probability)):
             self._histogram(row).scatter_add_(1, bins, values.T)
 

@@ -350,3 +350,14 @@ def test_shared_gradients_leave_out_what_the_representation_does_not_depend_on()
     assert tower.grad is None
     assert trunk.grad is not None
     torch.testing.assert_close(trunk.grad.flatten(), 2 * by_hand[0] - by_hand[1])
+
+
+@pytest.mark.parametrize("method", ["multibalance", "gradnorm", "uncertainty", "mgda"])
+def test_the_shares_of_a_step_stay_what_they_were_when_the_next_one_moves_the_weights(method: str) -> None:
+    balancer, model = balancer_of(method), ranker(3)
+    backward(model, balancer, some_batch(64, 3, 1))
+    shares = balancer.shares
+    before = shares.clone()
+    backward(model, balancer, some_batch(64, 3, 2))
+    assert torch.equal(shares, before)
+    assert not torch.equal(balancer.shares, before)

@@ -47,6 +47,8 @@ def test_squared_logits_are_half_the_squared_difference() -> None:
     torch.testing.assert_close(losses[0, 0], expected)
     edge, _ = distillation_terms(DistillationConfig(loss="squared_logit"), LOGITS[:1], torch.tensor([[0.0, 1.0]]))
     assert edge.isfinite().all()
+    warm, _ = distillation_terms(DistillationConfig(loss="squared_logit", temperature=3.0), LOGITS, TEACHER)
+    torch.testing.assert_close(warm[0, 0], expected)  # T^2 times the squared difference of both sides over T
 
 
 def test_temperature_softens_both_sides_and_keeps_the_size_of_gradients() -> None:

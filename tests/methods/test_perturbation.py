@@ -235,3 +235,13 @@ def test_draws_repeat_with_the_seed_go_on_from_a_checkpoint_and_leave_torchs_gen
 def test_settings_that_mean_nothing_are_refused_by_name(message: str, settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=message):
         PerturbationConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_model_without_embeddings_gets_noise_on_its_numbers_alone() -> None:
+    batch = some_batch(50)
+    both, dense = (
+        noise(_LinearModel(2), batch, batch.dense.nan_to_num(), PerturbationConfig(embedding_noise=e), seeded())
+        for e in (0.5, 0.0)
+    )
+    assert torch.equal(both, dense)
+    assert bool(dense.any())

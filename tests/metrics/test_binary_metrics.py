@@ -206,3 +206,28 @@ def test_errors_over_groups_are_the_spread_over_fresh_rows_where_users_repeat_th
     spread = torch.tensor(losses).std().item()
     assert sum(errors[True]) / 60 == pytest.approx(spread, rel=0.25)
     assert sum(errors[False]) / 60 < 0.5 * spread
+
+
+def test_groups_skip_rows_without_a_label_whatever_their_logit_and_refuse_a_state_of_another_shape() -> None:
+    logits, labels, weights = random_rows(300)
+    users = torch.arange(300) % 90 + 1
+    broken, missing = logits.clone(), labels.clone()
+    broken[::4], missing[::4] = torch.nan, torch.nan
+    keep = torch.arange(300) % 4 != 0
+    metrics = grouped(broken, missing, weights, users)
+    assert metrics.groups is not None
+    torch.testing.assert_close(metrics.state(), grouped(logits[keep], labels[keep], weights[keep], users[keep]).state())
+    (result,) = metrics.compute()
+    assert math.isfinite(result.ece + result.calibration_ratio)
+    with pytest.raises(ValueError, match="state of shape"):
+        metrics.groups.load_state(torch.zeros(2, 64, 4))
+
+
+def test_a_key_is_in_the_group_that_64_bit_arithmetic_gives() -> None:
+    def signed(x: int) -> int:
+        return (x + 2**63) % 2**64 - 2**63
+
+    for key in (0, 1, 2, 77, -5, 2**40 + 3, 2**63 - 1):
+        x = signed(key * -7046029254386353131)
+        x = signed((x ^ (x >> 31)) * -4658895280553007687)
+        assert int(group_of(torch.tensor([key]))) == (x ^ (x >> 29)) % 64

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayrec.metrics.binary_groups import group_of
+from rayrec.metrics.impressions import ImpressionMetrics
 from rayrec.metrics.ranking import ABSENT, RankingMetrics, list_ranks, target_ranks
 
 
@@ -83,6 +84,13 @@ def test_a_rank_below_one_is_refused() -> None:
         RankingMetrics().update(torch.tensor([0]))
 
 
+@pytest.mark.parametrize("cutoffs", [(), (0,), (5, 0)])
+def test_no_cutoff_or_one_below_one_is_refused(cutoffs: tuple[int, ...]) -> None:
+    for metrics in (RankingMetrics, ImpressionMetrics):
+        with pytest.raises(ValueError, match="cutoffs must be at least 1"):
+            metrics(cutoffs)
+
+
 def test_metrics_without_a_part_of_the_users_are_those_of_the_others_in_whatever_order_they_come() -> None:
     generator = torch.Generator().manual_seed(0)
     ranks = torch.randint(1, 30, (150,), generator=generator)
@@ -108,3 +116,19 @@ def test_metrics_without_a_part_of_the_users_are_those_of_the_others_in_whatever
     only_warm = RankingMetrics()
     only_warm.update(ranks)
     assert set(only_warm.left_out()) == {"all", "in_set"}
+
+
+def test_two_queries_suffice_for_metrics_without_each_and_one_does_not() -> None:
+    metrics = RankingMetrics((5,))
+    metrics.update(torch.tensor([2]))
+    assert metrics.left_out() == {}
+    metrics.update(torch.tensor([4]))
+    values = metrics.left_out()["all"]["mrr"]
+    assert sorted(set(values)) == [0.25, 0.375, 0.5]
+    assert (values.count(0.25), values.count(0.5)) == (1, 1)
+
+
+def test_queries_that_all_miss_have_metrics_of_0_without_each_part() -> None:
+    metrics = RankingMetrics((5,))
+    metrics.update(torch.full((3,), ABSENT))
+    assert metrics.left_out()["all"] == {"mrr": (0.0,) * 64, "recall@5": (0.0,) * 64, "ndcg@5": (0.0,) * 64}

@@ -50,7 +50,7 @@ class GradnormBalancer(CombiningBalancer):
 
     def total(self, losses: Tensor, h: Tensor, inputs: Tensor, parameters: Iterable[nn.Parameter] = ()) -> Tensor:
         with torch.no_grad():
-            self._losses = averaged(losses.detach().clone())  # the joint values, for the update of the weights
+            self._losses = averaged(losses.clone())  # the joint values, for the update of the weights
             self.first_losses.copy_(torch.where(self.first_losses > 0.0, self.first_losses, self._losses))
         return super().total(losses * self.loss_weights.clone(), h, inputs, parameters)
 
