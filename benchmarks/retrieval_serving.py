@@ -2,13 +2,17 @@
 
 An untrained LIGER of the paper's layers over 12,000 items with 384-dimensional text, the newest of them cold; histories of 20
 items, 10 are wanted; by the dense, the generative and the hybrid method. Two replicas, the proxy and the clients share this
-machine. Each client is a thread with one open connection that asks again as soon as it has its answer.
+machine. Each client is a thread with one open connection that asks again as soon as it has its answer. Requests of one method
+that wait together are searched together. The second table tells, for one request and for eight together in this process alone,
+how long a search takes and which share of it are the encoder's and the decoder's forward passes.
 """
 
 import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +21,16 @@ import tyro
 from benchmarks.http_load import Demand, Load, run_load
 from benchmarks.serving import free_port
 from rayrec.bundle import write_bundle
-from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, retriever_parts
+from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, load_retriever, retriever_parts
 from rayrec.families.retriever.task import RetrievalConfig
 from rayrec.models.catalogue import ItemFeatures
 from rayrec.models.liger import Liger, LigerConfig
 from rayrec.models.t5 import T5Config
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
-from rayrec.retrieval.searching import Method
+from rayrec.retrieval.searching import Method, Searcher
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from serve_apps.deploying import connect_to_serve, serving
+from serve_apps.front import haproxy_is_front
 from serve_apps.model_reference import ModelReference
 from serve_apps.retriever import RetrieverService
 
@@ -68,7 +73,40 @@ def main(config: RetrievalServing) -> None:
             for _ in range(config.repeats):
                 for (method, clients), loads in runs.items():
                     loads.append(load(method, clients, config.seconds))
-    report(runs)
+        bundle_searcher = Searcher(load_retriever(bundle).model, beams=config.beams)
+        bundle_searcher.prepare()
+    report(runs, shares(bundle_searcher, config))
+
+
+def shares(searcher: Searcher[Any], config: RetrievalServing) -> dict[str, dict[str, dict[str, float]]]:
+    """By method and number of requests searched together: median ms of a search, shares of encoder and decoder."""
+    model, spent = searcher.model, {"encoder": 0.0, "decoder": 0.0}
+    began: list[float] = []
+    for name in spent:
+        part = model.get_submodule(name)
+        part.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
+        part.register_forward_hook(
+            lambda *_, name=name: spent.update({name: spent[name] + time.perf_counter() - began.pop()})
+        )
+    told: dict[str, dict[str, dict[str, float]]] = {method: {} for method in METHODS}
+    generator = torch.Generator().manual_seed(0)
+    for method in METHODS:
+        for together in (1, 8):
+            histories = torch.randint(1, config.items + 1, (12, together, config.history), generator=generator)
+            seconds, parts = [], []
+            for history in histories:
+                spent |= dict.fromkeys(spent, 0.0)
+                started = time.perf_counter()
+                searcher.search(history, config.k, method)
+                seconds.append(time.perf_counter() - started)
+                parts.append([spent[name] / seconds[-1] for name in spent])
+            encoder, decoder = np.median(parts[2:], axis=0)
+            told[method][str(together)] = {
+                "ms": round(1e3 * float(np.median(seconds[2:])), 2),
+                "encoder": round(float(encoder), 3),
+                "decoder": round(float(decoder), 3),
+            }
+    return told
 
 
 def random_bundle(folder: Path, config: RetrievalServing) -> Path:
@@ -99,9 +137,9 @@ def request_body(config: RetrievalServing, method: Method, seed: int) -> str:
     return json.dumps({"history": [f"item-{item}" for item in items], "k": config.k, "method": method})
 
 
-def report(runs: dict[tuple[Method, int], list[Load]]) -> None:
-    """The table, and the JSON line."""
-    result: dict[str, dict[str, dict[str, float]]] = {method: {} for method in METHODS}
+def report(runs: dict[tuple[Method, int], list[Load]], told: dict[str, dict[str, dict[str, float]]]) -> None:
+    """The tables, and the JSON line."""
+    result: dict[str, Any] = {method: {} for method in METHODS}
     print(f"{'method':<12}{'clients':>10}{'p50 ms':>10}{'p99 ms':>10}{'rps':>10}{'failed':>10}")
     for (method, clients), loads in runs.items():
         p50, p99 = (float(np.median([np.percentile(load.milliseconds, q) for load in loads])) for q in (50, 99))
@@ -114,6 +152,14 @@ def report(runs: dict[tuple[Method, int], list[Load]]) -> None:
             "rps": round(rps, 1),
             "failed": failed,
         }
+    print(f"{'method':<12}{'together':>10}{'ms':>10}{'encoder':>10}{'decoder':>10}{'rest':>10}")
+    for method, by_number in told.items():
+        for number, found in by_number.items():
+            encoder, decoder = found["encoder"], found["decoder"]
+            print(
+                f"{method:<12}{number:>10}{found['ms']:>10.1f}{encoder:>10.0%}{decoder:>10.0%}{1 - encoder - decoder:>10.0%}"
+            )
+    result |= {"front": "haproxy" if haproxy_is_front() else "serve's own proxy", "shares": told}
     print(json.dumps(result))
 
 

@@ -196,7 +196,10 @@ class Liger(Retriever[Tensor | Personal]):
 
     def query(self, history: Tensor | Personal) -> Tensor:
         """What the dense head looks for: unit vectors (B, D) of histories (B, L)."""
-        return normalize(self.encode(history)[0][:, -1].float(), dim=1)
+        return self._query(self.encode(history)[0])
+
+    def _query(self, states: Tensor) -> Tensor:
+        return normalize(states[:, -1].float(), dim=1)
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
         """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); row 0 belongs to no item."""
@@ -225,7 +228,14 @@ class Liger(Retriever[Tensor | Personal]):
 
     def decoding(self, history: Tensor | Personal) -> TupleDecoding:
         """For ``rayrec.retrieval.beam_search``."""
-        return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(*self.encode(history)))
+        return self._decoding(*self.encode(history))
+
+    def query_and_decoding(self, history: Tensor | Personal) -> tuple[Tensor, TupleDecoding]:
+        states, real = self.encode(history)
+        return self._query(states), self._decoding(states, real)
+
+    def _decoding(self, states: Tensor, real: Tensor) -> TupleDecoding:
+        return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(states, real))
 
     def log_likelihood(self, history: Tensor | Personal, items: Tensor) -> Tensor:
         """log p (B, K) of the tuples of items (B, K) after histories (B, L)."""

@@ -6,7 +6,7 @@ for those that a preference steers, ``Steered``; for those that know the user to
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,15 @@ class GenerativeHead(Protocol[H_contra]):
 
     def decoding(self, history: H_contra) -> Decoding:
         """The tuples' log-probabilities, token by token, for ``rayrec.retrieval.beam_search``."""
+        ...
+
+
+@runtime_checkable
+class OneEncoding(Protocol[H_contra]):
+    """Both heads, behind one encoder."""
+
+    def query_and_decoding(self, history: H_contra) -> tuple[Tensor, Decoding]:
+        """What ``query`` and ``decoding`` give, by encoding the histories once."""
         ...
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rayrec.retrieval.beam_search import beam_search
+from rayrec.retrieval.beam_search import Decoding, beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking
 from rayrec.retrieval.index import DenseIndex, IndexConfig
 from rayrec.retrieval.repeats import count_repeats, held
-from rayrec.retrieval.retriever import DenseHead, GenerativeHead, H, Retriever
+from rayrec.retrieval.retriever import DenseHead, GenerativeHead, H, OneEncoding, Retriever
 from rayrec.retrieval.trie import ItemTrie
 from rayrec.typed_json import ConfigError
 
@@ -80,11 +80,11 @@ class Searcher(Generic[H]):
         more = 0 if barred is None else barred.shape[1]
         wanted = min(k + more, self.model.num_items)
         if method == "generative":
-            items, scores = self._generated(history, beams)
+            items, scores = self._generated(self._generative.decoding(history), beams)
         else:
-            head = self._dense
-            query, repeats = head.query(history).float(), head.repeats(history)
-            generated = self._generated(history, beams)[0] if method == "hybrid" else None
+            query, decoding = self._asked(history, method)
+            query, repeats = query.float(), self._dense.repeats(history)
+            generated = None if decoding is None else self._generated(decoding, beams)[0]
             with torch.autocast(query.device.type, enabled=False):  # products in bf16 would tie items
                 vectors = self._item_vectors()
                 if generated is not None:
@@ -138,8 +138,17 @@ class Searcher(Generic[H]):
         assert head is not None
         return head
 
-    def _generated(self, history: H, beams: int | None) -> tuple[Tensor, Tensor]:
-        found = beam_search(self._item_trie(), self._generative.decoding(history), beams or self.beams)
+    def _asked(self, history: H, method: Method) -> tuple[Tensor, Decoding | None]:
+        """The dense head's queries, and for the hybrid method how the other one decodes."""
+        if method == "dense":
+            return self._dense.query(history), None
+        if isinstance(self.model, OneEncoding):
+            both: tuple[Tensor, Decoding] = self.model.query_and_decoding(history)
+            return both
+        return self._dense.query(history), self._generative.decoding(history)
+
+    def _generated(self, decoding: Decoding, beams: int | None) -> tuple[Tensor, Tensor]:
+        found = beam_search(self._item_trie(), decoding, beams or self.beams)
         return found.items, found.scores
 
     def _item_trie(self) -> ItemTrie:

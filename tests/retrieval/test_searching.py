@@ -49,6 +49,19 @@ def liger(repeat: float | None = None, *, dense: float = 1.0, generative: float 
 
 
 @torch.no_grad()
+def test_the_hybrid_method_encodes_a_history_once() -> None:
+    model = liger(0.3)
+    query, decoding = model.query_and_decoding(HISTORY)
+    assert torch.equal(query, model.query(HISTORY))
+    assert torch.equal(decoding.first(), model.decoding(HISTORY).first())
+    encoded: list[int] = []
+    model.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    found = Searcher(model, beams=8).search(HISTORY, 5, "hybrid")
+    assert encoded == [1]
+    assert (found.items > 0).all()
+
+
+@torch.no_grad()
 def all_scores(model: SASRec | Liger, method: Method) -> Tensor:
     """(3, N + 1) by the models' own formulas."""
     if method == "generative":
