@@ -76,6 +76,9 @@ def test_full_cross_follows_equation_1_of_dcn_v2() -> None:
             )
         expected[row] = x
     torch.testing.assert_close(network(x0), expected)
+    with torch.no_grad():
+        answered = network(x0)
+    assert torch.equal(answered, network(x0).detach())
 
 
 def test_low_rank_cross_is_a_full_one_with_the_product_of_its_factors() -> None:
