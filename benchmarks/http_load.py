@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
@@ -28,13 +29,17 @@ class Demand:
 
 @dataclass(frozen=True)
 class Load:
-    """Latencies of the requests answered by 200, in ms (asking twice included); failed and repeated requests; who answered."""
+    """Latencies of the requests answered by 200, in ms (asking twice included); failed and repeated requests; who answered.
+
+    statuses: of the failed ones, "0" = the connection broke.
+    """
 
     milliseconds: list[float]
     seconds: float
     failed: int
     repeated: int
     models: list[str]
+    statuses: dict[str, int]
 
 
 def run_load(demand: Demand, change: Callable[[], None] | None = None) -> Load:
@@ -84,7 +89,8 @@ def main() -> None:
     def client(index: int) -> None:
         milliseconds: list[float] = []
         models: set[str] = set()
-        failed = repeated = 0
+        statuses: Counter[str] = Counter()
+        repeated = 0
         session = Client(demand)
         ready.wait()
         ends = time.perf_counter() + demand.seconds
@@ -100,8 +106,8 @@ def main() -> None:
                 milliseconds.append(1e3 * (time.perf_counter() - started))
                 models.add(model)
             else:
-                failed += 1
-        results.append(Load(milliseconds, demand.seconds, failed, repeated, sorted(models)))
+                statuses[str(status)] += 1
+        results.append(Load(milliseconds, demand.seconds, statuses.total(), repeated, sorted(models), dict(statuses)))
 
     threads = [threading.Thread(target=client, args=(i,)) for i in range(demand.clients)]
     for thread in threads:
@@ -115,6 +121,7 @@ def main() -> None:
         sum(load.failed for load in results),
         sum(load.repeated for load in results),
         sorted({model for load in results for model in load.models}),
+        dict(sum((Counter(load.statuses) for load in results), Counter())),
     )
     print(json.dumps(asdict(joint)), flush=True)
 

@@ -2,13 +2,15 @@
 
 Two replicas, the proxy and the clients share this machine. Each client is a thread with one open connection that asks again as
 soon as it has its answer: 20 candidates of raw values, 26 categorical and 13 dense features. A request fails when its reply is
-not 200. Only in the kill, and only without HAProxy, which does so itself, a client asks once more when a connection breaks or a
-reply is a 5xx: ranking changes nothing, so asking twice is safe. By Serve's own proxy: RAY_SERVE_ENABLE_HA_PROXY=0.
+not 200; what it was instead is told of the changes, 0 = the connection broke. Only in the kill, and only without HAProxy, which
+does so itself, a client asks once more when a connection breaks or a reply is a 5xx: ranking changes nothing, so asking twice
+is safe. By Serve's own proxy: RAY_SERVE_ENABLE_HA_PROXY=0.
 """
 
 import json
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,17 @@ CATEGORICAL = [f"c{j}" for j in range(1, 27)]
 
 @dataclass(frozen=True)
 class ServingBenchmark:
-    """clients: at a time. seconds: of each measurement. repeats: of each, interleaved; medians are reported."""
+    """clients: at a time. seconds: of each measurement. repeats: of each, interleaved; medians are reported.
+
+    all_killed_seconds: under load, in which both replicas are killed after a third, and two seconds later Serve's controller.
+    """
 
     clients: tuple[int, ...] = (1, 8, 32)
     seconds: float = 8.0
     repeats: int = 3
     candidates: int = 20
     change_clients: int = 8
+    all_killed_seconds: float = 45.0
 
 
 def main(config: ServingBenchmark) -> None:
@@ -74,7 +80,10 @@ def main(config: ServingBenchmark) -> None:
             kill = run_load(
                 demand(config.change_clients, 2 * config.seconds, ask_twice=not haproxy_is_front()), kill_one_replica
             )
-    report(runs, bare, redeploy, kill)
+            all_killed = run_load(
+                demand(config.change_clients, config.all_killed_seconds), kill_replicas_and_controller
+            )
+    report(runs, bare, {"redeploy": redeploy, "kill": kill, "all_killed": all_killed})
 
 
 def write_bundles(folder: Path) -> tuple[Path, Path]:
@@ -112,17 +121,28 @@ def request_body(candidates: int, seed: int) -> str:
 
 
 def kill_one_replica() -> None:
-    """SIGKILL to the process of one replica; they descend from the Ray that this process started."""
-    replicas = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "".join(process.cmdline()[:1]).startswith("ray::ServeReplica:ranker:Ranker")
-    ]
+    """SIGKILL to the process of one replica."""
+    replicas = own_processes("ray::ServeReplica:ranker:Ranker")
     assert len(replicas) == RankerService().replicas, replicas
     replicas[0].kill()
 
 
-def report(runs: dict[int, list[Load]], bare: dict[int, list[Load]], redeploy: Load, kill: Load) -> None:
+def kill_replicas_and_controller() -> None:
+    """SIGKILL to all replicas, and two seconds later, when new ones are being started, to what starts them."""
+    for replica in own_processes("ray::ServeReplica:ranker:Ranker"):
+        replica.kill()
+    time.sleep(2)
+    (controller,) = own_processes("ray::ServeController")
+    controller.kill()
+
+
+def own_processes(name: str) -> list[psutil.Process]:
+    """They descend from the Ray that this process started."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "".join(process.cmdline()[:1]).startswith(name)]
+
+
+def report(runs: dict[int, list[Load]], bare: dict[int, list[Load]], changes: dict[str, Load]) -> None:
     """The table, and the JSON line. over_bare: our p50 over that of the bare application, by clients."""
     front = "haproxy" if haproxy_is_front() else "serve's own proxy"
     result: dict[str, Any] = {"front": front, "clients": {}, "bare": {}, "over_bare": {}}
@@ -137,13 +157,14 @@ def report(runs: dict[int, list[Load]], bare: dict[int, list[Load]], redeploy: L
     for clients in result["clients"]:
         over = result["clients"][clients]["p50_ms"] / result["bare"][clients]["p50_ms"]
         result["over_bare"][clients] = round(over, 2)
-    for name, load in (("redeploy", redeploy), ("kill", kill)):
-        answered = len(load.milliseconds)
+    for name, load in changes.items():
+        answered, statuses = len(load.milliseconds), ", ".join(f"{n} x {status}" for status, n in load.statuses.items())
         print(
-            f"{name}: {answered} answered, {load.failed} failed, {load.repeated} asked twice, slowest "
+            f"{name}: {answered} answered, {load.failed} failed ({statuses}), {load.repeated} asked twice, slowest "
             f"{max(load.milliseconds):.0f} ms, answered by {', '.join(load.models)}"
         )
         result[f"{name}_failed"] = load.failed
+        result[f"{name}_statuses"] = load.statuses
     print(json.dumps(result))
 
 

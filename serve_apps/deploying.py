@@ -1,5 +1,6 @@
 """Puts a service on the Ray that this process is connected to, as ``serve deploy`` does it, without a dashboard."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import one_line
 
-_LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # requests are counted in the metrics
+_LOGGING = {"log_level": "ERROR", "enable_access_log": False}  # requests are counted in the metrics
+_SHUTDOWN_S = 30
 
 
 class DeploymentError(UserError):
@@ -108,7 +110,7 @@ def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedSe
         try:
             yield DeployedService(f"http://{f'[{host}]' if ':' in host else host}:{port}", own)
         finally:
-            serve.shutdown()
+            _shut_down()
 
 
 def connect_to_serve(*, num_cpus: int | None = None) -> None:
@@ -123,14 +125,28 @@ def connect_to_serve(*, num_cpus: int | None = None) -> None:
 
 def _start_serve(host: str, port: int) -> None:
     """Raises DeploymentError when Serve does not come up at the second attempt either."""
+    logging.getLogger("ray.serve").setLevel(
+        logging.WARNING
+    )  # of this process: "Started Serve in namespace", and the like
     for last in (False, True):
         try:
             serve.start(http_options=listen_options(host, port), logging_config=_LOGGING)
             return
         except Exception as error:  # Ray tells a proxy that is not ready in time by several errors
             with suppress(Exception):
-                serve.shutdown()
+                _shut_down()
             if last:
                 raise DeploymentError(
                     f"Ray Serve does not come up on {host}:{port} within {READY_S} s: {one_line(error)}"
                 ) from error
+
+
+def _shut_down() -> None:
+    """``serve.shutdown``, but a controller that is dead already is not asked again to end, which Ray would tell the user."""
+    client = _get_global_client()
+    if client is not None and ray.is_initialized():
+        ended = client._controller.graceful_shutdown.options(max_task_retries=0)
+        with suppress(ray.exceptions.RayActorError, TimeoutError):
+            ray.get(ended.remote(), timeout=_SHUTDOWN_S)
+        client._shutdown = True
+    serve.shutdown()

@@ -15,14 +15,17 @@ HOST_FILE = "host"  # in FOLDER: where to listen, if elsewhere than Serve's own 
 _HEADERS = 64  # of a request; their bytes are bounded by the buffer, which must hold all of them
 _BODY_S = 10  # in which a request must be there, up to the size of the buffer
 _NOT_REPEATABLE = ("/v1/items",)  # POST to any other path changes nothing and may be asked twice
+_DETAIL = '{"detail": "No replica can answer; try again"}'
 _UNAVAILABLE = (
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    'Content-Length: 46\r\n\r\n{"detail": "No replica can answer; try again"}'
+    f"Content-Length: {len(_DETAIL)}\r\n\r\n{_DETAIL}"
 )
 
 
 def closed(config: str, host: str | None, unavailable: str) -> str:
     """``config`` without servers of statistics and metrics (nothing here reads them), with bounds on what a client may send.
+
+    A 500 of the server that is asked while no replica is up becomes a 503.
 
     host: where to listen; None = where Serve says. unavailable: file of the reply when no replica can answer.
     """
@@ -44,7 +47,16 @@ def closed(config: str, host: str | None, unavailable: str) -> str:
         address = f"    bind [{found[1].strip('[]')}]:{found[2]}\n"
     kept[front] = kept[front].replace(found[0], address + "".join(f"    {rule}\n" for rule in rules), 1)
     joined = re.sub(r"(?m)^global$", f"global\n    tune.http.maxhdr {_HEADERS}", "".join(kept), count=1)
+    joined = re.sub(
+        r"(?m)^ *server (\S+) .*\bbackup$", lambda line: f"{line[0]}\n    {_unavailable_from(line[1])}", joined
+    )
     return re.sub(r"(?m)^( *errorfile \d+ ).*$", lambda line: line[1] + unavailable, joined)
+
+
+def _unavailable_from(server: str) -> str:
+    """While no replica is up HAProxy asks Serve's own proxy, which waits for one; its controller dead too, that says 500."""
+    answer = f"status 503 content-type application/json hdr Retry-After 1 string '{_DETAIL}'"
+    return f"http-response return {answer} if {{ status 500 }} {{ srv_name -m str {server} }}"
 
 
 def main(folder: str, binary: str, *arguments: str) -> None:

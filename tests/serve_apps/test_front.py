@@ -1,13 +1,20 @@
 """What stands before the replicas: HAProxy's configuration, the names a service without a token answers to, room for requests."""
 
 import asyncio
+import socket
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
 
 from serve_apps.access import name_check
+from serve_apps.front import haproxy_binary
 from serve_apps.haproxy_front import closed
 from serve_apps.limits import Room
 from serve_apps.ranker import RankerService
@@ -50,6 +57,61 @@ def test_haproxy_bounds_requests_and_says_when_to_ask_again() -> None:
     assert "timeout http-request" in front
     assert "/tmp/x/500.http" not in config
     assert config.count("/tmp/x/unavailable.http") == 2
+
+
+class Broken(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_failure_of_what_is_asked_while_no_replica_is_up_is_a_503_and_a_replicas_own_stays_a_500(
+    tmp_path: Path,
+) -> None:
+    binary = haproxy_binary()
+    if binary is None:
+        pytest.skip("HAProxy does not run here")
+    with HTTPServer(("127.0.0.1", 0), Broken) as broken, socket.socket() as dead, socket.socket() as front:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        for taken in (dead, front):
+            taken.bind(("127.0.0.1", 0))  # and never listens
+        ports = {"dead": dead.getsockname()[1], "up": broken.server_port}
+        front_port = front.getsockname()[1]
+        front.close()
+        config = f"""global
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 5s
+    timeout server 5s
+frontend http_frontend
+    bind 127.0.0.1:{front_port}
+    use_backend with_replica if {{ path /replica }}
+    default_backend without_replica
+backend with_replica
+    server replica-1 127.0.0.1:{ports["up"]}
+    server proxy-1 127.0.0.1:{ports["up"]} check backup
+backend without_replica
+    server replica-1 127.0.0.1:{ports["dead"]} disabled
+    server proxy-1 127.0.0.1:{ports["up"]} check backup
+"""
+        (tmp_path / "haproxy.cfg").write_text(closed(config, None, "unused"))
+        with subprocess.Popen([binary, "-db", "-f", str(tmp_path / "haproxy.cfg")]) as haproxy:
+            try:
+                replica = httpx.Client(transport=httpx.HTTPTransport(retries=5)).get(
+                    f"http://127.0.0.1:{front_port}/replica"
+                )
+                none = httpx.get(f"http://127.0.0.1:{front_port}/v1/model", trust_env=False)
+            finally:
+                haproxy.terminate()
+                broken.shutdown()
+    assert replica.status_code == 500
+    assert (none.status_code, none.headers["retry-after"]) == (503, "1")
+    assert none.json() == {"detail": "No replica can answer; try again"}
 
 
 def asked(host: str | None, digest: str | None = None) -> int:
