@@ -8,6 +8,7 @@
 <checkpoint>/progress.json       position in the data, curves, early stopping
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,10 +113,24 @@ def metric_names(tasks: Mapping[str, Mapping[str, float | None]]) -> tuple[str, 
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the most steps among a run's, whoever wrote them; None where there is none."""
-    whole = [file for file in folder.glob("checkpoint[-_]*/progress.json") if (file.parent / "optimizer.pt").is_file()]
-    steps = {file.parent: read_progress(file.parent) for file in whole}
+    """The whole checkpoint of the most steps among a run's, whoever wrote them; None where there is none.
+
+    Ours appear by a rename. Ray Train copies its ``checkpoint_*`` into place, and a killed run may leave half of one: only those
+    count that its own list names.
+    """
+    copied = _copied_by_ray(folder / "checkpoint_manager_snapshot.json")
+    whole = [file.parent for file in folder.glob("checkpoint-*/progress.json")]
+    whole += [folder / name for name in copied if (folder / name / "progress.json").is_file()]
+    steps = {path: read_progress(path) for path in whole}
     return max(steps, key=lambda path: (steps[path].step, steps[path].finished, path.stat().st_mtime_ns), default=None)
+
+
+def _copied_by_ray(snapshot: Path) -> list[str]:
+    """Names of the checkpoints that Ray Train has taken note of, after their copies were whole."""
+    try:
+        return [result["checkpoint_dir_name"] for result in json.loads(snapshot.read_text())["checkpoint_results"]]
+    except FileNotFoundError:
+        return []
 
 
 def best_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.streams import LogStream, StreamConfig, StreamPosition, fitting_batch_size
@@ -285,13 +284,21 @@ def test_an_error_ends_a_run_when_it_is_the_user_s_or_comes_again_from_the_same_
         raise_ending(tmp_path)
 
 
+def named_by_ray(train: Path, *names: str) -> None:
+    """What Ray Train keeps of the checkpoints that it has copied whole."""
+    results = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
+    (train / "checkpoint_manager_snapshot.json").write_text(json.dumps({"checkpoint_results": results}))
+
+
 def test_a_checkpoint_that_is_not_whole_is_never_gone_on_from(tmp_path: Path) -> None:
-    for name, step, whole in (("checkpoint_a", 10, True), ("checkpoint-000003", 20, True), ("checkpoint_c", 30, False)):
+    for name, step in (("checkpoint_a", 10), ("checkpoint-000003", 20), ("checkpoint_half_copied", 30)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "progress.json").write_text(to_json(Progress(step=step)))
-        if whole:
-            torch.save({}, tmp_path / name / "optimizer.pt")
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
+    named_by_ray(tmp_path, "checkpoint_a", "checkpoint_gone")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
+    shutil.rmtree(tmp_path / "checkpoint-000003")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint_a"
     assert newest_checkpoint(tmp_path / "none") is None
     assert json.loads((tmp_path / "checkpoint_a" / "progress.json").read_text())["workers"] == 0
 
@@ -308,6 +315,7 @@ def test_a_run_begun_under_ray_goes_on_in_process_from_where_it_stopped(
     begun = newest_checkpoint(train)
     assert begun is not None
     begun.rename(train / "checkpoint_2026-01-01_00-00-00.000000")  # as Ray Train names it
+    named_by_ray(train, "checkpoint_2026-01-01_00-00-00.000000")
     for other in train.glob("checkpoint-*"):
         shutil.rmtree(other)
     written = []
