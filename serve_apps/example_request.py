@@ -1,4 +1,5 @@
-"""Serving requests made of rows of a log: for demos, smoke checks and load generators.
+"""Serving requests made of rows of a log: for demos, smoke checks and load generators; python -m serve_apps.example_request LOG
+prints one.
 
 Vocabulary ids are turned back into their values. A hash cannot be turned back, so a hashed feature gets a made-up value that is
 the same for the same id.
@@ -7,13 +8,16 @@ the same for the same id.
 import json
 import math
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import tyro
 
 from rayrec.data.log import Log
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
+from rayrec.errors import told
 
 
 def example_request(log: Log, split: str = "test", candidates: int = 5) -> dict[str, Any]:
@@ -58,3 +62,13 @@ def _decode(feature: CategoricalFeature, index: int | None) -> str | None:
         return f"{feature.name}-{index}"
     assert feature.vocabulary is not None  # an opened log is fitted
     return feature.vocabulary[index - 1]
+
+
+def main(log: tyro.conf.Positional[Path], /, candidates: int = 5) -> None:
+    """Print the body of a request to rank: the first test rows of a log."""
+    with told():
+        print(json.dumps(example_request(Log.open(log), candidates=candidates)))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
