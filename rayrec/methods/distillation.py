@@ -107,7 +107,7 @@ class Distillation(Method):
 
         def add(losses: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
             named = {}
-            own = sizes.own.split(len(self.distilled))
+            own = sizes.own.split(len(self.distilled)) if taught else ()
             for (name, weight, some), place, size in zip(taught, places, own, strict=True):
                 if some is None or place is None:
                     continue

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rayrec.files import write_text_atomically
-from rayrec.typed_json import from_json, to_json
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,10 @@ def _copied_by_ray(snapshot: Path) -> list[str]:
         return [result["checkpoint_dir_name"] for result in json.loads(snapshot.read_text())["checkpoint_results"]]
     except FileNotFoundError:
         return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{snapshot}: was cut short ({error}); remove it to go on without the checkpoints it named"
+        ) from None
 
 
 def best_weights(folder: Path) -> dict[str, torch.Tensor]:

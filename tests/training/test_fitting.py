@@ -300,6 +300,9 @@ def test_a_checkpoint_that_is_not_whole_is_never_gone_on_from(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "checkpoint-000003")
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint_a"
     assert newest_checkpoint(tmp_path / "none") is None
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_results": [{"che')
+    with pytest.raises(ConfigError, match=r"checkpoint_manager_snapshot.json: was cut short .*remove it"):
+        newest_checkpoint(tmp_path)
     assert json.loads((tmp_path / "checkpoint_a" / "progress.json").read_text())["workers"] == 0
 
 

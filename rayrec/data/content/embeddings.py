@@ -1,7 +1,7 @@
 """Embeddings of a content ranker's items or users on disk, in shards that appear one by one; a service maps them into memory.
 
 <root>/<model>/items.json, users.json      which folder is in force: the record of its embeddings
-<root>/<model>/<what>-<source>/            embeddings of one state of the data
+<root>/<model>/<what>-<source>-<shard>/    embeddings of one state of the data, in shards of that many rows
     part-00000.safetensors                 embeddings float32 (n, codes, dim); row r of shard s is row s * shard + r
     part-00000.arrow                       name; of items: tokens list<int32>; of users: interest, summary ("" for none)
 
@@ -50,7 +50,7 @@ class EmbeddingsRecord:
         return -(-self.rows // self.shard)
 
     def folder(self, root: Path) -> Path:
-        return root / self.model / f"{self.what}-{self.source}"
+        return root / self.model / f"{self.what}-{self.source}-{self.shard}"
 
 
 def missing_shards(root: Path, record: EmbeddingsRecord) -> list[int]:
