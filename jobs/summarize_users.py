@@ -6,13 +6,14 @@ llm          asked of an OpenAI-compatible endpoint by a prompt of rayrec/text/p
              are there: a killed run goes on, and nothing is paid twice. The key is read from the environment, never written.
 table        texts that are there already: a Parquet or CSV file with columns user and text, and who wrote them
 
-Each run adds a version to the log, labelled by who wrote it; tokenize again to use it. The first two read current histories.
+Each run adds a version to the log, labelled by who wrote it; tokenize again to use it. The first two read current histories,
+or, with --before test, those from before a part that a study will judge.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -31,16 +32,21 @@ from rayrec.typed_json import ConfigError
 
 @dataclass(frozen=True)
 class Target:
-    """content: log of jobs.import_content. version: name of the texts. newest: contents of a user's history that are read.
-
-    words: of each field of a content. users: the first so many; None = all.
-    """
+    """What is read of which users, and what the texts are called."""
 
     content: Path
+    "Log of jobs.import_content."
     version: str
+    "Name of the texts."
+    before: Literal["valid", "test"] | None = None
+    """Read the history that a user had at its first impression of this part, so that the texts know nothing of it: for a study.
+    None = its current history, with all that is known of it: for serving."""
     newest: int = 30
+    "Contents of a user's history that are read."
     words: int = 100
+    "Of each field of a content."
     users: int | None = None
+    "The first so many; None = all."
 
     def __post_init__(self) -> None:
         if min(self.newest, self.words, self.users or 1) < 1:
@@ -92,7 +98,8 @@ def run(command: Extractive | Llm | Table) -> Path | None:
         raise ConfigError(f"{command.into.content}: user texts of version {command.into.version!r} are there already")
     if isinstance(command, Table):
         return _add(command.into, _from_table(command, log))
-    read = f"written from the newest {command.into.newest} contents of each user's current history"
+    when = f"history before its {command.into.before} impressions" if command.into.before else "current history"
+    read = f"written from the newest {command.into.newest} contents of each user's {when}"
     if isinstance(command, Extractive):
         documents = [" ".join(" ".join(parts) for parts in one) for one in _contents(command.into, log)]
         texts = extractive_interests(documents, command.sentences)
@@ -105,7 +112,8 @@ def _contents(into: Target, log: ContentLog) -> list[list[list[str]]]:
     columns = [log.items.texts[one.name].to_pylist() for one in log.items.fields]
     shortened: dict[int, list[str]] = {}
     found = []
-    for row in log.current[: into.users].tolist():
+    read = log.current if into.before is None else log.histories_before(into.before)
+    for row in read[: into.users].tolist():
         items = log.histories[row][: into.newest].tolist() if row >= 0 else []
         for item in items:
             if item not in shortened:

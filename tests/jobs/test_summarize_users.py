@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.summarize_users import Extractive, Llm, Table, Target, run
-from rayrec.data.content import read_content, write_content
+from rayrec.data.content import ContentLog, ItemTexts, Lists, TextField, read_content, write_content
+from rayrec.data.content.drawing import gather
 from rayrec.text.asking import AnswerError
 from rayrec.text.chat_endpoint import EndpointConfig
 from rayrec.text.user_interests import checked_interest, extractive_interests
@@ -96,3 +98,22 @@ def test_texts_from_elsewhere_keep_their_author(
     (tmp_path / "t.csv").write_text("user,words\nu1,x\n")
     with pytest.raises(ConfigError, match="column 'text' is missing; found user, words"):
         run(Table(Target(content, "other"), tmp_path / "t.csv", "a friend"))
+
+
+def test_texts_for_a_study_know_nothing_of_what_it_judges(tmp_path: Path) -> None:
+    """Of likes in their order in time, the current history holds the item to be found; the one before the split does not."""
+    words = ["apple", "banana", "cherry", "damson"]
+    items = ItemTexts.of(words, (TextField("title", "Title", 4),), {"title": [f"{word} {word}" for word in words]})
+    histories = Lists.of([[1], [2, 1], [3, 2, 1], [4, 3, 2, 1], [2]])
+    rows = [("train", 0, [2, 4], [1, 0]), ("valid", 1, [3, 4], [1, 0]), ("test", 2, [4, 1], [1, 0])]
+    log = ContentLog(
+        items, pa.array(["u0", "u1"]), np.asarray([3, 4]), np.asarray([0, 0, 0, 0, 1]), histories, gather(rows)
+    )
+    assert log.histories_before("test").tolist() == [2, -1]
+    assert log.histories_before("valid").tolist() == [1, -1]
+    place = write_content(tmp_path / "log", log)
+    for version, before, known in (("now", None, 4), ("t", "test", 3), ("v", "valid", 2)):
+        run(Extractive(Target(place, version, before), sentences=9))
+        texts = read_content(place).user_texts[version]
+        assert [word in texts.texts[0].as_py() for word in words] == [n < known for n in range(4)]
+        assert ("current" if before is None else f"before its {before}") in texts.notes

@@ -142,6 +142,16 @@ class ContentLog:
             if len(texts.texts) != users:
                 raise ContentError(f"user_texts/{version}: {len(texts.texts):,} texts for {users:,} users")
 
+    def histories_before(self, split: str) -> NDArray[np.int64]:
+        """(U,) row of ``histories`` that each user had at its first impression of ``split``, in the table's order.
+
+        -1 for a user without one: what is written from these histories knows nothing of that split.
+        """
+        rows = np.full(len(self.users), -1, dtype=np.int64)
+        found = self.impressions.history[self.impressions.rows(split)][::-1]
+        rows[self.owners[found]] = found  # the last assignment, the first impression, stays
+        return rows
+
     def with_texts(self, version: str, texts: UserTexts) -> "ContentLog":
         return ContentLog(
             self.items, self.users, self.current, self.owners, self.histories, self.impressions,
