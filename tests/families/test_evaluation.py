@@ -198,3 +198,18 @@ def test_a_language_model_writes_on_from_a_prompt_and_the_same_seed_writes_the_s
     assert len(likeliest) == 1
     with pytest.raises(ConfigError, match="tokens >= 1"):
         sample(bundle, "", tokens=0, temperature=1.0, seed=0)
+
+
+def test_a_language_model_writes_what_its_last_place_says(language_model: tuple[Path, Progress]) -> None:
+    """Greedy writing against the model asked anew after each token, with a prompt of several tokens."""
+    bundle = load_language_model(language_model[0])
+    prompt = "the red dress of"
+    ids = [bundle.tokenizer.separator, *bundle.tokenizer.encode([prompt])[0]]
+    assert len(ids) > 3
+    with torch.no_grad():
+        for _ in range(6):
+            drawn = int(bundle.model(torch.tensor([ids]))[0, len(ids) - 1].argmax())
+            if drawn == bundle.tokenizer.separator:
+                break
+            ids.append(drawn)
+    assert sample(bundle, prompt, tokens=6, temperature=0.0, seed=0) == bundle.tokenizer.decode(ids[1:])

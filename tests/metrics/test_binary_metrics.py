@@ -231,3 +231,23 @@ def test_a_key_is_in_the_group_that_64_bit_arithmetic_gives() -> None:
         x = signed(key * -7046029254386353131)
         x = signed((x ^ (x >> 31)) * -4658895280553007687)
         assert int(group_of(torch.tensor([key]))) == (x ^ (x >> 29)) % 64
+
+
+def test_rows_are_merged_into_the_bin_that_holds_the_middle_of_their_mass() -> None:
+    """20 bins of 4 rows: of 2, 3 and 75 rows with one probability each the first two have their middle in the first bin."""
+    logits = torch.tensor([-2.0] * 2 + [0.0] * 3 + [2.0] * 75).unsqueeze(1)
+    (result,) = metrics_of(logits, torch.ones(80, 1)).compute()
+    assert [one.rows for one in result.calibration_curve] == [5, 75]
+    logits = torch.tensor([-2.0] * 3 + [0.0] * 5 + [2.0] * 72).unsqueeze(1)  # middles at 1.5 and 5.5 of 80
+    (result,) = metrics_of(logits, torch.ones(80, 1)).compute()
+    assert [one.rows for one in result.calibration_curve] == [3, 5, 72]
+
+
+def test_a_loaded_state_is_no_longer_that_of_its_giver() -> None:
+    giver, taker = BinaryMetrics(1), BinaryMetrics(1)
+    giver.update(torch.tensor([[0.5], [-0.5]]), torch.tensor([[1.0], [0.0]]))
+    given = giver.state()
+    before = given.clone()
+    taker.load_state(given)
+    taker.update(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    assert torch.equal(given, before)

@@ -74,3 +74,9 @@ def test_rows_of_a_pass_are_judged_with_those_of_other_workers(monkeypatch: pyte
     for task, found in enumerate(one.compute((3,))):
         assert found == grouped_metrics(groups.numpy(), scores[:, task].numpy(), labels[:, task].numpy(), (3,))
     assert GroupedRows().compute() == ()
+
+
+def test_scores_of_a_training_step_are_taken_without_their_graph() -> None:
+    rows = GroupedRows()
+    rows.update(torch.tensor([0, 0]), torch.tensor([[0.2], [0.9]], requires_grad=True), torch.tensor([[0.0], [1.0]]))
+    assert rows.compute()[0].auc == 1.0

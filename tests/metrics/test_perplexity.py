@@ -45,3 +45,11 @@ def test_perplexity_without_a_group_is_that_of_the_other_blocks() -> None:
     alone = Perplexity()
     alone.update(losses[:1])
     assert alone.left_out() == {}
+
+
+def test_a_rest_of_one_token_has_a_perplexity() -> None:
+    few, state = Perplexity(), torch.zeros(64, 2, dtype=torch.float64)
+    state[5], state[9] = torch.tensor([2.0, 1.0]), torch.tensor([3.0, 1.0])
+    few.load_state(state)
+    rests = few.left_out()["cross_entropy"]
+    assert (rests[5], rests[9], rests[0]) == (3.0, 2.0, 2.5)

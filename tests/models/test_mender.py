@@ -282,3 +282,16 @@ def test_settings_out_of_range_are_refused() -> None:
             replace(EMB, **wrong)
     with pytest.raises(ValueError, match="longest must be at least 32"):
         replace(TOK, longest=8)
+
+
+def test_new_words_begin_as_spread_as_the_encoders_own() -> None:
+    torch.manual_seed(3)
+    encoder = bert()
+    table = encoder.get_input_embeddings()
+    table.weight.data.mul_(7.0)
+    model = ExtendedLM(features(), encoder, prompt_tokens(EXTENDED.longest), EXTENDED)
+    assert float(model.item_words.weight.detach().std()) == pytest.approx(float(table.weight.detach().std()), rel=0.2)
+
+
+def test_items_are_counted_without_the_padding() -> None:
+    assert emb().num_items == tok().num_items == ITEMS

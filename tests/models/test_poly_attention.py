@@ -121,3 +121,21 @@ def test_relevance_is_its_formula() -> None:
         gates = (user[0] @ torch.nn.functional.gelu(items[0, place] @ layer.weigh.weight.T).T).flatten()
         expected = (gates.softmax(0) * products).sum()
         assert torch.allclose(layer(user, items)[0, place], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [11, 60])
+def test_random_tokens_are_none_of_the_windows_of_their_block(window: int) -> None:
+    """Drawn among what no code of a block has in its window: what one sees beside its window, the others see too."""
+    pattern = SparsePattern(contents=12, slots=30, lead=10, window=window, random_share=0.5, block=4)
+    total = 10 + 12 * 30
+    place = torch.arange(total)
+    first = (place == 0) | (place >= 10) & ((place - 10) % 30 == 0)
+    low = 10 + 30 * torch.arange(12) + 15 - window // 2
+    windows = (place >= low.unsqueeze(1)) & (place < low.unsqueeze(1) + window)
+    seen = dense_mask(block_masks(pattern, 12, 30, 10), total)
+    for start in range(0, 12, 4):
+        own = slice(start, start + 4)
+        beside = seen[own] & ~windows[own] & ~first
+        assert not (beside & windows[own].any(0)).any()
+        assert (beside == beside[:1])[:, ~windows[own].any(0)].all()
+        assert beside.any()

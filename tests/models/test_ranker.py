@@ -136,6 +136,17 @@ def test_dot_interaction_gives_each_pair_once() -> None:
     torch.testing.assert_close(DotInteraction(4)(vectors), expected)
 
 
+def test_the_trunk_is_as_wide_as_the_input_with_all_pairs() -> None:
+    """Not wider by the padding only: 30 fields have 435 pairs beside their 120 columns."""
+    inputs = RankerInputs((), (), (), (), (9,) * 30, (), (), 1)
+    model = Ranker(inputs, RankerArchitecture(embedding_dim=4, interaction="dot", trunk=(), tower=()))
+    assert model.representation_width >= 120 + 435
+    ids = torch.randint(1, 9, (6, 30))
+    batch = Batch(dense=torch.zeros(6, 0), categorical=ids, labels=torch.zeros(6, 1), sequences=())
+    h = model.eval().represent(batch)
+    assert h.shape == (6, model.representation_width)
+
+
 def test_dense_input_standardizes_clips_and_marks_missing_values() -> None:
     layer = DenseInput([1.0, 0.0, 3.0], [2.0, 1.0, 0.0], [False, True, False], [True, False, False])
     given = torch.tensor([[torch.nan, -(torch.e - 1), 3.5], [1e9, torch.e - 1, 2.0]])

@@ -99,3 +99,25 @@ def test_distance_buckets_equal_transformers() -> None:
     for bidirectional in (True, False):
         wanted = T5Attention._relative_position_bucket(distance, bidirectional=bidirectional)
         assert torch.equal(distance_buckets(distance, T5Config(), bidirectional=bidirectional), wanted)
+
+
+@pytest.mark.parametrize("part", [T5Encoder, T5Decoder])
+def test_weights_begin_as_wide_as_t5s(part: type[T5Encoder] | type[T5Decoder]) -> None:
+    """Raffel et al., as transformers has it: by fan-in, the queries by a head's width too."""
+    torch.manual_seed(0)
+    inner = 4 * 32
+    model = part(T5Config(dim=64, feed_forward=256, heads=4, head_dim=32, encoder_layers=2, decoder_layers=2))
+    checked = set()
+    for name, weight in model.named_parameters():
+        for own, rows, std in (
+            ("query_key_value", slice(None, inner), (64 * 32) ** -0.5),
+            ("query_key_value", slice(inner, None), 64**-0.5),
+            ("output", slice(None), inner**-0.5),
+            ("expand", slice(None), 64**-0.5),
+            ("contract", slice(None), 256**-0.5),
+            ("distances", slice(None), 64**-0.5),
+        ):
+            if f"{own}." in name:
+                assert float(weight[rows].detach().std()) == pytest.approx(std, rel=0.15), name
+                checked.add((own, rows.start))
+    assert len(checked) == 6

@@ -91,3 +91,29 @@ def test_rows_with_few_and_many_known_features_are_judged_apart(small_log) -> No
                 assert grouped[task][f"{metric}_{group}"] == pytest.approx(alone[task][metric])
     plain = judged(None, everything)
     assert {task: {name: grouped[task][name] for name in values} for task, values in plain.items()} == plain
+
+
+def test_a_user_that_is_a_feature_is_taken_and_one_that_is_none_is_refused(small_log) -> None:
+    schema = Log.open(small_log).schema
+    RankingTask(schema, RankingConfig(user=schema.categorical[1].name))
+    with pytest.raises(ConfigError, match="user names no categorical feature: 'nobody'"):
+        RankingTask(schema, RankingConfig(user="nobody"))
+
+
+def test_the_objective_is_the_mean_over_the_tasks_where_it_is_defined(small_log) -> None:
+    task = RankingTask(Log.open(small_log).schema, RankingConfig(objective="auc"))
+    summary = {"click": {"auc": 0.6}, "buy": {"auc": 0.9}, "never": {"auc": None}}
+    assert task.objective(summary) == pytest.approx(0.75)
+    with pytest.raises(ConfigError, match="undefined for every task"):
+        task.objective({"click": {"auc": None}})
+
+
+def test_what_a_loss_reports_holds_no_graph(small_log) -> None:
+    log = Log.open(small_log)
+    task = RankingTask(log.schema, RankingConfig())
+    with LogStream(log, "valid", StreamConfig(batch_size=16, reader="in_process"), epochs=1) as stream:
+        loss = task.loss(task.build(), next(stream.epoch_batches()))
+    assert loss.total.requires_grad
+    assert loss.outputs is not None
+    assert not loss.outputs.requires_grad
+    assert not any(part.requires_grad for part in loss.parts.values())
