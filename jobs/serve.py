@@ -1,4 +1,5 @@
 """Serve a model over HTTP, whichever its bundle holds: python -m jobs.serve [--model models:/ranker@serving | runs/first/bundle].
+Or a retriever and two rankers one after the other: python -m jobs.serve cascade (see ``jobs.serve_cascade``).
 
 Follows an alias: when models:/ranker@serving comes to mean another version, that one is loaded without a dropped request.
 Ends with Ctrl-C.
@@ -187,6 +188,13 @@ def main() -> None:
         signal.signal(signal.SIGINT, end)
 
     with told():
+        if sys.argv[1:2] == ["cascade"]:
+            from jobs.serve_cascade import ServeCascade, run_cascade
+
+            cascade = read(ServeCascade, arguments=sys.argv[2:], prog="jobs.serve cascade")
+            listen()
+            run_cascade(cascade, stop, listen)
+            return
         kind: Any = Serve[limits_of(sys.argv[1:])]  # type: ignore[misc]
         command: Serve[Any] = read(kind, description=__doc__)
         listen()

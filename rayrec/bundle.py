@@ -9,7 +9,7 @@ What else lies in it is the family's: ``rayrec.families.<family>.bundle``.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -64,12 +64,16 @@ class BundleMetadata:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a family puts into its bundles. model: what the weights are of. texts: further JSON by file name."""
+    """What a family puts into its bundles. model: what the weights are of, None where there is nothing to learn.
+
+    texts: further JSON by file name. files: others by name, and what writes each.
+    """
 
     kind: str
-    model: nn.Module
+    model: nn.Module | None
     model_config: Any
     texts: Mapping[str, str]
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 def write_bundle(
@@ -80,7 +84,7 @@ def write_bundle(
     run_config: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Path:
-    """Write a bundle of any kind, whole or not at all: ``config.json``, the weights, and the texts.
+    """Write a bundle of any kind, whole or not at all: ``config.json``, the weights, the texts and files.
 
     Raises BundleError when ``folder`` exists and ``overwrite`` is false.
     """
@@ -88,17 +92,21 @@ def write_bundle(
     if folder.exists() and not overwrite:
         raise BundleError(f"{folder}: exists already")
     with whole_folder(folder) as partial:
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in parts.model.state_dict().items()}, partial / WEIGHTS
-        )
+        names = [*parts.texts, *parts.files]
+        if parts.model is not None:
+            names.insert(0, WEIGHTS)
+            weights = {name: t.detach().cpu().contiguous() for name, t in parts.model.state_dict().items()}
+            save_file(weights, partial / WEIGHTS)
         for name, text in parts.texts.items():
             write_text_atomically(partial / name, text)
+        for name, write in parts.files.items():
+            write(partial / name)
         metadata = BundleMetadata(
             kind=parts.kind,
             model_config=to_plain(parts.model_config),
             metrics=metrics,
             run_config=run_config,
-            sha256={name: _sha256(partial / name) for name in (WEIGHTS, *parts.texts)},
+            sha256={name: _sha256(partial / name) for name in names},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             rayrec=rayrec.__version__,
             torch=torch.__version__,
@@ -107,19 +115,22 @@ def write_bundle(
     return folder
 
 
-def read_metadata(folder: Path, kind: str, texts: Sequence[str]) -> BundleMetadata:
-    """A bundle's metadata after a check of its kind, the sizes it declares, and its ``texts`` (there, unchanged, not too large).
+def read_metadata(
+    folder: Path, kind: str, texts: Sequence[str], *, weights: bool = True, most_bytes: int = _MOST_TEXT_BYTES
+) -> BundleMetadata:
+    """A bundle's metadata after a check of its kind, the sizes it declares, and its ``texts`` (there, unchanged, not larger than
+    ``most_bytes``).
 
-    The weights are looked at by ``load_model``. Raises BundleError.
+    weights: whether it has some; they are looked at by ``load_model``. Raises BundleError.
     """
     metadata = _read_config(folder)
     if metadata.kind != kind:
         raise BundleError(f"{folder}: holds a {metadata.kind}, not a {kind}")
     _check_sizes(metadata.model_config, f"{folder / CONFIG}: model_config")
     for name in texts:
-        _check_file(folder / name, _MOST_TEXT_BYTES)
+        _check_file(folder / name, most_bytes)
         _check_hash(folder / name, metadata)
-    if not (folder / WEIGHTS).is_file():
+    if weights and not (folder / WEIGHTS).is_file():
         raise BundleError(f"{folder}: {WEIGHTS} is missing")
     return metadata
 

@@ -19,6 +19,7 @@ from rayrec.families.table import family_of
 from rayrec.runs.cluster import connect, joined_cluster
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
+from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.front import READY_S, listen_options, prepare_front
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
@@ -39,12 +40,13 @@ class DeployedService:
     url: str
     service: ServiceLimits
 
-    def deploy(self, reference: ModelReference, timeout_s: float = 120) -> None:
+    def deploy(self, reference: ModelReference | CascadeReferences, timeout_s: float = 120) -> None:
         """Serve this version; returns when all replicas do. Raises DeploymentError, also when they refused it and keep the old.
 
         A running service loads it beside the old one and drops no request; only the first call starts replicas.
         """
-        kind, path = self.service.kind, family_of(self.service.kind).service_path
+        kind = self.service.kind
+        path = self.service.path or family_of(kind).service_path
         config = ServeDeploySchema.model_validate(
             {
                 "applications": [
@@ -54,7 +56,10 @@ class DeployedService:
                         "import_path": f"{path}:build",
                         "logging_config": _LOGGING,
                         "args": to_plain(self.service),
-                        "deployments": [{"name": kind.capitalize(), "user_config": to_plain(reference)}],
+                        "deployments": [
+                            {"name": name, "user_config": to_plain(reference)}
+                            for name in self.service.deployments or (kind.capitalize(),)
+                        ],
                     }
                 ]
             }
@@ -73,11 +78,23 @@ class DeployedService:
             time.sleep(0.05)
         client.wait_for_proxies_serving()
         self._check_served(reference.label, deadline)
+        if isinstance(reference, CascadeReferences):
+            self._check_stages(reference)
 
     def count_refused_version(self) -> None:
         """In the metrics of one replica, and so of all. Never raises: telling of a refusal must not end the service."""
         with suppress(Exception):
             serve.get_app_handle(self.service.kind).count_refused_version.remote().result(timeout_s=10)
+
+    def _check_stages(self, wanted: CascadeReferences) -> None:
+        """Every replica of every stage tells what it serves."""
+        found: dict[str, dict[str, int]] = serve.get_app_handle(self.service.kind).stages.remote().result(timeout_s=30)
+        for stage, reference in (("retrieve", wanted.retriever), ("early", wanted.early), ("late", wanted.late)):
+            if reference.label is not None and found[stage].keys() != {reference.label}:
+                others = ", ".join(sorted(found[stage].keys() - {reference.label}))
+                raise DeploymentError(
+                    f"replicas of the stage {stage!r} refused {reference.label} and go on with {others}; their logs say why"
+                )
 
     def _check_served(self, wanted: str | None, deadline: float) -> None:
         """Ask until, most likely, every replica has told what it serves; busy ones are asked again until the deadline."""

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import tyro
 
-from rayrec.data.log import Log
-from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
+from rayrec.data.log import Log, LogError
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SchemaError, SequenceFeature
 from rayrec.errors import told
+from rayrec.families.ranker.bundle import Bundle
 
 
 def example_request(log: Log, split: str = "test", candidates: int = 5) -> dict[str, Any]:
@@ -32,6 +33,17 @@ def example_request(log: Log, split: str = "test", candidates: int = 5) -> dict[
         "context": {name: values[0][name] for name in values[0] if name in shared},
         "candidates": [{name: value for name, value in row.items() if name not in shared} for row in values],
     }
+
+
+def example_row(bundle: Bundle) -> dict[str, Any] | None:
+    """Raw values of all features of a ranker, of the first row of the log that it was trained on; None where that is not at hand
+    (moved, or on another machine)."""
+    try:
+        log = Log.open(Path(str(bundle.metadata.run_config.get("log"))))
+        body = example_request(Log(log.path, bundle.schema), candidates=1)  # the log may have more than it reads
+    except (LogError, SchemaError):
+        return None
+    return {**body["context"], **body["candidates"][0]}
 
 
 def curl_command(url: str, body: dict[str, Any] | None = None, *, token: bool) -> str:

@@ -25,6 +25,8 @@ class ServiceLimits:
     """
 
     kind: ClassVar[str]  # the family's name; the deployment's is the same, capitalized
+    path: ClassVar[str | None] = None  # module of an application that serves no family's models
+    deployments: ClassVar[tuple[str, ...]] = ()  # of an application of several, all of one user_config
     replicas: int = 2
     max_body_bytes: int = 4 * 1024 * 1024
     max_running: int = 64

@@ -83,6 +83,9 @@ class RankRequests:
             },
         )
         self._body: TypeAdapter[Any] = TypeAdapter(body)
+        self._order_by: TypeAdapter[Any] = TypeAdapter(order_by)
+        self._values = {name: TypeAdapter(kind) for name, kind in values.items()}
+        self.max_candidates = max_candidates
 
     def parse(self, body: bytes) -> RankRequest:
         """A request of a JSON body. Raises RequestError."""
@@ -102,6 +105,41 @@ class RankRequests:
             columns = {name: [c[name] if name in c else context.get(name) for c in candidates] for name in own}
         shared = {name: context.get(name) for name in self._features - own}
         return RankRequest(shared, columns, len(candidates), self._exponents(given.get("order_by", self._tasks[0])))
+
+    def of_columns(
+        self, context: Mapping[str, Any], columns: Mapping[str, Sequence[Any]], candidates: int, order_by: Any = None
+    ) -> RankRequest:
+        """A request whose candidates' own values, ``columns``, were checked against the schema before. Raises RequestError.
+
+        context: as in a body, and of it what no column gives; values that this schema does not name are passed over. order_by: as
+        in a body, None = default.
+        """
+        given, problems = {}, []
+        for name in sorted(self._features - columns.keys()):
+            if name in context:
+                try:
+                    given[name] = self._values[name].validate_python(context[name])
+                except ValidationError as error:
+                    problems += [
+                        Problem(("body", "context", name, *p.loc[1:]), p.msg, p.type)
+                        for p in RequestError.of(error).problems
+                    ]
+            elif name not in self._texts:
+                what = "Given neither in the context nor by the items' features (null says that a value is missing)"
+                problems.append(Problem(("body", "context", name), what, "missing"))
+        try:
+            exponents = self._exponents(
+                self._tasks[0] if order_by is None else self._order_by.validate_python(order_by)
+            )
+        except ValidationError as error:
+            problems += [
+                Problem(("body", "order_by", *p.loc[1:]), p.msg, p.type) for p in RequestError.of(error).problems
+            ]
+        if problems:
+            raise RequestError(problems)
+        shared = dict.fromkeys(self._texts - columns.keys()) | self._as_read(given, candidates)
+        own = {name: values for name, values in columns.items() if name in self._features}
+        return RankRequest(shared, own, candidates, exponents)
 
     def json_schema(self) -> dict[str, Any]:
         """JSON schema of a body; types that it refers to lie in ``components/schemas`` of the OpenAPI document ("$defs" here)."""

@@ -17,6 +17,7 @@ from serve_apps.reserved_file import reserve_metrics
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 MODEL_HEADER = "x-rayrec-model"
 ANSWERING = "rayrec.answering"  # in the scope of a request: name and version of the model that answers it
+_BATCH = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
@@ -34,9 +35,7 @@ class ServingMetrics:
             "rayrec_request_seconds", "Time in the replica", ("path",), buckets=_SECONDS, registry=r
         )
         self.running = Gauge("rayrec_running_requests", "Requests in work", multiprocess_mode="livesum", registry=r)
-        self.batch = Histogram(
-            "rayrec_batch_requests", "Requests in one forward pass", buckets=(1, 2, 4, 8, 16, 32, 64), registry=r
-        )
+        self.batch = Histogram("rayrec_batch_requests", "Requests in one forward pass", buckets=_BATCH, registry=r)
         self.predictions = Counter("rayrec_predictions", "Scored candidates", ("task",), registry=r)
         self.predicted_probability = Counter(
             "rayrec_predicted_probability", "Sum of predicted probabilities", ("task",), registry=r
@@ -50,6 +49,26 @@ class ServingMetrics:
             ("model",),
             multiprocess_mode="livesum",
             registry=r,
+        )
+        # Of a cascade. stage: "retrieve", "features", "early", "late".
+        self.stage_seconds = Histogram(
+            "rayrec_stage_seconds", "Time of a stage, as its asker sees it", ("stage",), buckets=_SECONDS, registry=r
+        )
+        self.stage_batch = Histogram(
+            "rayrec_stage_batch_requests",
+            "Requests in one forward pass of a stage",
+            ("stage",),
+            buckets=_BATCH,
+            registry=r,
+        )
+        self.stage_late = Counter(
+            "rayrec_stage_late", "Requests whose deadline cut a stage short", ("stage",), registry=r
+        )
+        self.stage_errors = Counter(
+            "rayrec_stage_errors", "Requests that a stage failed, by kind", ("stage", "kind"), registry=r
+        )
+        self.without_features = Counter(
+            "rayrec_candidates_without_features", "Retrieved items that the feature table lacks", registry=r
         )
         self.load_failures = Counter("rayrec_model_load_failures", "Versions that could not be loaded", registry=r)
 

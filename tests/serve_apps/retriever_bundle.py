@@ -36,8 +36,10 @@ def small_encoder(folder: Path) -> str:
     return str(folder)
 
 
-def small_retriever(folder: Path, encoder: str, repeat: float | None = None) -> Path:
-    """Over 56 items with text; the last three are cold. ``repeat``: the repeat bias."""
+def small_retriever(
+    folder: Path, encoder: str, repeat: float | None = None, *, names: tuple[str, ...] = tuple(TEXTS), seed: int = 0
+) -> Path:
+    """Over 56 items with text; the last three are cold. ``repeat``: the repeat bias. names: else their texts."""
     config = replace(LIGER, repeat_bias=repeat is not None)
     items = fit_tokenizer(
         TextEncoder(TextEncoderConfig(encoder))(TEXTS), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 8))
@@ -45,7 +47,7 @@ def small_retriever(folder: Path, encoder: str, repeat: float | None = None) -> 
     seen = torch.ones(57, dtype=torch.bool)
     seen[[0, 54, 55, 56]] = False
     text = torch.nn.functional.pad(items.embeddings, (0, 0, 1, 0))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = Liger(ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen), config)
     if repeat is not None:
         model.repeat.data.fill_(repeat)
@@ -58,7 +60,7 @@ def small_retriever(folder: Path, encoder: str, repeat: float | None = None) -> 
                 56,
                 SavedIds(items.ids.level_sizes, 8, encoder, items.tokenizer.config),
             ),
-            tuple(TEXTS),
+            names,
         ),
         metrics={},
         run_config={},

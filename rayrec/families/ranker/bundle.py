@@ -45,3 +45,13 @@ def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
         raise BundleError(str(error)) from None
     model = load_model(lambda: Ranker(config.inputs, config.architecture), folder, metadata)
     return Bundle(folder, metadata.kind, schema, model.to(device).eval(), metadata)
+
+
+def read_ranker_schema(folder: Path | str) -> LogSchema:
+    """What a ranker's bundle reads, without its weights. Raises BundleError."""
+    folder = Path(folder)
+    read_metadata(folder, "ranker", (SCHEMA,))
+    try:
+        return read_schema(folder / SCHEMA)
+    except ConfigError as error:
+        raise BundleError(str(error)) from None

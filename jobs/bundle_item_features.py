@@ -1,0 +1,104 @@
+"""Make the table of item features that a cascade serves: python -m jobs.bundle_item_features --item ad --table FILE --out BUNDLE.
+
+Out of a table with one row an item (Parquet or CSV, raw values as in the log that the rankers were trained on), or out of a log
+(--log): then each item has the last value of the codes and the mean of the numbers that are named. The bundle is registered as a
+new version of a model, and served like one.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from jobs.command_line import read
+from rayrec.data.log import Log
+from rayrec.errors import told
+from rayrec.item_features import ItemFeaturesError, PairFeature, write_item_features
+from rayrec.item_features.from_log import item_table
+from rayrec.training.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class BundleItemFeatures:
+    """Make the table of item features that a cascade serves."""
+
+    item: str
+    """The column that names the items, as the retriever calls them."""
+    out: Path
+    """The bundle's folder."""
+    table: Path | None = None
+    """A table with one row an item, Parquet or CSV."""
+    log: Path | None = None
+    """In place of a table: a log whose rows tell of the items."""
+    split: str = "train"
+    """Of the log."""
+    codes: tuple[str, ...] = ()
+    """Of a table: columns of whole numbers that name categories. Of a log: features of which an item's last value is taken."""
+    means: tuple[str, ...] = ()
+    """Of a log: numbers that are averaged over an item's rows. Patterns of names are allowed, as "early_signal_*"."""
+    joined: tuple[str, ...] = ()
+    """Codes made of a request's and an item's, as NAME=REQUEST_FEATURE,ITEM_COLUMN."""
+    share: tuple[str, ...] = ()
+    """Which part of a request's list is the item's code, as NAME=REQUEST_FEATURE,ITEM_COLUMN."""
+    register: str | None = "item_features"
+    """The registered model's name; "None" for none."""
+    overwrite: bool = False
+    """Replace a bundle that is there."""
+
+
+def run(command: BundleItemFeatures) -> Path:
+    """Write and register the bundle; prints what it holds. Raises ItemFeaturesError, SourceError, LogError."""
+    if (command.table is None) == (command.log is None):
+        raise ItemFeaturesError("give either --table or --log")
+    pairs = (*(_pair("joined", text) for text in command.joined), *(_pair("share", text) for text in command.share))
+    if command.log is not None:
+        raw = item_table(Log.open(command.log), command.split, command.item, command.codes, command.means)
+        codes = frozenset[str]()
+    else:
+        assert command.table is not None
+        raw, codes = _read(command.table, {command.item, *command.codes}), frozenset(command.codes)
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(command).items()}
+    schema = write_item_features(
+        command.out, raw, command.item, codes=codes, pairs=pairs, run_config=plain, overwrite=command.overwrite
+    )
+    print(f"{schema.rows:,} items, {len(schema.columns)} columns: {command.out}")
+    if command.register is not None:
+        tracker = Tracker()
+        run_id = tracker.start(command.out.name, command)
+        tracker.log_folder(run_id, command.out, "bundle")
+        found = tracker.register(run_id, command.register)
+        tracker.finish(run_id)
+        print(f"models:/{command.register}/{found.version} is now models:/{command.register}@serving")
+    return command.out
+
+
+def _pair(kind: str, text: str) -> PairFeature:
+    name, _, of = text.partition("=")
+    request, _, item = of.partition(",")
+    if not (name and request and item):
+        raise ItemFeaturesError(f"--{kind} {text!r} is not of the form NAME=REQUEST_FEATURE,ITEM_COLUMN")
+    return PairFeature(name, "joined" if kind == "joined" else "share", request, item)
+
+
+def _read(path: Path, codes: set[str]) -> pa.Table:
+    """Codes of a CSV file are read as they are written: 007 is not 7."""
+    if not path.is_file():
+        raise ItemFeaturesError(f"{path}: no such file")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        options = pacsv.ConvertOptions(column_types=dict.fromkeys(codes, pa.string()), strings_can_be_null=True)
+        return pacsv.read_csv(path, convert_options=options)
+    except (pa.ArrowException, OSError) as error:
+        raise ItemFeaturesError(f"{path}: not a readable table: {' '.join(str(error).split())}") from None
+
+
+def main() -> None:
+    with told():
+        run(read(BundleItemFeatures, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""A retriever, an early and a late ranker as one Ray Serve application: ``serve deploy serve_apps/cascade.yaml``, or
+``python -m jobs.serve cascade``.
+
+Each stage is a deployment of its own, with its own replicas, batches and version; ``Cascade``, the one that is reached over HTTP,
+holds the items' features and asks the stages by handle.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from rayrec.families.ranker.bundle import load_bundle
+from rayrec.families.retriever.bundle import load_retriever
+from rayrec.typed_json import from_plain
+from serve_apps.cascade_api import RECOMMEND, build_cascade_app
+from serve_apps.cascade_ranker import RankerStage, RankerStageSize
+from serve_apps.cascade_request import RecommendRequest
+from serve_apps.cascade_retriever import RetrieverStage, RetrieverStageSize
+from serve_apps.cascade_stages import (
+    Candidates,
+    NeedsColumns,
+    RankAsk,
+    RankingStage,
+    Refused,
+    Scored,
+    Stage,
+    StageError,
+)
+from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.decision import Decided, told_to_nobody
+from serve_apps.example_request import example_row
+from serve_apps.limits import ServiceLimits
+from serve_apps.replica import deployed_as, ingress, prepared, replica_environment
+from serve_apps.served_cascade import Recommended, ServedCascade, load_served_cascade
+from serve_apps.served_retriever import RetrieveRequest
+from serve_apps.version_holder import VersionHolder
+
+_ASKED_TWICE = (ray.exceptions.RayActorError, DeploymentUnavailableError)
+_ALL_REPLICAS_S = 10.0
+
+
+@dataclass(frozen=True)
+class CascadeService(ServiceLimits):
+    """As ``ServiceLimits`` for what is reached over HTTP. retriever, early, late: the sizes of the stages.
+
+    deadline_ms: of requests that set none. state_folder: where added items and the mapped features are kept; default: a new
+    folder among temporary files.
+    """
+
+    kind: ClassVar[str] = "cascade"
+    path: ClassVar[str | None] = "serve_apps.cascade"
+    deployments: ClassVar[tuple[str, ...]] = ("Cascade", "Retrieve", "Early", "Late")
+    replicas: int = 1
+    max_body_bytes: int = 256 * 1024
+    deadline_ms: int = 10_000
+    retriever: RetrieverStageSize = field(default_factory=RetrieverStageSize)
+    early: RankerStageSize = field(default_factory=RankerStageSize)
+    late: RankerStageSize = field(default_factory=RankerStageSize)
+    state_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least_one("deadline_ms")
+
+    def in_folder(self, folder: Path) -> "CascadeService":
+        kept = super().in_folder(folder)
+        assert isinstance(kept, CascadeService)
+        return replace(kept, state_folder=str(Path(self.state_folder or folder / "state").resolve()))
+
+    @property
+    def mapped(self) -> Path:
+        """Folder of the files that replicas of a machine map into memory."""
+        assert self.state_folder is not None
+        return Path(self.state_folder) / "mapped"
+
+    @property
+    def items(self) -> Path:
+        assert self.state_folder is not None
+        return Path(self.state_folder) / "items"
+
+
+class HandledStages:
+    """The stages as deployments. Asking changes nothing there, so that what a dying replica took along is asked once more."""
+
+    def __init__(
+        self, retrieve: DeploymentHandle[Any], early: DeploymentHandle[Any], late: DeploymentHandle[Any]
+    ) -> None:
+        self._handles: Mapping[Stage, DeploymentHandle[Any]] = {"retrieve": retrieve, "early": early, "late": late}
+
+    async def retrieve(self, request: RetrieveRequest) -> Candidates | Refused:
+        found: Candidates | Refused = await self._ask("retrieve", "retrieve", request)
+        return found
+
+    async def rank(self, stage: RankingStage, ask: RankAsk) -> Scored | Refused | NeedsColumns:
+        found: Scored | Refused | NeedsColumns = await self._ask(stage, "rank", ask)
+        return found
+
+    async def labels(self) -> dict[str, dict[str, int]]:
+        """By stage: how many replicas serve each version. Raises StageError."""
+        asked = [self._labels(stage, handle) for stage, handle in self._handles.items()]
+        return dict(zip(self._handles, await asyncio.gather(*asked), strict=True))
+
+    async def _ask(self, stage: Stage, method: str, asked: Any) -> Any:
+        handle = getattr(self._handles[stage], method)
+        try:
+            return await self._told(stage, handle.remote(asked))
+        except _ASKED_TWICE:
+            pass
+        try:
+            return await self._told(stage, handle.remote(asked))
+        except _ASKED_TWICE:
+            raise StageError(stage, "died") from None
+
+    @staticmethod
+    async def _told(stage: Stage, answer: DeploymentResponse[Any]) -> Any:
+        try:
+            return await answer
+        except asyncio.CancelledError:  # the deadline came: no batch shall hold it any more
+            answer.cancel()
+            raise
+        except BackPressureError:
+            raise StageError(stage, "full") from None
+        except _ASKED_TWICE:
+            raise
+        except (ray.exceptions.RayError, RayServeException) as error:
+            raise StageError(stage, "failed") from error
+
+    @staticmethod
+    async def _labels(stage: Stage, handle: DeploymentHandle[Any]) -> dict[str, int]:
+        try:
+            return dict(Counter(await handle.broadcast("label").results_async(timeout_s=_ALL_REPLICAS_S)))
+        except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
+            raise StageError(stage, "died") from error
+
+
+@serve.deployment
+@serve.ingress()
+class Cascade(VersionHolder[CascadeService, ServedCascade]):
+    """What is reached over HTTP. ``decided`` is told of every answered request."""
+
+    def __init__(
+        self,
+        limits: CascadeService,
+        retrieve: DeploymentHandle[Any],
+        early: DeploymentHandle[Any],
+        late: DeploymentHandle[Any],
+    ) -> None:
+        super().__init__(limits)
+        self._stages = HandledStages(retrieve, early, late)
+        self.decided: Decided = told_to_nobody
+
+    def load_configured(self, user_config: dict[str, Any]) -> ServedCascade:
+        """The table of features, mapped, and what the rankers read, but not the rankers."""
+        return load_served_cascade(from_plain(CascadeReferences, user_config, "user_config"), self.limits.mapped)
+
+    async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
+        """Raises RequestError, StageError, NothingInTime."""
+        found = await served.recommend(request, self._stages, self.limits.deadline_ms)
+        self.decided(found.decision)
+        return found
+
+    async def stages(self) -> Mapping[str, Mapping[str, int]]:
+        """Raises StageError."""
+        return await self._stages.labels()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_cascade_app(self, self.metrics, self.limits)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application; ``args``: fields of CascadeService. What the four deployments serve is set by their ``user_config``."""
+    limits = prepared(CascadeService, args)
+    environment = replica_environment(limits)
+    retrieve = deployed_as(RetrieverStage, "Retrieve", limits.retriever, environment).bind(
+        limits.retriever, str(limits.items)
+    )
+    early, late = (
+        deployed_as(RankerStage, name.capitalize(), size, environment).bind(name, size, str(limits.mapped))
+        for name, size in (("early", limits.early), ("late", limits.late))
+    )
+    bound: serve.Application = ingress(Cascade, limits, environment).bind(limits, retrieve, early, late)
+    return bound
+
+
+SERVICE = CascadeService
+
+
+def example(references: CascadeReferences, served: ServedCascade) -> tuple[str, dict[str, Any]] | None:
+    """Two of the retriever's items, and a row of the logs that the rankers were trained on; None where these are not at hand."""
+    found = references.resolve()
+    context: dict[str, Any] = {}
+    for ranker in (load_bundle(found.early.model), load_bundle(found.late.model)):
+        row = example_row(ranker)
+        if row is None:
+            return None
+        context |= {name: value for name, value in row.items() if name in served.context}
+    history = list(load_retriever(found.retriever.model).names[:2])
+    return RECOMMEND, {"history": history, "context": context, "k": 5}

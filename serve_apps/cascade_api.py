@@ -1,0 +1,210 @@
+"""The HTTP face of a cascade: a FastAPI app that knows nothing of Ray."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
+
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
+from serve_apps.cascade_request import RecommendRequest
+from serve_apps.cascade_stages import StageError
+from serve_apps.decision import Decision
+from serve_apps.limits import ServiceLimits
+from serve_apps.refusals import parse_body
+from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
+from serve_apps.service_api import REFUSALS, Handler, answering, service_app
+from serve_apps.serving_metrics import ANSWERING, ServingMetrics
+
+RECOMMEND, STAGES = "/v1/recommend", "/v1/stages"
+
+
+class Item(BaseModel):
+    """One item of the reply."""
+
+    item: str
+    score: float = Field(description="Of the last stage that answered in time, by which the items are ordered")
+    scores: dict[str, float] = Field(description="By stage")
+    probabilities: dict[str, float] = Field(description="By task of the last ranker that answered")
+
+
+class Candidate(BaseModel):
+    """One candidate of the trace."""
+
+    item: str
+    reached: str = Field(
+        description="without_features, filtered: left out before ranking; retrieved: ranked by no ranker; early, late: scored "
+        "last by that ranker and cut; shown"
+    )
+    position: int | None = Field(description="In the reply, from 0; null = not in it")
+    scores: dict[str, float] = Field(description="By stage, of the stages that scored it")
+
+
+class RecommendReply(BaseModel):
+    """What a client gets."""
+
+    request: str = Field(description="Names this request, for feedback")
+    items: list[Item] = Field(description="At most k, best first")
+    models: dict[str, str] = Field(description="Name and version of what answered, by stage")
+    timings_ms: dict[str, float] = Field(description="By stage, the way there and back and waiting included")
+    late: list[str] = Field(
+        description="Stages that did not answer before the deadline: the items are those of the one before"
+    )
+    unknown: dict[str, dict[str, int]] = Field(
+        description="By stage and feature: values that its vocabulary does not have; empty when none"
+    )
+    trace: list[Candidate] | None = Field(None, description="All candidates in the retriever's order, where asked for")
+
+
+class CascadeService(Protocol):
+    """What the app needs."""
+
+    @property
+    def current(self) -> ServedCascade: ...
+
+    async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
+        """Raises RequestError, StageError, NothingInTime."""
+        ...
+
+    async def stages(self) -> Mapping[str, Mapping[str, int]]:
+        """By stage: how many replicas serve each version now. Raises StageError."""
+        ...
+
+
+def build_cascade_app(service: CascadeService, metrics: ServingMetrics, limits: ServiceLimits) -> FastAPI:
+    """Routes of a cascade. The OpenAPI document names the features that the rankers in force read from a request."""
+    straight: dict[str, Handler] = {}
+    app, guarded, room = service_app(
+        "rayrec cascade", service, metrics, limits, paths=[RECOMMEND, STAGES], straight=straight, document=_document
+    )
+
+    def unavailable(error: StageError) -> HTTPException:
+        metrics.stage_errors.labels(error.stage, error.kind).inc()
+        return HTTPException(
+            503,
+            f"The stage {error.stage!r} cannot answer now: {error.kind}",
+            {"Retry-After": str(limits.retry_after_s)},
+        )
+
+    @app.post(RECOMMEND, dependencies=guarded, response_model=RecommendReply, responses=REFUSALS)
+    async def recommend(request: Request) -> Response:
+        """The k best items: found by the retriever, cut by the early ranker, ordered by the late one."""
+        async with room.body(request) as body:
+            served = answering(request, service)
+            asked = parse_body(RecommendRequest, body)
+            try:
+                found = await service.ask(served, asked)
+            except StageError as error:
+                raise unavailable(error) from None
+            except NothingInTime:
+                metrics.stage_late.labels("retrieve").inc()
+                again = {"Retry-After": str(limits.retry_after_s)}
+                raise HTTPException(503, "The retriever did not answer before the deadline", again) from None
+        _count(found, metrics)
+        request.scope[ANSWERING] = " ".join(found.decision.models.values())
+        return Response(to_json(reply(found, trace=asked.trace)), media_type="application/json")
+
+    @app.get(STAGES, dependencies=guarded, responses={503: REFUSALS[503]})
+    async def stages() -> Mapping[str, Mapping[str, int]]:
+        """How many replicas of each stage serve which version, as they say themselves."""
+        try:
+            return await service.stages()
+        except StageError as error:
+            raise unavailable(error) from None
+
+    straight[RECOMMEND] = recommend
+    return app
+
+
+def reply(found: Recommended, *, trace: bool) -> dict[str, Any]:
+    """The JSON of a RecommendReply."""
+    decision = found.decision
+    last = next(stage for stage in ("late", "early", "retrieve") if stage in decision.scores)
+    probabilities = decision.probabilities.get(last, {})
+    told: dict[str, Any] = {
+        "request": decision.request,
+        "items": [
+            {
+                "item": decision.items[row],
+                "score": float(decision.scores[last][row]),
+                "scores": _of_row(decision.scores, row),
+                "probabilities": _of_row(probabilities, row),
+            }
+            for row in found.shown.tolist()
+        ],
+        "models": decision.models,
+        "timings_ms": {stage: round(ms, 3) for stage, ms in found.milliseconds.items()},
+        "late": list(decision.late),
+        "unknown": {stage: counts for stage, counts in found.unknown.items() if counts},
+    }
+    if trace:
+        told["trace"] = _trace(decision)
+    return told
+
+
+def _trace(decision: Decision) -> list[dict[str, Any]]:
+    return [
+        {
+            "item": item,
+            "reached": reached,
+            "position": position if position >= 0 else None,
+            "scores": _of_row(decision.scores, row),
+        }
+        for row, (item, reached, position) in enumerate(
+            zip(decision.items, decision.reached, decision.position.tolist(), strict=True)
+        )
+    ]
+
+
+def _of_row(values: Mapping[str, NDArray[np.float64]], row: int) -> dict[str, float]:
+    return {name: float(column[row]) for name, column in values.items() if not np.isnan(column[row])}
+
+
+def _count(found: Recommended, metrics: ServingMetrics) -> None:
+    decision = found.decision
+    for stage, milliseconds in found.milliseconds.items():
+        metrics.stage_seconds.labels(stage).observe(milliseconds / 1e3)
+    for stage in decision.late:
+        metrics.stage_late.labels(stage).inc()
+    metrics.without_features.inc(decision.reached.count("without_features"))
+    for counts in found.unknown.values():
+        for feature, count in counts.items():
+            metrics.unknown_values.labels(feature).inc(count)
+    for task, values in decision.probabilities.get("late", {}).items():
+        there = values[~np.isnan(values)]
+        metrics.predictions.labels(task).inc(len(there))
+        metrics.predicted_probability.labels(task).inc(float(there.sum()))
+
+
+def _document(document: dict[str, Any], served: ServedCascade) -> None:
+    """Describe what the rankers in force read from a request."""
+    schema = RecommendRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    document["components"]["schemas"] |= schema.pop("$defs", {}) | {"RecommendRequest": schema}
+    schema["properties"]["context"] |= {
+        "properties": {
+            feature.name: _described(feature)
+            for ranker in served.schemas.values()
+            for feature in ranker.features
+            if feature.name in served.context
+        },
+        "additionalProperties": False,
+    }
+    schema["properties"]["where"]["propertyNames"] = {"enum": list(served.features.schema.kinds)}
+    document["paths"][RECOMMEND]["post"]["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/RecommendRequest"}}},
+    }
+
+
+def _described(feature: Any) -> dict[str, Any]:
+    if isinstance(feature, DenseFeature):
+        return {"type": ["number", "null"] if feature.allow_missing else "number"}
+    codes = ["string", "integer", "boolean"]
+    if isinstance(feature, CategoricalFeature):
+        return {"type": [*codes, "null"] if feature.allow_missing else codes}
+    if isinstance(feature, SequenceFeature):
+        return {"type": ["array", "null"], "items": {"type": [*codes, "null"]}}
+    return {"type": ["string", "null"]}

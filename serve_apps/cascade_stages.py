@@ -1,0 +1,75 @@
+"""What the stages of a cascade are asked and what they answer, and how each is reached."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_apps.refusals import Problem
+from serve_apps.served_retriever import Retrieved, RetrieveRequest
+
+RankingStage = Literal["early", "late"]
+Stage = Literal["retrieve", "early", "late"]
+
+
+@dataclass(frozen=True)
+class RankAsk:
+    """C candidates of one request. columns: raw values of the items' features, one a candidate."""
+
+    context: Mapping[str, Any]
+    columns: Mapping[str, Sequence[Any]]
+    candidates: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """model: who answered."""
+
+    model: str
+    found: Retrieved
+
+
+@dataclass(frozen=True)
+class Scored:
+    """model: who answered. scores: (C,) float64 by which ``order`` (C,), best first, ranks. probabilities: (C,) by task.
+
+    unknown: values that its vocabularies do not have, by feature.
+    """
+
+    model: str
+    scores: NDArray[np.float64]
+    order: NDArray[np.int64]
+    probabilities: Mapping[str, NDArray[np.float64]]
+    unknown: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request that the stage cannot answer: a value, for an exception would lose its type on the way between processes."""
+
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class NeedsColumns:
+    """A ranker of another version than the asker knows: it reads these columns of the items too; ask again with them."""
+
+    names: tuple[str, ...]
+
+
+class StageError(Exception):
+    """A stage that cannot be reached now, is full, or failed; ``kind``: one word for the metrics."""
+
+    def __init__(self, stage: Stage, kind: str) -> None:
+        super().__init__(f"{stage}: {kind}")
+        self.stage, self.kind = stage, kind
+
+
+class Stages(Protocol):
+    """The three models, wherever they run. Each raises StageError."""
+
+    async def retrieve(self, request: RetrieveRequest) -> Candidates | Refused: ...
+
+    async def rank(self, stage: RankingStage, ask: RankAsk) -> Scored | Refused | NeedsColumns: ...

@@ -1,0 +1,260 @@
+"""One request through the three stages: retrieve, early ranker, late ranker. Knows nothing of Ray or HTTP.
+
+The stages are asked through ``Stages``, so that deployments on other machines and plain calls in this process go one way.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayrec.data.log.schema import LogSchema
+from rayrec.families.ranker.bundle import read_ranker_schema
+from rayrec.item_features import ItemTable, load_item_features
+from rayrec.item_features.table import described
+from serve_apps.cascade_request import RecommendRequest
+from serve_apps.cascade_stages import (
+    Candidates,
+    NeedsColumns,
+    RankAsk,
+    RankingStage,
+    Refused,
+    Scored,
+    Stage,
+    StageError,
+    Stages,
+)
+from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.decision import Decision, Reached
+from serve_apps.refusals import Problem, RequestError
+
+T = TypeVar("T")
+RANKERS: tuple[RankingStage, ...] = ("early", "late")
+_REACHED: tuple[Reached, ...] = get_args(Reached)
+_WITHOUT_FEATURES, _FILTERED, _RETRIEVED, _SHOWN = map(
+    _REACHED.index, ("without_features", "filtered", "retrieved", "shown")
+)
+
+
+class NothingInTime(Exception):
+    """Not even the retriever answered before the deadline."""
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """decision: the whole of it. shown: rows of its candidates in the order of the reply. milliseconds: by stage.
+
+    unknown: values that vocabularies do not have, by stage and feature.
+    """
+
+    decision: Decision
+    shown: NDArray[np.int64]
+    milliseconds: Mapping[str, float]
+    unknown: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class ServedCascade:
+    """label: of all four versions. features_label: of the table's. schemas: of the rankers, by stage."""
+
+    label: str
+    features_label: str
+    features: ItemTable
+    schemas: Mapping[RankingStage, LogSchema]
+    read: Mapping[RankingStage, tuple[str, ...]] = field(init=False)
+    context: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises ItemFeaturesError when the table does not fit a ranker."""
+        table, context, read = self.features.schema, set[str](), {}
+        made = {pair.name: pair for pair in table.pairs}
+        for stage, schema in self.schemas.items():
+            self.features.check(schema, f"the {stage} ranker")
+            names = [feature.name for feature in schema.features]
+            read[stage] = tuple(name for name in names if name in table.kinds or name in made)
+            context |= {name for name in names if name not in read[stage]}
+            context |= {made[name].request for name in names if name in made}
+        object.__setattr__(self, "read", read)
+        object.__setattr__(self, "context", frozenset(context))
+
+    def describe(self) -> dict[str, Any]:
+        """The features that a request brings and those that the table holds."""
+        texts = {feature.name for schema in self.schemas.values() for feature in schema.texts}
+        return {
+            "versions": self.label,
+            "context": sorted(self.context - texts),
+            "features": {"version": self.features_label, **described(self.features.schema)},
+        }
+
+    async def recommend(self, request: RecommendRequest, stages: Stages, deadline_ms: int) -> Recommended:
+        """deadline_ms: where the request has none. Raises RequestError, StageError, NothingInTime."""
+        return await _Run(self, request, stages, request.deadline_ms or deadline_ms).recommend()
+
+    def check(self, request: RecommendRequest) -> None:
+        """Raises RequestError for names that nobody reads."""
+        problems = [
+            Problem(
+                ("body", "context", name), "No ranker reads a feature of this name from a request", "extra_forbidden"
+            )
+            for name in sorted(request.context.keys() - self.context)
+        ]
+        problems += [
+            Problem(("body", "where", name), "The items have no feature of this name", "extra_forbidden")
+            for name in sorted(request.where.keys() - self.features.schema.kinds)
+        ]
+        if problems:
+            raise RequestError(problems)
+
+
+def load_served_cascade(references: CascadeReferences, mapped: Path) -> ServedCascade:
+    """The table of features, mapped, and what the rankers read, but not the rankers.
+
+    Raises BundleError, RegistryError or ItemFeaturesError when there is nothing that can be served.
+    """
+    found = references.resolve()
+    schemas = {stage: read_ranker_schema(getattr(found, stage).model) for stage in RANKERS}
+    table = load_item_features(found.features.model, mapped)
+    return ServedCascade(str(found.label), str(found.features.label), table, schemas)
+
+
+class _Run:
+    """One request on its way."""
+
+    def __init__(self, served: ServedCascade, request: RecommendRequest, stages: Stages, deadline_ms: int) -> None:
+        self._served, self._request, self._stages, self._deadline_s = served, request, stages, deadline_ms / 1e3
+        self._started, self._time_ms = time.perf_counter(), time.time_ns() // 1_000_000
+        self._milliseconds: dict[str, float] = {}
+        self._late: list[Stage] = []
+        self._models: dict[str, str] = {}
+
+    async def recommend(self) -> Recommended:
+        served, request = self._served, self._request
+        served.check(request)
+        found = await self._in_time("retrieve", self._stages.retrieve(request.retrieval()))
+        if found is None:
+            raise NothingInTime
+        names = found.found.items
+        n, retrieved = len(names), np.array(found.found.scores, np.float64)
+        started = time.perf_counter()
+        rows = served.features.rows(names)
+        columns = _columns(served.features, rows, list(served.features.schema.kinds))
+        columns |= self._pairs(columns)
+        here = np.flatnonzero(rows >= 0)
+        kept = here[served.features.matching(rows[here], request.where)]
+        self._models["features"] = served.features_label
+        self._milliseconds["features"] = 1e3 * (time.perf_counter() - started)
+        scores, reached = {"retrieve": retrieved}, np.where(rows < 0, _WITHOUT_FEATURES, _FILTERED)
+        reached[kept] = _RETRIEVED
+        probabilities: dict[str, dict[str, NDArray[np.float64]]] = {}
+        unknown: dict[str, Mapping[str, int]] = {}
+        for stage, most in zip(RANKERS, (request.early, request.k), strict=True):
+            if not len(kept):
+                break
+            scored = await self._ranked(stage, columns, kept)
+            if scored is None:
+                kept = kept[: request.k]
+                break
+            scores[stage] = _spread(scored.scores, kept, n)
+            probabilities[stage] = {task: _spread(values, kept, n) for task, values in scored.probabilities.items()}
+            unknown[stage] = scored.unknown
+            reached[kept] = _REACHED.index(stage)
+            kept = kept[scored.order[:most]]
+        shown = kept[: request.k]
+        reached[shown] = _SHOWN
+        position = np.full(n, -1)
+        position[shown] = np.arange(len(shown))
+        self._milliseconds["total"] = 1e3 * (time.perf_counter() - self._started)
+        decision = Decision(
+            request=uuid.uuid4().hex,
+            time_ms=self._time_ms,
+            user=request.user,
+            history=request.history,
+            preference=request.wish,
+            context=request.context,
+            models=self._models,
+            late=tuple(self._late),
+            items=names,
+            reached=[_REACHED[i] for i in reached.tolist()],
+            position=position,
+            scores=scores,
+            probabilities=probabilities,
+            columns=columns,
+        )
+        return Recommended(decision, shown, self._milliseconds, unknown)
+
+    def _pairs(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The features of request and item together that a ranker reads. Raises RequestError."""
+        found, context = {}, self._request.context
+        for pair in self._served.features.schema.pairs:
+            if not any(pair.name in read for read in self._served.read.values()):
+                continue
+            place = ("body", "context", pair.request)
+            if pair.request not in context:
+                raise RequestError(
+                    [Problem(place, f"Needed for {pair.name!r} (null says that it is missing)", "missing")]
+                )
+            try:
+                found[pair.name] = pair.values(context[pair.request], columns[pair.item])
+            except TypeError as error:
+                raise RequestError([Problem(place, str(error), "value_error")]) from None
+        return found
+
+    async def _ranked(
+        self, stage: RankingStage, columns: Mapping[str, Sequence[Any]], kept: NDArray[np.int64]
+    ) -> Scored | None:
+        names, chosen = self._served.read[stage], kept.tolist()
+        answer: Scored | NeedsColumns | None
+        for _ in range(2):  # again when the ranker is of another version than this one knows
+            own = {name: [columns[name][i] for i in chosen] for name in names}
+            answer = await self._in_time(
+                stage, self._stages.rank(stage, RankAsk(self._request.context, own, len(chosen)))
+            )
+            if not isinstance(answer, NeedsColumns):
+                return answer
+            if not columns.keys() >= set(answer.names):
+                break
+            names = answer.names
+        raise StageError(stage, "version")
+
+    async def _in_time(self, stage: Stage, answer: Awaitable[T | Refused]) -> T | None:
+        """The stage's answer, None when it did not come before the deadline. Raises RequestError, StageError."""
+        started = time.perf_counter()
+        before = self._milliseconds.get(stage, 0.0)
+        try:
+            async with asyncio.timeout(self._deadline_s - (started - self._started)):
+                given = await answer
+        except TimeoutError:
+            self._late.append(stage)
+            return None
+        finally:
+            self._milliseconds[stage] = before + 1e3 * (time.perf_counter() - started)
+        if isinstance(given, Refused):
+            raise RequestError(given.problems)
+        if isinstance(given, Candidates | Scored):
+            self._models[stage] = given.model
+        return given
+
+
+def _columns(table: ItemTable, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, list[Any]]:
+    """By name, one value a row; None where ``rows`` has none."""
+    if (rows >= 0).all():
+        return table.columns(rows, names)
+    there = np.flatnonzero(rows >= 0).tolist()
+    spread: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
+    for name, values in table.columns(rows[there], names).items():
+        for i, value in zip(there, values, strict=True):
+            spread[name][i] = value
+    return spread
+
+
+def _spread(values: NDArray[np.float64], rows: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """(n,) the values at ``rows``, NaN elsewhere."""
+    spread = np.full(n, np.nan)
+    spread[rows] = values
+    return spread

@@ -1,0 +1,281 @@
+"""The cascade without Ray: its answers beside those of its three stages asked one after the other, as a client would."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from rayrec.retrieval.index import IndexConfig
+from serve_apps.cascade_api import build_cascade_app
+from serve_apps.cascade_request import RecommendRequest
+from serve_apps.cascade_stages import RankAsk, RankingStage, StageError
+from serve_apps.limits import ServiceLimits
+from serve_apps.model_reference import ModelReference
+from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
+from serve_apps.served_ranker import load_ranker
+from serve_apps.served_retriever import RetrieveRequest, load_served_retriever
+from serve_apps.serving_metrics import ServingMetrics
+from tests.serve_apps.cascade_parts import (
+    KINDS,
+    NAMES,
+    WITHOUT_FEATURES,
+    Parts,
+    PlainStages,
+    served_cascade,
+    small_parts,
+    small_table,
+)
+
+CONTEXT = {"age": 0.3, "user": "u1", "history": ["item-3", "item-9"]}
+ASK: dict[str, Any] = {"history": ["item-3", "item-9"], "context": CONTEXT, "retrieve": 40, "early": 12, "k": 5}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
+    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
+
+
+@pytest.fixture(scope="module")
+def stages(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> PlainStages:
+    return PlainStages(parts.references(), tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="module")
+def cascade(parts: Parts, stages: PlainStages) -> ServedCascade:
+    return served_cascade(parts.references(), stages)
+
+
+def ask(cascade: ServedCascade, stages: PlainStages, **changed: Any) -> Recommended:
+    request = RecommendRequest.model_validate({**ASK, **changed})
+    return asyncio.run(cascade.recommend(request, stages, 10_000))
+
+
+def asked_one_by_one(parts: Parts, folder: Path, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The candidates as three services would give them to a client that joins the features itself; see ``cascade_api._trace``."""
+    features = {row["item"]: row for row in map(dict, _rows(small_table()))}
+    retriever = load_served_retriever(ModelReference(str(parts.retriever[0])), folder, IndexConfig())
+    (found,) = retriever.retrieve([RetrieveRequest(history=body["history"], k=body["retrieve"])])
+    told = {
+        item: {"item": item, "reached": "retrieved", "position": None, "scores": {"retrieve": score}}
+        for item, score in zip(found.items, found.scores, strict=True)
+    }
+    kept = []
+    for item in found.items:
+        if item in features:
+            kept.append(item)
+        else:
+            told[item]["reached"] = "without_features"
+    for stage, folders, names, most in (
+        ("early", parts.early, ("item",), body["early"]),
+        ("late", parts.late, ("item", "price"), body["k"]),
+    ):
+        ranker = load_ranker(ModelReference(str(folders[0])), 100)
+        candidates = [{name: features[item][name] for name in names} for item in kept]
+        request = {"context": body["context"], "candidates": candidates}
+        (ranked,) = ranker.rank([ranker.requests.parse(json.dumps(request).encode())])
+        for item, score in zip(kept, ranked.scores.tolist(), strict=True):
+            told[item]["scores"][stage] = score
+            told[item]["reached"] = stage
+        kept = [kept[i] for i in ranked.order[:most]]
+    for position, item in enumerate(kept):
+        told[item] |= {"reached": "shown", "position": position}
+    return list(told.values())
+
+
+def _rows(columns: dict[str, list[Any]]) -> list[Any]:
+    return [list(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class InProcess:
+    """A cascade service without Ray."""
+
+    def __init__(self, cascade: ServedCascade, stages: Any) -> None:
+        self.current, self._stages = cascade, stages
+
+    async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
+        return await served.recommend(request, self._stages, 10_000)
+
+    async def stages(self) -> dict[str, dict[str, int]]:
+        return {"early": {"early/1": 1}}
+
+
+def post(app: FastAPI, body: Any, path: str = "/v1/recommend") -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.post(path, json=body) if body is not None else await client.get(path)
+
+    return asyncio.run(send())
+
+
+@pytest.fixture
+def app(cascade: ServedCascade, stages: PlainStages) -> FastAPI:
+    return build_cascade_app(InProcess(cascade, stages), ServingMetrics(), ServiceLimits())
+
+
+def test_the_answer_and_its_trace_are_those_of_the_three_stages_asked_one_by_one(
+    app: FastAPI, parts: Parts, tmp_path: Path
+) -> None:
+    reply = post(app, {**ASK, "trace": True})
+    assert reply.status_code == 200, reply.text
+    given, expected = reply.json(), asked_one_by_one(parts, tmp_path, ASK)
+    assert {row["reached"] for row in expected} == {"without_features", "early", "late", "shown"}
+    assert len(given["trace"]) == len(expected) == 40
+    for ours, theirs in zip(given["trace"], expected, strict=True):
+        assert {**ours, "scores": None} == {**theirs, "scores": None}
+        assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-6)
+    shown = sorted((row for row in expected if row["position"] is not None), key=lambda row: row["position"])
+    assert [item["item"] for item in given["items"]] == [row["item"] for row in shown]
+    assert [item["score"] for item in given["items"]] == pytest.approx([row["scores"]["late"] for row in shown])
+    assert given["models"] == {
+        "retrieve": "retriever/1",
+        "features": "features/1",
+        "early": "early/1",
+        "late": "late/1",
+    }
+    assert given["late"] == []
+    assert given["timings_ms"].keys() == {"retrieve", "features", "early", "late", "total"}
+    assert reply.headers["x-rayrec-model"] == "retriever/1 features/1 early/1 late/1"
+
+
+def test_a_decision_holds_what_the_rankers_read_and_where_each_candidate_came(
+    cascade: ServedCascade, stages: PlainStages
+) -> None:
+    decision = ask(cascade, stages).decision
+    table = {row["item"]: row for row in map(dict, _rows(small_table()))}
+    assert decision.columns["price"] == [table[i]["price"] if i in table else None for i in decision.items]
+    assert decision.context == CONTEXT
+    shown = [i for i, reached in enumerate(decision.reached) if reached == "shown"]
+    assert sorted(decision.position[shown].tolist()) == list(range(5))
+    assert (decision.position >= 0).sum() == 5
+    assert np.isfinite(decision.scores["late"]).sum() == 12
+    assert np.isfinite(decision.probabilities["early"]["buy"]).sum() == 39
+
+
+def test_a_filter_leaves_only_items_with_the_value(cascade: ServedCascade, stages: PlainStages) -> None:
+    kind = {name: KINDS[int(name.split("-")[1]) % 3] for name in NAMES}
+    for where, fits in (
+        ({"kind": "red"}, lambda item: kind[item] == "red"),
+        ({"kind": ["red", "blue"], "tags": "new"}, lambda item: kind[item] != "green" and item[-1] in "05"),
+        ({"item": "item-4"}, lambda item: item == "item-4"),
+    ):
+        decision = ask(cascade, stages, where=where, k=50, early=50, retrieve=56).decision
+        shown = [item for item, reached in zip(decision.items, decision.reached, strict=True) if reached == "shown"]
+        assert sorted(shown) == sorted(item for item in NAMES if item != WITHOUT_FEATURES and fits(item))
+    assert len(ask(cascade, stages, where={"kind": 1.5}).shown) == 0
+
+
+class Slowed:
+    """Stages of which one does not answer."""
+
+    def __init__(self, stages: PlainStages, slow: str) -> None:
+        self._stages, self._slow = stages, slow
+
+    async def retrieve(self, request: RetrieveRequest) -> Any:
+        if self._slow == "retrieve":
+            await asyncio.sleep(60)
+        return await self._stages.retrieve(request)
+
+    async def rank(self, stage: RankingStage, ask: RankAsk) -> Any:
+        if self._slow == stage:
+            await asyncio.sleep(60)
+        return await self._stages.rank(stage, ask)
+
+
+@pytest.mark.parametrize(("slow", "last"), [("early", "retrieve"), ("late", "early")])
+def test_a_stage_that_is_late_is_told_and_the_one_before_it_answers(
+    cascade: ServedCascade, stages: PlainStages, slow: str, last: str
+) -> None:
+    whole = ask(cascade, stages).decision
+    app = build_cascade_app(InProcess(cascade, Slowed(stages, slow)), ServingMetrics(), ServiceLimits())
+    reply = post(app, {**ASK, "deadline_ms": 300})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["late"] == [slow]
+    assert slow not in reply.json()["models"]
+    scores = np.where(np.isnan(whole.scores["early"]), -np.inf, whole.scores[last])
+    best = np.argsort(-scores, kind="stable")[:5]
+    assert [item["item"] for item in reply.json()["items"]] == [whole.items[i] for i in best]
+    assert [item["score"] for item in reply.json()["items"]] == pytest.approx(scores[best].tolist())
+    assert f'rayrec_stage_late_total{{stage="{slow}"}} 1.0' in post(app, None, "/metrics").text
+
+
+def test_a_retriever_that_is_late_leaves_nothing_to_answer(cascade: ServedCascade, stages: PlainStages) -> None:
+    app = build_cascade_app(InProcess(cascade, Slowed(stages, "retrieve")), ServingMetrics(), ServiceLimits())
+    reply = post(app, {**ASK, "deadline_ms": 100})
+    assert reply.status_code == 503
+    assert reply.headers["retry-after"] == "1"
+    with pytest.raises(NothingInTime):
+        asyncio.run(
+            cascade.recommend(
+                RecommendRequest.model_validate({**ASK, "deadline_ms": 50}), Slowed(stages, "retrieve"), 1
+            )
+        )
+
+
+def test_a_stage_that_fails_is_a_503_by_kind(cascade: ServedCascade, stages: PlainStages) -> None:
+    class Failing(Slowed):
+        async def rank(self, stage: RankingStage, ask: RankAsk) -> Any:
+            raise StageError(stage, "full")
+
+    app = build_cascade_app(InProcess(cascade, Failing(stages, "")), ServingMetrics(), ServiceLimits())
+    reply = post(app, ASK)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+    assert 'rayrec_stage_errors_total{kind="full",stage="early"} 1.0' in post(app, None, "/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        ({"context": {**CONTEXT, "aeg": 1.0}}, ["body", "context", "aeg"]),
+        ({"context": {"age": 0.3, "user": "u1"}}, ["body", "context", "history"]),
+        ({"context": {**CONTEXT, "age": "old"}}, ["body", "context", "age"]),
+        ({"context": {**CONTEXT, "price": 2.0}}, ["body", "context", "price"]),
+        ({"context": {**CONTEXT, "user": "x" * 2_000}}, ["body", "context", "user"]),
+        ({"where": {"colour": "red"}}, ["body", "where", "colour"]),
+        ({"where": {"kind": ["red"] * 101}}, ["body", "where", "kind"]),
+        ({"history": ["nothing known"]}, ["body", "history"]),
+        ({"history": ["x" * 501]}, ["body", "history", 0]),
+        ({"k": 0}, ["body", "k"]),
+        ({"retrieve": 1_001}, ["body", "retrieve"]),
+        ({"deadline_ms": 0}, ["body", "deadline_ms"]),
+        ({"retreive": 10}, ["body", "retreive"]),
+    ],
+    ids=lambda value: ".".join(map(str, value[1:])) if isinstance(value, list) else "",
+)
+def test_what_does_not_fit_is_refused_by_its_name(app: FastAPI, changed: dict[str, Any], place: list[Any]) -> None:
+    reply = post(app, {**ASK, **changed})
+    assert reply.status_code == 422, reply.text
+    assert reply.json()["detail"][0]["loc"][: len(place)] == place
+
+
+def test_values_that_no_vocabulary_has_are_counted(app: FastAPI) -> None:
+    reply = post(app, ASK).json()
+    assert reply["unknown"]["early"]["item"] > 0  # the rankers know 20 of the 56 items
+    counted = sum(counts["item"] for counts in reply["unknown"].values())
+    metrics = post(app, None, "/metrics").text
+    assert f'rayrec_unknown_values_total{{feature="item"}} {counted}.0' in metrics
+    assert "rayrec_candidates_without_features_total 1.0" in metrics
+    assert 'rayrec_predictions_total{task="click"} 12.0' in metrics
+
+
+def test_the_document_names_the_features_of_a_request(app: FastAPI) -> None:
+    document = post(app, None, "/openapi.json").json()
+    context = document["components"]["schemas"]["RecommendRequest"]["properties"]["context"]
+    assert context["properties"].keys() == {"age", "user", "history"}
+    assert post(app, None, "/v1/model").json()["context"] == ["age", "history", "user"]
+    assert post(app, None, "/docs").status_code == 200
+
+
+def test_a_ranker_that_reads_more_of_the_items_than_its_asker_knew_is_asked_again(
+    parts: Parts, stages: PlainStages, cascade: ServedCascade
+) -> None:
+    old = served_cascade(parts.references(), stages)
+    object.__setattr__(old, "read", {"early": ("item",), "late": ("item",)})  # as of a late ranker without prices
+    assert ask(old, stages).decision.scores["late"] == pytest.approx(
+        ask(cascade, stages).decision.scores["late"], nan_ok=True
+    )

@@ -1,0 +1,116 @@
+"""The cascade on a real Ray Serve: its answers, and each of its parts refreshed under load."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_apps.cascade import CascadeService
+from serve_apps.cascade_api import reply
+from serve_apps.cascade_request import RecommendRequest
+from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.deploying import DeployedService, DeploymentError, serving
+from serve_apps.model_reference import ModelReference
+from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_parts
+from tests.serve_apps.test_cascade import ASK
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
+    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
+
+
+@pytest.fixture(scope="module")
+def deployed(ray_session: None, parts: Parts) -> Iterator[DeployedService]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with serving(CascadeService(), "127.0.0.1", port) as service:
+        service.deploy(parts.references())
+        yield service
+
+
+def expected(references: CascadeReferences, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
+    """The reply as plain calls in this process give it."""
+    stages = PlainStages(references, folder)
+    request = RecommendRequest.model_validate(body)
+    found = asyncio.run(served_cascade(references, stages).recommend(request, stages, 10_000))
+    return reply(found, trace=request.trace)
+
+
+def same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Of two replies, but for request id and times."""
+    if (ours["models"], ours["late"]) != (theirs["models"], theirs["late"]):
+        return False
+    pairs = zip(ours["items"], theirs["items"], strict=True)
+    return all(a["item"] == b["item"] and a["scores"] == pytest.approx(b["scores"], rel=1e-5) for a, b in pairs)
+
+
+def test_a_served_answer_is_that_of_plain_calls(deployed: DeployedService, parts: Parts, tmp_path: Path) -> None:
+    body = {**ASK, "trace": True}
+    answer = httpx.post(f"{deployed.url}/v1/recommend", json=body, timeout=30)
+    assert answer.status_code == 200, answer.text
+    plain = expected(parts.references(), tmp_path, body)
+    assert same(answer.json(), plain)
+    assert len(answer.json()["trace"]) == 40
+    for ours, theirs in zip(answer.json()["trace"], plain["trace"], strict=True):
+        assert ours == {**theirs, "scores": pytest.approx(theirs["scores"], rel=1e-5)}
+    assert httpx.post(f"{deployed.url}/v1/recommend", json={**ASK, "k": 0}).status_code == 422
+    wrong = httpx.post(f"{deployed.url}/v1/recommend", json={**ASK, "context": {}})
+    assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "context", "age"])
+    assert httpx.get(f"{deployed.url}/v1/stages").json() == {
+        "retrieve": {"retriever/1": 1}, "early": {"early/1": 1}, "late": {"late/1": 1}
+    }  # fmt: skip
+    metrics = httpx.get(f"{deployed.url}/metrics").text
+    for stage in ("retrieve", "early", "late"):  # counted by the stages' own processes
+        assert f'rayrec_stage_batch_requests_count{{stage="{stage}"}}' in metrics
+
+
+def test_every_part_is_refreshed_under_load_and_no_answer_is_wrong(
+    deployed: DeployedService, parts: Parts, tmp_path: Path
+) -> None:
+    order = [{}, {"late": True}, {"features": True}, {"early": True}, {"retriever": True}]
+    steps = [parts.references(**{k: True for step in order[: i + 1] for k in step}) for i in range(len(order))]
+    right = {
+        tuple(sorted(plain["models"].items())): plain
+        for i, references in enumerate(steps)
+        for plain in [expected(references, tmp_path / str(i), ASK)]
+    }
+    stop, answers, failed = threading.Event(), [], []
+
+    def load() -> None:
+        with httpx.Client(timeout=30) as client:
+            while not stop.is_set():
+                answer = client.post(f"{deployed.url}/v1/recommend", json=ASK)
+                (answers if answer.status_code == 200 else failed).append(answer)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for references in steps:
+            deployed.deploy(references)
+            before = len(answers)
+            while len(answers) < before + 12:
+                time.sleep(0.02)
+        with pytest.raises(DeploymentError, match="refused"):
+            deployed.deploy(replace(steps[-1], late=ModelReference(str(tmp_path / "nothing here"), "late", "3")))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failed, failed[0].text
+    seen = set()
+    for answer in answers:
+        versions = tuple(sorted(answer.json()["models"].items()))
+        assert versions in right, versions
+        assert same(answer.json(), right[versions])
+        seen.add(versions)
+    assert seen == right.keys()
