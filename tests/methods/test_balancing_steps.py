@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from rayrec.methods.balancing.combining import rescaled
+from rayrec.methods.balancing import combining
+from rayrec.methods.balancing.combining import CombiningBalancer, rescaled
 from rayrec.methods.balancing.gradnorm import Gradnorm, gradnorm_step
 from rayrec.methods.balancing.simplex import project_on_simplex
 from rayrec.methods.balancing.uncertainty import Uncertainty, uncertainty_step
@@ -87,3 +88,15 @@ def test_projection_takes_any_mass(mass: float) -> None:
     assert float(found.sum()) == pytest.approx(mass, abs=1e-6)
     expected = mass * project_on_simplex(point / mass) if mass else torch.zeros(3)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_gram_matrix_of_workers_is_that_of_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers' losses are means over their own rows, so each sends back gradients twice as large as the joint batch's."""
+    joint = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))  # (T, B, D)
+    monkeypatch.setattr(combining, "world_size", lambda: 2)
+    monkeypatch.setattr(combining, "averaged", lambda gram: gram)  # what this worker sends
+    monkeypatch.setattr(CombiningBalancer, "coefficients", lambda self, gram: gram)
+    balancer = CombiningBalancer("representation", 3)
+    sent = [balancer.coefficients_at(2 * share) for share in joint.split(4, dim=1)]
+    rows = joint.flatten(1)
+    torch.testing.assert_close(torch.stack(sent).mean(0), rows @ rows.T)

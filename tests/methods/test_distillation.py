@@ -93,6 +93,13 @@ def test_a_score_that_is_no_probability_is_refused() -> None:
         distillation_terms(DistillationConfig(), LOGITS[:1, :1], torch.tensor([[1.5]]))
 
 
+def test_distillation_acts_when_some_row_gets_a_term() -> None:
+    assert DistillationConfig(labeled_weight=0.5, unlabeled_weight=0.0).acts(0.0)
+    assert DistillationConfig(labeled_weight=0.0, unlabeled_weight=0.5).acts(0.5)
+    assert not DistillationConfig(labeled_weight=0.0, unlabeled_weight=0.5).acts(0.0)
+    assert not DistillationConfig(labeled_weight=0.0, unlabeled_weight=0.0).acts(0.5)
+
+
 def test_columns_are_named_after_tasks_unless_told_otherwise() -> None:
     config = DistillationConfig(columns={"click": "big_model"})
     assert (config.column("click"), config.column("buy")) == ("big_model", teacher_column("buy"))

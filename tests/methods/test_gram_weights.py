@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayrec.methods.balancing.cagrad import cagrad
 from rayrec.methods.balancing.nash_mtl import nash_mtl
-from rayrec.methods.balancing.pcgrad import pcgrad, random_orders
+from rayrec.methods.balancing.pcgrad import Pcgrad, pcgrad, random_orders
 from rayrec.methods.balancing.simplex import min_norm, min_norm_step, project_on_simplex
 
 examples = settings(deadline=None, max_examples=25)  # the machine may be busy; each example solves whole problems
@@ -151,6 +151,16 @@ def test_pcgrad_of_two_tasks_takes_the_conflict_off_both() -> None:
     assert inner < 0
     expected = first - inner / (second @ second) * second + second - inner / (first @ first) * first
     torch.testing.assert_close(pcgrad(rows @ rows.T, random_orders(2, 0)) @ rows, expected)
+
+
+def test_pcgrad_meets_the_others_in_an_order_of_its_seed_and_step() -> None:
+    rows = gradients(5, 3, 4)
+    gram = rows @ rows.T
+    drawn = [pcgrad(gram, random_orders(5, seed)) for seed in range(6)]
+    assert len({tuple(weights.tolist()) for weights in drawn}) > 1  # so the order matters here
+    for step in range(3):
+        torch.testing.assert_close(Pcgrad().task_weights(gram, step), drawn[step])
+        torch.testing.assert_close(Pcgrad(seed=3).task_weights(gram, step), drawn[3 + step])
 
 
 @examples

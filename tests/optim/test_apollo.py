@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.apollo_torch_peer import load_apollo_torch
+from rayrec.optim import apollo
 from rayrec.optim.apollo import Apollo
+from rayrec.optim.apollo_update import update_stacked
 from rayrec.optim.random_projection import draw_projection, project, project_stack
 
 # Tall, wide, square; the last three are too large for stacking here. Each smaller dimension names its matrix's projection.
@@ -287,6 +289,35 @@ def test_projections_have_variance_one_over_rank_and_change_with_each_input() ->
     for other in others:
         assert (drawn * other).mean().abs() * 64 < 0.01
     assert torch.equal(drawn, draw_projection(0, 0, 64, 4096))
+
+
+def test_only_small_matrices_are_copied_into_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[torch.Size] = []
+
+    def recording(params: list[Tensor], *others: Any) -> None:
+        copied.extend(p.shape for p in params)
+        update_stacked(params, *others)
+
+    monkeypatch.setattr(apollo, "update_stacked", recording)
+    params = parameters([(20, 20), (20, 20), (30, 30), (30, 30)])  # 400 and 900 elements, 600 being the limit
+    set_gradients(params, torch.Generator().manual_seed(0))
+    Apollo(params, rank=2).step()
+    assert copied == [(20, 20), (20, 20)]
+
+
+def test_what_is_not_given_is_as_published() -> None:
+    (group,) = Apollo(parameters([(12, 8)])).param_groups
+    wanted = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "rank": 0.25, "scale_type": "channel",
+              "scale": 1.0, "projection_period": 200, "norm_growth": 1.01}  # fmt: skip
+    assert {name: group[name] for name in wanted} == wanted
+
+
+def test_projections_of_any_seed_can_be_drawn() -> None:
+    drawn = [draw_projection(seed, 10**6, 4, 64) for seed in (0, 99, 10**6, 2**31)]
+    for i, one in enumerate(drawn):
+        assert one.isfinite().all()
+        for other in drawn[:i]:
+            assert not torch.equal(one, other)
 
 
 def test_the_plain_kernels_equal_the_fused_ones(monkeypatch: pytest.MonkeyPatch) -> None:

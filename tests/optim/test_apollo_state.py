@@ -169,6 +169,7 @@ def test_groups_hold_every_parameter_once_and_put_it_where_documented() -> None:
         ("rowwise_adagrad", None, ["table.weight"]),
     ]
     assert groups[-1]["lr"] == 0.5
+    assert [g.get("eps") for g in groups] == [None, None, 1e-8, 1e-8, 1e-8]  # AdamW's, where updates are not projected
     model.layers.requires_grad_(False)
     frozen = apollo_param_groups(model, rank=4)
     assert sum(len(g["params"]) for g in frozen) == len(list(model.parameters())) - 3

@@ -80,6 +80,15 @@ def test_mini_has_rank_one_and_one_scaling_a_matrix_unless_told_otherwise() -> N
     }
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_decay_as_told_and_biases_never(name: Name) -> None:
+    model = make_model()
+    optimizer = build_optimizer(model, OptimizerConfig(optimizer=name, weight_decay=0.125, embeddings="adamw"))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert [decay[id(layer.weight)] for layer in (model[1], model[3])] == [0.125, 0.125]
+    assert [decay[id(layer.bias)] for layer in (model[1], model[3])] == [0.0, 0.0]
+
+
 def test_tables_have_their_own_learning_rate_and_decay() -> None:
     for name in NAMES:
         config = OptimizerConfig(

@@ -82,3 +82,12 @@ def test_a_saved_run_goes_on_bit_for_bit_between_decompositions() -> None:
 def test_a_rank_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="between 1 and 8"):
         Galore([parameter((12, 8))], rank=9)
+
+
+def test_what_is_not_given_is_as_published() -> None:
+    (group,) = Galore([parameter((12, 8))]).param_groups
+    del group["params"]
+    assert group == {
+        "lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "rank": 0.25, "scale": 0.25,
+        "projection_period": 200, "batch_dims": 0,
+    }  # fmt: skip

@@ -36,7 +36,17 @@ def test_sparse_dense_and_whole_table_updates_follow_the_formula(
     for sparse in (True, False):
         torch.testing.assert_close(train(gradients, sparse=sparse, weight_decay=weight_decay), expected)
     monkeypatch.setattr(rowwise_adagrad, "_CHEAP_TO_LOOK_AT", ())
-    torch.testing.assert_close(train(gradients, sparse=False, weight_decay=weight_decay), expected)
+    for sparse in (True, False):
+        torch.testing.assert_close(train(gradients, sparse=sparse, weight_decay=weight_decay), expected)
+
+
+def test_at_a_learning_rate_of_0_a_table_stays_and_its_sums_go_on() -> None:
+    table = nn.Parameter(torch.ones(2, 3))
+    optimizer = RowwiseAdagrad([table], lr=0.0)
+    table.grad = torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]])
+    optimizer.step()
+    assert torch.equal(table, torch.ones(2, 3))
+    assert optimizer.state[table]["sum"].tolist() == [4.0, 0.0]
 
 
 def test_parameters_that_are_no_tables_are_refused() -> None:

@@ -72,3 +72,9 @@ def test_an_exact_search_of_several_blocks_finds_what_one_product_finds() -> Non
         found, wanted = DenseIndex.build(vectors, IndexConfig()).search(queries, k), (queries @ vectors.T).topk(k)
         torch.testing.assert_close(found.scores, wanted.values)
         torch.testing.assert_close((queries.unsqueeze(1) * vectors[found.rows[:, :10]]).sum(2), found.scores[:, :10])
+
+
+@pytest.mark.parametrize("wrong", [{"lists": 0}, {"rerank": -1}, {"links": 0}, {"probes": 0}, {"threads": 0}])
+def test_each_setting_of_an_index_is_checked_alone(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* at least"):
+        IndexConfig(**wrong)  # type: ignore[arg-type]

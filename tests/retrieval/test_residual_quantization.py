@@ -1,6 +1,7 @@
 """RQ-VAE and residual k-means against brute force and closed forms."""
 
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -188,3 +189,22 @@ def test_more_items_of_one_prefix_than_codes_use_all_codes_and_share_the_nearest
     vectors = torch.tensor([[0.0], [0.1], [0.2], [5.0]])
     codes = own_codes(torch.zeros(4, 1, dtype=torch.int64), vectors, torch.tensor([[0.0], [5.0]]))
     assert codes.tolist() == [0, 0, 0, 1]
+
+
+def test_training_ends_after_so_many_epochs_without_a_gain_and_gives_the_best_one() -> None:
+    embeddings, errors = clustered(200), list[float]()
+    config = replace(SMALL, epochs=500, patience=4, learning_rate=0.03, held_out=0.0)
+    model = fit_rqvae(embeddings, config, lambda epoch, train, error: errors.append(error))
+    best = errors.index(min(errors))
+    assert len(errors) - 1 - best == 4
+    assert any(b >= a for a, b in pairwise(errors[: best + 1]))  # one epoch without a gain does not end it
+    with torch.no_grad():
+        assert float(model.loss(embeddings)[1]) == pytest.approx(min(errors), rel=1e-6)
+
+
+def test_what_is_not_given_is_the_paper_s_rqvae() -> None:
+    config = RqVaeConfig()
+    assert (config.hidden, config.latent, config.levels, config.codebook_size) == ((768, 512, 256), 128, 3, 256)
+    assert (config.commitment, config.learning_rate, config.weight_decay) == (0.25, 1e-3, 0.1)
+    sizes = [tuple(layer.weight.shape) for layer in RqVae(384, config).encoder if isinstance(layer, torch.nn.Linear)]
+    assert sizes == [(768, 384), (512, 768), (256, 512), (128, 256)]

@@ -9,6 +9,7 @@ from rayrec.models.catalogue import ItemFeatures
 from rayrec.models.liger import Liger, LigerConfig
 from rayrec.models.sasrec import SASRec, SASRecConfig
 from rayrec.models.t5 import T5Config
+from rayrec.retrieval import searching
 from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.searching import HEADS, Method, Searcher
@@ -170,3 +171,25 @@ def test_methods_follow_from_the_heads_and_others_are_refused(
 def test_what_must_be_stored_is_vectors_or_codes_or_both() -> None:
     searcher = Searcher(liger())
     assert [searcher.stored_bytes(m) for m in HEADS] == [4 * 16 * ITEMS, 2 * 3 * ITEMS, 4 * 16 * ITEMS + 2 * 3 * ITEMS]
+
+
+def test_a_prepared_searcher_makes_nothing_at_its_first_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = Searcher(liger(), beams=8)
+    searcher.prepare()
+    for made in (searching.ItemTrie, searching.DenseIndex):
+        monkeypatch.delattr(made, "of" if made is searching.ItemTrie else "build")
+    for method in HEADS:
+        assert searcher.search(HISTORY, 5, method).items.shape == (3, 5)
+
+
+def test_a_part_of_the_loss_that_no_worker_has_a_term_of_is_nothing_and_not_nan() -> None:
+    model = liger()
+    cold = torch.tensor([3, 17, 40])  # takes no part in the dense loss
+    joint = {name: size.float() for name, size in model.loss_sizes(HISTORY, cold).items()}
+    assert (float(joint["dense"]), float(joint["generative"])) == (0.0, 3.0)
+    parts, alone = model.loss(HISTORY, cold, joint), model.loss(HISTORY, cold)
+    assert parts["dense"].tolist() == 0.0
+    torch.testing.assert_close(parts["loss"], parts["generative"])
+    torch.testing.assert_close(parts["generative"], alone["generative"])
+    parts["loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

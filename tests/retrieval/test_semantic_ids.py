@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from rayrec.retrieval.attribute_embeddings import attribute_embeddings
 from rayrec.retrieval.cooccurrence_embeddings import cooccurrence_embeddings
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
-from rayrec.retrieval.semantic_ids import SemanticIds, add_item, report, resolve_collisions, standardize, weaknesses
+from rayrec.retrieval.semantic_ids import (
+    SemanticIdReport,
+    SemanticIds,
+    add_item,
+    report,
+    resolve_collisions,
+    standardize,
+    weaknesses,
+)
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 
 
@@ -148,3 +157,35 @@ def test_items_bought_together_lie_together_in_cooccurrence_embeddings_and_unsee
     cosines = unit @ unit.T
     assert cosines[same.unsqueeze(1) == same].min() > 0.9
     assert cosines[same.unsqueeze(1) != same].abs().max() < 0.1
+
+
+def test_a_level_is_uneven_below_a_quarter_of_its_codes_or_items() -> None:
+    found = SemanticIdReport((0.1, 0.1), (1.0, 1.0), (64.0, 63.9), 0.0, 1)
+    (told,) = weaknesses(found, (256, 256), 1000)
+    assert told == "level 2 is used unevenly: its perplexity is 64 of 256 codes"
+    assert weaknesses(found, (256, 256), 200) == []
+
+
+def test_cooccurrence_embeddings_factorize_the_positive_mutual_information_of_neighbours() -> None:
+    """At full rank E = U sqrt(S), so that (E E')^2 = M M', whatever the signs of singular vectors."""
+    histories = [[1, 2, 3, 1], [2, 3, 5], [4, 5], [1, 4, 4, 2, 6], [6, 3]]
+    counts = torch.zeros(6, 6, dtype=torch.float64)
+    for history in histories:
+        for i, j in combinations(range(len(history)), 2):
+            if j - i <= 2 and history[i] != history[j]:
+                counts[history[i] - 1, history[j] - 1] += 1 / (j - i)
+                counts[history[j] - 1, history[i] - 1] += 1 / (j - i)
+    totals = counts.sum(1)
+    context = totals.pow(0.5) / totals.pow(0.5).sum()
+    information = (counts / (totals.unsqueeze(1) * context)).log().clamp_min(0.0)
+    assert 0 < int((information > 0).sum()) < int((counts > 0).sum())
+    embeddings = cooccurrence_embeddings(
+        np.concatenate(histories),
+        np.repeat(np.arange(5), [len(history) for history in histories]),
+        6,
+        6,
+        window=2,
+        context_power=0.5,
+    ).double()
+    square = (embeddings @ embeddings.T) @ (embeddings @ embeddings.T)
+    torch.testing.assert_close(square, information @ information.T, rtol=1e-4, atol=1e-4)

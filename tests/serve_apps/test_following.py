@@ -1,5 +1,8 @@
 """What ``jobs.serve`` does when an alias moves to a version that cannot be loaded; no Ray."""
 
+import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,34 @@ def test_a_store_that_cannot_be_reached_is_asked_again(
         assert "models:/shop/2 cannot be downloaded: connection reset" in followed.look(deployed)
     assert followed.look(deployed) == ""
     assert (deployed.versions, followed.served.version) == (["2"], "2")
+
+
+def move_alias(file: Path, version: str) -> None:
+    """As another process would: this one's store must not be what brings the news."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("update registered_model_aliases set version = ? where alias = 'serving'", (version,))
+
+
+def test_a_tracking_file_that_was_deleted_and_restored_is_followed_again(
+    register: Any, bundle_folder: Path, runs: Path
+) -> None:
+    register(bundle_folder)
+    register(bundle_folder)
+    followed, deployed = FollowedModel(ALIAS, resolve_model(ALIAS)), Deployed()
+    shutil.copy(runs / "mlflow.db", runs / "kept.db")
+    (runs / "mlflow.db").unlink()
+    assert "there is no tracking store" in followed.look(deployed)
+    assert not (runs / "mlflow.db").exists()  # nor made, empty, by the look
+    (runs / "kept.db").rename(runs / "mlflow.db")
+    assert followed.look(deployed) == ""
+    for version in ("1", "2"):
+        move_alias(runs / "mlflow.db", version)
+        assert followed.look(deployed) == ""
+    shutil.copy(runs / "mlflow.db", runs / "second.db")
+    move_alias(runs / "second.db", "1")
+    (runs / "second.db").rename(runs / "mlflow.db")  # put in place between two looks
+    assert followed.look(deployed) == ""
+    assert (deployed.versions, followed.served.version) == (["1", "2", "1"], "1")
 
 
 def test_a_registry_without_the_model_changes_nothing(register: Any, bundle_folder: Path) -> None:
