@@ -50,22 +50,32 @@ class TimeSpelling:
         what = f"is no time from {FIRST_YEAR} to {LAST_YEAR}"
         given = _PER_SECOND.get(str(self.unit), 1_000)
         counts = values.astype(np.float64) * (given / 1_000)  # what stood there, where numbers stood there
+        # Before seconds: ten digits that are an hour of the calendar would be seconds of 2033 to 2036.
+        for name, form, like in _calendar_forms(counts):
+            if (like := like & rest).any():
+                yield f"{what} (looks like {name})", f'"timestamp_format": "{form}" in the schema', like
+                rest &= ~like
         for unit, per_second in _PER_SECOND.items():
             milliseconds = counts * (1_000 / per_second)
             like = rest & (milliseconds >= _FIRST) & (milliseconds < _END)
             if like.any():
                 yield f"{what} (looks like {_NAMES[unit]})", f'"timestamp_unit": "{unit}" in the schema', like
                 rest &= ~like
-        like = rest & _calendar_days(counts)
-        if like.any():
-            yield f"{what} (looks like a date of eight digits)", '"timestamp_format": "%Y%m%d" in the schema', like
-            rest &= ~like
         if rest.any():
             yield what, 'numbers that only order the rows: "timestamp_unit": "order" in the schema', rest
 
 
-def _calendar_days(counts: NDArray[np.float64]) -> Bad:
-    years, month, day = counts // 10_000, counts // 100 % 100, counts % 100
+def _calendar_forms(counts: NDArray[np.float64]) -> Iterator[tuple[str, str, Bad]]:
+    """Ways to write a day or an hour as digits: name, format, and the rows (n,) of numbers that can be meant so."""
+    hours = counts % 100 < 24
+    yield "a date of eight digits, YYYYMMDD", "%Y%m%d", _are_days(counts)
+    yield "an hour, YYYYMMDDHH", "%Y%m%d%H", _are_days(counts // 100) & hours
+    yield "an hour, YYMMDDHH", "%y%m%d%H", _are_days(counts // 100 + 20_000_000) & (counts >= 1_000_000) & hours
+
+
+def _are_days(numbers: NDArray[np.float64]) -> Bad:
+    """Which are YYYYMMDD in the years of this module."""
+    years, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
     found: Bad = (years >= FIRST_YEAR) & (years < LAST_YEAR) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
     return found
 

@@ -268,7 +268,10 @@ def test_seconds_taken_for_milliseconds_are_refused_with_the_guess(tmp_path: Pat
         ("1714550000", "looks like seconds", '"timestamp_unit": "s"'),
         ("1714550000000000", "looks like microseconds", '"timestamp_unit": "us"'),
         ("1714550000000000000", "looks like nanoseconds", '"timestamp_unit": "ns"'),
-        ("20240501", "looks like a date of eight digits", '"timestamp_format": "%Y%m%d"'),
+        ("20240501", "looks like a date of eight digits, YYYYMMDD", '"timestamp_format": "%Y%m%d"'),
+        ("2014102123", "looks like an hour, YYYYMMDDHH", '"timestamp_format": "%Y%m%d%H"'),
+        ("14102100", "looks like an hour, YYMMDDHH", '"timestamp_format": "%y%m%d%H"'),  # Avazu
+        ("14102124", "is no time from 1990 to 2100", '"timestamp_unit": "order"'),
         ("12", "is no time from 1990 to 2100", '"timestamp_unit": "order"'),
         ("1970-01-20 20:15:50", "looks like seconds", '"timestamp_unit": "s"'),
     ):
@@ -289,6 +292,7 @@ def test_seconds_taken_for_milliseconds_are_refused_with_the_guess(tmp_path: Pat
         ({"timestamp_unit": "us"}, "1714550000123999", 1_714_550_000_123),
         ({"timestamp_unit": "ns"}, "1714550000123999999", 1_714_550_000_123),
         ({"timestamp_format": "%Y%m%d"}, "20240501", 1_714_521_600_000),
+        ({"timestamp_format": "%y%m%d%H"}, "24050107", 1_714_546_800_000),
         ({"timestamp_format": "%d.%m.%Y %H:%M"}, "1.5.2024 7:53", 1_714_549_980_000),
         ({"timestamp_format": "%d/%b/%Y:%H:%M:%S %z"}, "01/May/2024:09:53:20 +0200", 1_714_550_000_000),
         ({"timestamp_format": "%H:%M:%S.%f %d.%m.%y"}, "07:53:20.1239 01.05.24", 1_714_550_000_123),
@@ -312,6 +316,12 @@ def test_typed_columns_give_the_times_of_their_text(kind: pa.DataType) -> None:
     assert times.values.tolist() == [1_714_550_000_000, 1_714_550_001_000, 0]
     assert times.null.tolist() == [False, False, True]
     assert not times.bad.any()
+
+
+def test_hours_of_numbers_are_read_by_their_format() -> None:
+    times = TimeSpelling(format="%y%m%d%H").read(pa.array([14102100, 14102101, None], pa.int64()))
+    assert times.values.tolist() == [1_413_849_600_000, 1_413_853_200_000, 0]
+    assert times.null.tolist() == [False, False, True]
 
 
 def test_days_that_no_calendar_has_are_no_times(tmp_path: Path) -> None:
