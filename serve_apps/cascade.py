@@ -16,7 +16,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.retriever.bundle import load_retriever
@@ -26,6 +26,7 @@ from serve_apps.cascade_ranker import RankerStage, RankerStageSize
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_retriever import RetrieverStage, RetrieverStageSize
 from serve_apps.cascade_stages import (
+    Away,
     Candidates,
     NeedsColumns,
     RankAsk,
@@ -38,10 +39,13 @@ from serve_apps.cascade_stages import (
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.decision import Decided, told_to_nobody
 from serve_apps.example_request import example_row
+from serve_apps.item_journal import Availability, KeeperAway
+from serve_apps.item_keeper import ItemFollower
 from serve_apps.limits import ServiceLimits
+from serve_apps.refusals import RequestError
 from serve_apps.replica import deployed_as, ingress, prepared, replica_environment
 from serve_apps.served_cascade import Recommended, ServedCascade, load_served_cascade
-from serve_apps.served_retriever import RetrieveRequest
+from serve_apps.served_retriever import NewItem, RetrieveRequest
 from serve_apps.version_holder import VersionHolder
 
 _ASKED_TWICE = (ray.exceptions.RayActorError, DeploymentUnavailableError)
@@ -52,8 +56,8 @@ _ALL_REPLICAS_S = 10.0
 class CascadeService(ServiceLimits):
     """As ``ServiceLimits`` for what is reached over HTTP. retriever, early, late: the sizes of the stages.
 
-    deadline_ms: of requests that set none. state_folder: where added items and the mapped features are kept; default: a new
-    folder among temporary files.
+    deadline_ms: of requests that set none. state_folder: of each machine, where features are mapped from, and of the cluster's
+    head node, where changes of items are kept; default: a new folder among temporary files.
     """
 
     kind: ClassVar[str] = "cascade"
@@ -83,9 +87,9 @@ class CascadeService(ServiceLimits):
         return Path(self.state_folder) / "mapped"
 
     @property
-    def items(self) -> Path:
+    def kept_items(self) -> str:
         assert self.state_folder is not None
-        return Path(self.state_folder) / "items"
+        return str(Path(self.state_folder) / "items")
 
 
 class HandledStages:
@@ -102,6 +106,16 @@ class HandledStages:
 
     async def rank(self, stage: RankingStage, ask: RankAsk) -> Scored | Refused | NeedsColumns:
         found: Scored | Refused | NeedsColumns = await self._ask(stage, "rank", ask)
+        return found
+
+    async def add(self, item: NewItem) -> dict[str, Any] | Refused | Away:
+        """By the retriever. What a dying replica takes along may be added or not, and is not asked again. Raises StageError."""
+        try:
+            found: dict[str, Any] | Refused | Away = await self._told(
+                "retrieve", self._handles["retrieve"].add.remote(item)
+            )
+        except _ASKED_TWICE:
+            raise StageError("retrieve", "died") from None
         return found
 
     async def labels(self) -> dict[str, dict[str, int]]:
@@ -121,7 +135,7 @@ class HandledStages:
             raise StageError(stage, "died") from None
 
     @staticmethod
-    async def _told(stage: Stage, answer: DeploymentResponse[Any]) -> Any:
+    async def _told(stage: Stage, answer: Any) -> Any:
         try:
             return await answer
         except asyncio.CancelledError:  # the deadline came: no batch shall hold it any more
@@ -156,15 +170,34 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
     ) -> None:
         super().__init__(limits)
         self._stages = HandledStages(retrieve, early, late)
+        self.items = ItemFollower(limits.kept_items)
         self.decided: Decided = told_to_nobody
 
     def load_configured(self, user_config: dict[str, Any]) -> ServedCascade:
         """The table of features, mapped, and what the rankers read, but not the rankers."""
         return load_served_cascade(from_plain(CascadeReferences, user_config, "user_config"), self.limits.mapped)
 
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """A replica that does not know which items are out answers nobody."""
+        await self.items.start()
+        await super().reconfigure(user_config)
+
+    async def add(self, item: NewItem) -> dict[str, Any]:
+        """Raises RequestError, StageError, KeeperAway."""
+        found = await self._stages.add(item)
+        if isinstance(found, Refused):
+            raise RequestError(found.problems)
+        if isinstance(found, Away):
+            raise KeeperAway(found.why)
+        return found
+
+    async def set_available(self, change: Availability) -> bool:
+        """Whether all replicas of all stages have it. Raises ItemRefused, KeeperAway."""
+        return await self.items.set_available(change)
+
     async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
         """Raises RequestError, StageError, NothingInTime."""
-        found = await served.recommend(request, self._stages, self.limits.deadline_ms)
+        found = await served.recommend(request, self._stages, self.items.changes, self.limits.deadline_ms)
         self.decided(found.decision)
         return found
 
@@ -181,7 +214,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     limits = prepared(CascadeService, args)
     environment = replica_environment(limits)
     retrieve = deployed_as(RetrieverStage, "Retrieve", limits.retriever, environment).bind(
-        limits.retriever, str(limits.items)
+        limits.retriever, limits.kept_items
     )
     early, late = (
         deployed_as(RankerStage, name.capitalize(), size, environment).bind(name, size, str(limits.mapped))

@@ -10,12 +10,16 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
+from serve_apps.availability_api import ITEM, add_availability, refusing_change
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import StageError
 from serve_apps.decision import Decision
+from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
 from serve_apps.refusals import parse_body
+from serve_apps.retrieval_api import ITEMS, body_of
 from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
+from serve_apps.served_retriever import NewItem
 from serve_apps.service_api import REFUSALS, Handler, answering, service_app
 from serve_apps.serving_metrics import ANSWERING, ServingMetrics
 
@@ -36,8 +40,8 @@ class Candidate(BaseModel):
 
     item: str
     reached: str = Field(
-        description="without_features, filtered: left out before ranking; retrieved: ranked by no ranker; early, late: scored "
-        "last by that ranker and cut; shown"
+        description="without_features, filtered, unavailable: left out before ranking; retrieved: ranked by no ranker; early, "
+        "late: scored last by that ranker and cut; shown"
     )
     position: int | None = Field(description="In the reply, from 0; null = not in it")
     scores: dict[str, float] = Field(description="By stage, of the stages that scored it")
@@ -73,12 +77,26 @@ class CascadeService(Protocol):
         """By stage: how many replicas serve each version now. Raises StageError."""
         ...
 
+    async def add(self, item: NewItem) -> dict[str, Any]:
+        """Raises RequestError, StageError, KeeperAway."""
+        ...
+
+    async def set_available(self, change: Availability) -> bool:
+        """Whether all replicas have it. Raises ItemRefused, KeeperAway."""
+        ...
+
 
 def build_cascade_app(service: CascadeService, metrics: ServingMetrics, limits: ServiceLimits) -> FastAPI:
     """Routes of a cascade. The OpenAPI document names the features that the rankers in force read from a request."""
     straight: dict[str, Handler] = {}
     app, guarded, room = service_app(
-        "rayrec cascade", service, metrics, limits, paths=[RECOMMEND, STAGES], straight=straight, document=_document
+        "rayrec cascade",
+        service,
+        metrics,
+        limits,
+        paths=[RECOMMEND, STAGES, ITEMS, ITEM],
+        straight=straight,
+        document=_document,
     )
 
     def unavailable(error: StageError) -> HTTPException:
@@ -115,6 +133,19 @@ def build_cascade_app(service: CascadeService, metrics: ServingMetrics, limits: 
         except StageError as error:
             raise unavailable(error) from None
 
+    @app.post(ITEMS, dependencies=guarded, status_code=201, responses=REFUSALS, openapi_extra=body_of(NewItem))
+    async def add(request: Request) -> dict[str, Any]:
+        """Add an item to the retriever by its text; it is recommended once the items' features have a row of it."""
+        async with room.body(request) as body:
+            answering(request, service)
+            item = parse_body(NewItem, body)
+            with refusing_change("item", limits):
+                try:
+                    return await service.add(item)
+                except StageError as error:
+                    raise unavailable(error) from None
+
+    add_availability(app, service, guarded, room, limits)
     straight[RECOMMEND] = recommend
     return app
 

@@ -59,6 +59,13 @@ class NeedsColumns:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Away:
+    """The owner of the items' changes cannot be reached; why."""
+
+    why: str
+
+
 class StageError(Exception):
     """A stage that cannot be reached now, is full, or failed; ``kind``: one word for the metrics."""
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Reached = Literal["without_features", "filtered", "retrieved", "early", "late", "shown"]
-"""How far a candidate came: left out for want of a row of features or by the request's ``where``; ranked by nobody but the
-retriever; scored last by that ranker, and cut; in the reply."""
+Reached = Literal["without_features", "filtered", "unavailable", "retrieved", "early", "late", "shown"]
+"""How far a candidate came: left out for want of a row of features, by the request's ``where``, or because it was taken out;
+ranked by nobody but the retriever; scored last by that ranker, and cut; in the reply."""
 
 
 @dataclass(frozen=True)

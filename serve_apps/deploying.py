@@ -21,6 +21,7 @@ from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.front import READY_S, listen_options, prepare_front
+from serve_apps.item_keeper import end_keeper
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import one_line
@@ -128,6 +129,8 @@ def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedSe
             yield DeployedService(f"http://{f'[{host}]' if ':' in host else host}:{port}", own)
         finally:
             _shut_down()
+            if own.kept_items is not None:
+                end_keeper(own.kept_items)
 
 
 def connect_to_serve(*, num_cpus: int | None = None) -> None:

@@ -43,6 +43,11 @@ class ServiceLimits:
         if getattr(self, name) < 1:
             raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
+    @property
+    def kept_items(self) -> str | None:
+        """Folder of what changed about items, see ``item_keeper``; None for a service whose items do not change."""
+        return None
+
     def in_folder(self, folder: Path) -> "ServiceLimits":
         """With all that a service keeps on disk in ``folder``, unless it is said otherwise."""
         return replace(self, metrics_folder=self.metrics_folder or str(folder / "metrics"))

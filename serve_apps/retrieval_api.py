@@ -6,6 +6,8 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
+from serve_apps.availability_api import ITEM, add_availability, refusing_change
+from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
 from serve_apps.refusals import parse_body
 from serve_apps.served_retriever import NewItem, Retrieved, RetrieveRequest, ServedRetriever
@@ -19,15 +21,19 @@ class RetrievalService(Service[ServedRetriever, RetrieveRequest, Retrieved], Pro
     """A service that takes new items too."""
 
     async def add(self, retriever: ServedRetriever, item: NewItem) -> Mapping[str, Any]:
-        """Raises RequestError."""
+        """Raises RequestError, ItemRefused, KeeperAway."""
+        ...
+
+    async def set_available(self, change: Availability) -> bool:
+        """Whether all replicas have it. Raises ItemRefused, KeeperAway."""
         ...
 
 
 def build_retrieval_app(service: RetrievalService, metrics: ServingMetrics, limits: ServiceLimits) -> FastAPI:
     """Routes of a retrieval service."""
-    app, guarded, room = service_app("rayrec retriever", service, metrics, limits, paths=[RETRIEVE, ITEMS])
+    app, guarded, room = service_app("rayrec retriever", service, metrics, limits, paths=[RETRIEVE, ITEMS, ITEM])
 
-    @app.post(RETRIEVE, dependencies=guarded, responses=REFUSALS, openapi_extra=_body_of(RetrieveRequest))
+    @app.post(RETRIEVE, dependencies=guarded, responses=REFUSALS, openapi_extra=body_of(RetrieveRequest))
     async def retrieve(request: Request) -> dict[str, Any]:
         """The k best items for a history."""
         async with room.body(request) as body:
@@ -35,15 +41,19 @@ def build_retrieval_app(service: RetrievalService, metrics: ServingMetrics, limi
             found = await service.ask(retriever, parse_body(RetrieveRequest, body))
         return {"model": retriever.label, **vars(found)}
 
-    @app.post(ITEMS, dependencies=guarded, status_code=201, responses=REFUSALS, openapi_extra=_body_of(NewItem))
+    @app.post(ITEMS, dependencies=guarded, status_code=201, responses=REFUSALS, openapi_extra=body_of(NewItem))
     async def add(request: Request) -> dict[str, Any]:
         """Add an item by its text: from the next request on it can be retrieved, without any training."""
         async with room.body(request) as body:
             retriever = answering(request, service)
-            return {"model": retriever.label, **await service.add(retriever, parse_body(NewItem, body))}
+            new = parse_body(NewItem, body)
+            with refusing_change("item", limits):
+                return {"model": retriever.label, **await service.add(retriever, new)}
 
+    add_availability(app, service, guarded, room, limits)
     return app
 
 
-def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
+def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """What a route's document says of a body that it reads itself."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}

@@ -1,6 +1,7 @@
 """The retriever as a Ray Serve application: ``serve deploy serve_apps/retriever.yaml``, or ``python -m jobs.serve``.
 
-Items added by ``POST /v1/items`` go to a journal that the replicas of a machine share; each looks into it before it answers.
+Items added by ``POST /v1/items``, and those taken out and brought back by ``PUT /v1/items/{item}``, go to one owner, which the
+replicas of all nodes follow: see ``serve_apps.item_keeper``.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from ray import serve
 
 from rayrec.families.retriever.bundle import RetrieverBundle
 from rayrec.retrieval.index import IndexConfig
+from serve_apps.item_journal import Availability
+from serve_apps.item_keeper import ItemFollower
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import RequestError
@@ -28,7 +31,8 @@ from serve_apps.served_retriever import NewItem, Retrieved, RetrieveRequest, Ser
 class RetrieverService(ServiceLimits):
     """As ``ServiceLimits``, and max_batch: requests of one forward pass. beams: least width of the beam search.
 
-    items_folder: where added items are kept; default: a new folder among temporary files. max_added: how many a version takes.
+    items_folder: of the cluster's head node, where changes of items are kept; default: a new folder among temporary files.
+    max_added: items that a version takes.
     """
 
     kind: ClassVar[str] = "retriever"
@@ -44,6 +48,10 @@ class RetrieverService(ServiceLimits):
         for name in ("max_batch", "beams", "max_added"):
             self._check_at_least_one(name)
 
+    @property
+    def kept_items(self) -> str | None:
+        return self.items_folder
+
     def in_folder(self, folder: Path) -> "RetrieverService":
         kept = super().in_folder(folder)
         assert isinstance(kept, RetrieverService)
@@ -57,12 +65,18 @@ class Retriever(Replica[RetrieverService, ServedRetriever, RetrieveRequest, Retr
 
     def __init__(self, limits: RetrieverService) -> None:
         super().__init__(limits)
+        assert limits.items_folder is not None
+        self.items = ItemFollower(limits.items_folder)
         self._text_thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def load(self, reference: ModelReference) -> ServedRetriever:
         limits = self.limits
-        assert limits.items_folder is not None
-        return load_served_retriever(reference, Path(limits.items_folder), limits.index, limits.beams, limits.max_added)
+        return load_served_retriever(reference, self.items.changes, limits.index, limits.beams, limits.max_added)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """A replica that does not know which items are out answers nobody."""
+        await self.items.start()
+        await super().reconfigure(user_config)
 
     def answer(self, served: ServedRetriever, requests: Sequence[RetrieveRequest]) -> list[Retrieved | RequestError]:
         return served.retrieve(requests)
@@ -72,10 +86,19 @@ class Retriever(Replica[RetrieverService, ServedRetriever, RetrieveRequest, Retr
         return self.limits.max_batch
 
     async def add(self, retriever: ServedRetriever, item: NewItem) -> Mapping[str, Any]:
-        """Raises RequestError."""
+        """Raises RequestError, ItemRefused, KeeperAway."""
         loop = asyncio.get_running_loop()
         embedding = await loop.run_in_executor(self._text_thread, retriever.embed, item)
-        return await loop.run_in_executor(self.thread, retriever.add, item, embedding)
+        entry = await loop.run_in_executor(self.thread, retriever.entry, item, embedding)
+        everywhere = await self.items.add(entry, self.limits.max_added)
+        return {
+            **await loop.run_in_executor(self.thread, retriever.taken_in, item.item),
+            "everywhere": everywhere,
+        }
+
+    async def set_available(self, change: Availability) -> bool:
+        """Whether all replicas have it. Raises ItemRefused, KeeperAway."""
+        return await self.items.set_available(change)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_retrieval_app(self, self.metrics, self.limits)

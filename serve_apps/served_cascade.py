@@ -32,13 +32,14 @@ from serve_apps.cascade_stages import (
 )
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.decision import Decision, Reached
+from serve_apps.item_changes import ItemChanges
 from serve_apps.refusals import Problem, RequestError
 
 T = TypeVar("T")
 RANKERS: tuple[RankingStage, ...] = ("early", "late")
 _REACHED: tuple[Reached, ...] = get_args(Reached)
-_WITHOUT_FEATURES, _FILTERED, _RETRIEVED, _SHOWN = map(
-    _REACHED.index, ("without_features", "filtered", "retrieved", "shown")
+_WITHOUT_FEATURES, _FILTERED, _UNAVAILABLE, _RETRIEVED, _SHOWN = map(
+    _REACHED.index, ("without_features", "filtered", "unavailable", "retrieved", "shown")
 )
 
 
@@ -92,9 +93,14 @@ class ServedCascade:
             "features": {"version": self.features_label, **described(self.features.schema)},
         }
 
-    async def recommend(self, request: RecommendRequest, stages: Stages, deadline_ms: int) -> Recommended:
-        """deadline_ms: where the request has none. Raises RequestError, StageError, NothingInTime."""
-        return await _Run(self, request, stages, request.deadline_ms or deadline_ms).recommend()
+    async def recommend(
+        self, request: RecommendRequest, stages: Stages, changes: ItemChanges, deadline_ms: int
+    ) -> Recommended:
+        """changes: items that are out when the reply is made are not in it. deadline_ms: where the request has none.
+
+        Raises RequestError, StageError, NothingInTime.
+        """
+        return await _Run(self, request, stages, changes, request.deadline_ms or deadline_ms).recommend()
 
     def check(self, request: RecommendRequest) -> None:
         """Raises RequestError for names that nobody reads."""
@@ -126,8 +132,11 @@ def load_served_cascade(references: CascadeReferences, mapped: Path) -> ServedCa
 class _Run:
     """One request on its way."""
 
-    def __init__(self, served: ServedCascade, request: RecommendRequest, stages: Stages, deadline_ms: int) -> None:
+    def __init__(
+        self, served: ServedCascade, request: RecommendRequest, stages: Stages, changes: ItemChanges, deadline_ms: int
+    ) -> None:
         self._served, self._request, self._stages, self._deadline_s = served, request, stages, deadline_ms / 1e3
+        self._changes = changes
         self._started, self._time_ms = time.perf_counter(), time.time_ns() // 1_000_000
         self._milliseconds: dict[str, float] = {}
         self._late: list[Stage] = []
@@ -147,25 +156,28 @@ class _Run:
         columns |= self._pairs(columns)
         here = np.flatnonzero(rows >= 0)
         kept = here[served.features.matching(rows[here], request.where)]
+        kept = self._available(kept, names)
         self._models["features"] = served.features_label
         self._milliseconds["features"] = 1e3 * (time.perf_counter() - started)
         scores, reached = {"retrieve": retrieved}, np.where(rows < 0, _WITHOUT_FEATURES, _FILTERED)
+        reached[self._out(names)] = _UNAVAILABLE
         reached[kept] = _RETRIEVED
         probabilities: dict[str, dict[str, NDArray[np.float64]]] = {}
         unknown: dict[str, Mapping[str, int]] = {}
-        for stage, most in zip(RANKERS, (request.early, request.k), strict=True):
+        for stage in RANKERS:
             if not len(kept):
                 break
             scored = await self._ranked(stage, columns, kept)
             if scored is None:
-                kept = kept[: request.k]
                 break
             scores[stage] = _spread(scored.scores, kept, n)
             probabilities[stage] = {task: _spread(values, kept, n) for task, values in scored.probabilities.items()}
             unknown[stage] = scored.unknown
             reached[kept] = _REACHED.index(stage)
-            kept = kept[scored.order[:most]]
-        shown = kept[: request.k]
+            kept = kept[scored.order if stage == "late" else scored.order[: request.early]]
+        shown = self._available(kept, names)[
+            : request.k
+        ]  # one that was taken out meanwhile leaves its place to the next
         reached[shown] = _SHOWN
         position = np.full(n, -1)
         position[shown] = np.arange(len(shown))
@@ -187,6 +199,16 @@ class _Run:
             columns=columns,
         )
         return Recommended(decision, shown, self._milliseconds, unknown)
+
+    def _out(self, names: Sequence[str]) -> list[int]:
+        """Rows of the items that are taken out."""
+        out = self._changes.out
+        return [row for row, name in enumerate(names) if name in out] if out else []
+
+    def _available(self, kept: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.int64]:
+        """Of rows, those of items that are not taken out."""
+        out = self._out(names)
+        return kept[~np.isin(kept, out)] if out else kept
 
     def _pairs(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """The features of request and item together that a ranker reads. Raises RequestError."""

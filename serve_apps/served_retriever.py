@@ -1,14 +1,10 @@
 """A retriever bundle ready to answer: histories to items, by each method, and items that came after training."""
 
-import fcntl
-import json
 import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +19,8 @@ from rayrec.retrieval.retriever import Personal, Steered
 from rayrec.retrieval.searching import HEADS, Method, Searcher
 from rayrec.retrieval.semantic_ids import SemanticIds, add_item
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
+from serve_apps.item_changes import ItemChanges
+from serve_apps.item_journal import AddedItem
 from serve_apps.model_reference import ModelReference, refuse_non_finite
 from serve_apps.refusals import Problem, RequestError
 
@@ -93,18 +91,20 @@ class Retrieved:
 
 
 class ServedRetriever:
-    """The answers of one version. Its catalogue grows by ``journal``, a file that all replicas of a machine share: one JSON
-    object a line, with item, text and embedding. Not thread-safe, but for ``embed``: one thread asks it.
+    """The answers of one version. Its catalogue grows by the items that were added for it, and those that are taken out are not
+    found, as ``changes`` has it when a search begins. Not thread-safe, but for ``embed``: one thread asks it.
 
     beams: least width of the search. max_added: items that it takes in; more are refused.
     """
 
     def __init__(
-        self, bundle: RetrieverBundle, name: str, version: str, journal: Path, index: IndexConfig,
+        self, bundle: RetrieverBundle, name: str, version: str, changes: ItemChanges, index: IndexConfig,
         *, beams: int = 20, max_added: int = 10_000,
     ) -> None:  # fmt: skip
         self.bundle, self.name, self.version = bundle, name, version
-        self._journal, self._read, self._beams, self._max_added = journal, 0, beams, max_added
+        self._changes, self._read, self._beams, self.max_added = changes, 0, beams, max_added
+        self._names_out: frozenset[str] = frozenset()
+        self._out: Tensor | None = None  # (N + 1,) bool, as of _names_out
         self._names = list(bundle.names)
         self._numbers = {item: number for number, item in enumerate(self._names, 1)}
         self._encoder: TextEncoder | None = None
@@ -121,6 +121,11 @@ class ServedRetriever:
     @property
     def label(self) -> str:
         return f"{self.name}/{self.version}"
+
+    @property
+    def digest(self) -> str:
+        """Of the weights: what is added for one version means nothing to another."""
+        return self.bundle.metadata.sha256["model.safetensors"][:16]
 
     def describe(self) -> dict[str, Any]:
         """Version, methods, metrics, and the size of the catalogue as of this replica's last request."""
@@ -180,33 +185,36 @@ class ServedRetriever:
                 raise _refusal("text", str(error)) from None
             return self._encoder([new.text])[0]
 
-    def add(self, new: NewItem, embedding: Tensor) -> Mapping[str, Any]:
-        """Give a new item its semantic ID and embedding and let all replicas know. Raises RequestError."""
+    def entry(self, new: NewItem, embedding: Tensor) -> AddedItem:
+        """A new item as all replicas are to take it in. Raises RequestError when this one could not."""
+        self._catch_up()
+        self._check_room_for(new)
+        try:
+            self._with_ids_of(embedding)
+        except ValueError as error:
+            raise _refusal("text", str(error)) from None
+        return AddedItem(self.digest, new.item, new.text, tuple(embedding.tolist()))
+
+    def taken_in(self, item: str) -> Mapping[str, Any]:
+        """What became of an entry that the changes hold. Raises RequestError when another item took its semantic ID."""
+        self._catch_up()
+        if item not in self._numbers:
+            raise _refusal("text", "no semantic ID is left for it")
+        number = self._numbers[item]
+        return {"item": item, "number": number, "semantic_id": self._ids_of(number)}
+
+    def _with_ids_of(self, embedding: Tensor) -> SemanticIds:
+        """The semantic IDs with one more. Raises ValueError."""
         tokenizer = self.bundle.tokenizer
         assert tokenizer is not None  # there is an embedding
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
-        with self._journal.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            self._take_in_from(file)
-            assert self._ids is not None
-            self._check_room_for(new)
-            try:
-                add_item(self._ids, tokenizer.encode(embedding.unsqueeze(0))[0])
-            except ValueError as error:
-                raise _refusal("text", str(error)) from None
-            line = json.dumps({"item": new.item, "text": new.text, "embedding": embedding.tolist()})
-            torn = file.seek(0, os.SEEK_END) > self._read  # a line that a killed replica did not finish
-            file.write(b"\n" * torn + line.encode() + b"\n")
-            file.flush()
-            self._take_in_from(file)
-        number = self._numbers[new.item]
-        return {"item": new.item, "number": number, "semantic_id": self._ids_of(number)}
+        assert self._ids is not None
+        return add_item(self._ids, tokenizer.encode(embedding.unsqueeze(0))[0])
 
     def _check_room_for(self, new: NewItem) -> None:
         if new.item in self._numbers:
             raise _refusal("item", f"{new.item!r} is known already")
-        if len(self._names) - self.bundle.saved.num_items >= self._max_added:
-            raise _refusal("item", f"{self._max_added:,} items were added already; train a new version with them")
+        if len(self._names) - self.bundle.saved.num_items >= self.max_added:
+            raise _refusal("item", f"{self.max_added:,} items were added already; train a new version with them")
 
     @property
     def _takes_new_items(self) -> bool:
@@ -232,7 +240,9 @@ class ServedRetriever:
             history = Steered(_rows(known), self._reader.read([request.wish for request in requests]))
         elif self._user_tokens:
             history = Personal(_rows(known), torch.tensor([self._user(request) for request in requests]))
-        found = self._searcher.search(history, most, method, beams=width or None, barred=_rows(barred))
+        found = self._searcher.search(
+            history, most, method, beams=width or None, barred=_rows(barred), out=self._out if self._names_out else None
+        )
         return [
             self._answer(request, method, items, scores)
             for request, items, scores in zip(requests, found.items.tolist(), found.scores.tolist(), strict=True)
@@ -254,37 +264,32 @@ class ServedRetriever:
         return Retrieved([name for name, _ in kept], [score for _, score in kept], method, ignored, used, user)
 
     def _catch_up(self) -> None:
-        """Take in what any replica has written to the journal since."""
-        if self._ids is None or not self._journal.is_file() or self._journal.stat().st_size == self._read:
-            return
-        with self._journal.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            self._take_in_from(file)
+        """Take in what changed since: by any replica, on any node."""
+        if self._changes.count != self._read:
+            self._take_in()
+        if self._out is None or self._changes.out is not self._names_out or len(self._out) <= len(self._names):
+            self._names_out = self._changes.out
+            self._out = torch.zeros(len(self._names) + 1, dtype=torch.bool)
+            self._out[[self._numbers[item] for item in self._names_out if item in self._numbers]] = True
 
     @torch.inference_mode()
-    def _take_in_from(self, file: BinaryIO) -> None:
-        """The whole lines behind those read before; a line that is no item is told and passed over."""
+    def _take_in(self) -> None:
+        """The items behind those read before; one that cannot be taken in is told and passed over."""
         growing, tokenizer = self.bundle.model.growing, self.bundle.tokenizer
-        if file.seek(0, os.SEEK_END) < self._read:
-            self._read = 0  # somebody removed or emptied it; what is known already is passed over
-        file.seek(self._read)
-        lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            del lines[-1]
-        self._read += sum(map(len, lines))
+        if self._changes.count < self._read:
+            self._read = 0  # somebody removed or emptied the file; what is known already is passed over
+        entries = self._changes.added(self._read)
+        self._read += len(entries)
         new: dict[str, Tensor] = {}
-        for line in lines:
+        for entry in entries:
+            if entry.digest != self.digest or entry.item in self._numbers or entry.item in new:
+                continue
             try:
-                entry = json.loads(line)
-                name, embedding = entry["item"], torch.tensor(entry["embedding"])
-                if name in self._numbers or name in new:
-                    continue
-                assert self._ids is not None
-                assert tokenizer is not None
-                self._ids = add_item(self._ids, tokenizer.encode(embedding.unsqueeze(0))[0])
-                new[name] = embedding
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                logger.error(f"{self._journal}: a line is no item and is passed over: {error}")
+                embedding = torch.tensor(entry.embedding)
+                self._ids = self._with_ids_of(embedding)
+                new[entry.item] = embedding
+            except (ValueError, RuntimeError) as error:
+                logger.error(f"the added item {entry.item!r} is passed over: {error}")
         if not new:
             return
         assert growing is not None
@@ -299,16 +304,14 @@ class ServedRetriever:
 
 
 def load_served_retriever(
-    reference: ModelReference, journal_folder: Path, index: IndexConfig, beams: int = 20, max_added: int = 10_000
+    reference: ModelReference, changes: ItemChanges, index: IndexConfig, beams: int = 20, max_added: int = 10_000
 ) -> ServedRetriever:
     """Raises BundleError or RegistryError when there is nothing that can be served."""
     found = reference.resolve()
     bundle = load_retriever(found.model)
     refuse_non_finite(bundle.model, found.model)
-    digest = bundle.metadata.sha256["model.safetensors"][:16]
-    journal = journal_folder / f"items-{digest}-{os.getuid()}.jsonl"
     return ServedRetriever(
-        bundle, str(found.name), str(found.version), journal, index, beams=beams, max_added=max_added
+        bundle, str(found.name), str(found.version), changes, index, beams=beams, max_added=max_added
     )
 
 

@@ -88,17 +88,24 @@ class ServingMetrics:
 class Observed:
     """ASGI middleware: counts and times requests, and names the served model in a header of each reply (URL-quoted).
 
-    paths: those told apart in the metrics. label: the version in force, for replies that no version has answered.
+    paths: those told apart in the metrics; "/v1/items/{item}" stands for all below "/v1/items/". label: the version
+    in force, for replies that no version has answered.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServingMetrics, paths: frozenset[str], label: Callable[[], str]) -> None:
         self._app, self._metrics, self._paths, self._label = app, metrics, paths, label
+        self._below = {path.partition("{")[0]: path for path in paths if "{" in path}
+
+    def _label_of(self, path: str) -> str:
+        if path in self._paths:
+            return path
+        return next((named for below, named in self._below.items() if path.startswith(below)), "other")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in self._paths else "other"
+        path = self._label_of(scope["path"])
         status = 500
 
         async def send_named(message: Message) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rayrec.files import whole_file
 
+_FAISS: Any = faiss  # its stubs lack the search parameters
 _LOGITS = 4 * 2**20  # products of an exact search at a time: 16 MB
 
 
@@ -80,14 +81,23 @@ class DenseIndex:
         """Append vectors (n, D); they can be found at once."""
         self._index.add(_as_array(vectors))
 
-    def search(self, queries: Tensor, k: int) -> Neighbours:
-        """The k vectors of largest inner product with each query (B, D)."""
+    def search(self, queries: Tensor, k: int, *, out: Tensor | None = None) -> Neighbours:
+        """The k vectors of largest inner product with each query (B, D).
+
+        out: (N,) bool, rows that are not to be found. A graph or clusters then find fewer than k when few of the near ones are
+        left.
+        """
         if queries.shape[1] != self.dim:
             raise ValueError(f"queries of {queries.shape[1]} dimensions for an index of {self.dim}")
         flat = faiss.downcast_index(self._index)
         if isinstance(flat, faiss.IndexFlat):
-            return _exact_search(flat, queries.detach().cpu().float(), k)
-        scores, rows = self._index.search(_as_array(queries), k)
+            return _exact_search(flat, queries.detach().cpu().float(), k, out)
+        if out is None:
+            scores, rows = self._index.search(_as_array(queries), k)
+        else:
+            left = np.packbits(~out.cpu().numpy(), bitorder="little")
+            selector = _FAISS.IDSelectorBitmap(left)
+            scores, rows = self._index.search(_as_array(queries), k, params=self._only(self._index, selector))
         missing = torch.from_numpy(rows) < 0
         return Neighbours(torch.from_numpy(rows), torch.from_numpy(scores).masked_fill(missing, -torch.inf))
 
@@ -116,6 +126,16 @@ class DenseIndex:
         faiss.write_index(self._index, writer)
         return int(writer.data.size())
 
+    def _only(self, index: Any, selector: Any) -> Any:
+        """Search settings as ``_tune`` makes them, and which rows count."""
+        index, made = faiss.downcast_index(index), _FAISS
+        if isinstance(index, faiss.IndexRefine):
+            base = self._only(index.base_index, selector)
+            return made.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
+        if isinstance(index, faiss.IndexIVF):
+            return made.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+        return made.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+
     def _tune(self) -> None:
         """Search settings are no part of the file."""
         index = faiss.downcast_index(self._index)
@@ -128,7 +148,7 @@ class DenseIndex:
             index.hnsw.efSearch = self.config.search_effort
 
 
-def _exact_search(index: faiss.IndexFlat, queries: Tensor, k: int) -> Neighbours:
+def _exact_search(index: faiss.IndexFlat, queries: Tensor, k: int, out: Tensor | None = None) -> Neighbours:
     """By blocks of matrix products and their best. FAISS's own search compares one by one until queries x dimensions reach
     128,000 (version 1.15), which takes ten times as long, and its products' threads get into the way of torch's.
     """
@@ -137,9 +157,14 @@ def _exact_search(index: faiss.IndexFlat, queries: Tensor, k: int) -> Neighbours
     scores, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     size = max(k, 1024, _LOGITS // max(len(queries), 1))
     for start in range(0, count, size):
-        best, places = (queries @ vectors[start : start + size].T).topk(min(k, count - start, size), dim=1)
+        products = queries @ vectors[start : start + size].T
+        if out is not None:
+            products.masked_fill_(out[start : start + size], -torch.inf)
+        best, places = products.topk(min(k, count - start, size), dim=1)
         scores, kept = torch.cat([scores, best], 1).topk(min(k, scores.shape[1] + best.shape[1]), dim=1)
         rows = torch.cat([rows, places + start], 1).gather(1, kept)
+    if out is not None:
+        rows = rows.masked_fill(scores == -torch.inf, -1)
     missing = k - rows.shape[1]
     return Neighbours(
         torch.nn.functional.pad(rows, (0, missing), value=-1),

@@ -70,11 +70,19 @@ class Searcher(Generic[H]):
 
     @torch.no_grad()
     def search(
-        self, history: H, k: int, method: Method, *, beams: int | None = None, barred: Tensor | None = None
+        self,
+        history: H,
+        k: int,
+        method: Method,
+        *,
+        beams: int | None = None,
+        barred: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Found:
         """The k best items of each history. Raises ConfigError when the model lacks a head.
 
-        barred: (B, X) items that are not to be returned, 0 = none; the others move up. The beam search is no wider for them.
+        barred: (B, X) items that are not to be returned, 0 = none. out: (N + 1,) bool, items that nobody is to get. The others
+        move up. The beam search is no wider for either.
         """
         self.check(method)
         more = 0 if barred is None else barred.shape[1]
@@ -88,15 +96,20 @@ class Searcher(Generic[H]):
             with torch.autocast(query.device.type, enabled=False):  # products in bf16 would tie items
                 vectors = self._item_vectors()
                 if generated is not None:
-                    items, scores = hybrid_ranking(query, generated, self._cold(), vectors, wanted, repeats)
+                    cold = self._cold()
+                    ranked = wanted if out is None else max(wanted, generated.shape[1] + len(cold))
+                    items, scores = hybrid_ranking(query, generated, cold, vectors, ranked, repeats)
                 else:
                     room = 0 if repeats is None else repeats.items.shape[1]
-                    near = self._dense_index().search(query, min(wanted + room, self.model.num_items))
+                    near = self._dense_index().search(
+                        query, min(wanted + room, self.model.num_items), out=None if out is None else out[1:]
+                    )
                     items, scores = near.rows.to(query.device) + 1, near.scores.to(query.device)
                     if repeats is not None:
-                        items, scores = count_repeats(query, vectors, repeats, items, scores, wanted)
-        if barred is not None:
-            items, scores = _without(items, scores, barred)
+                        ranked = wanted if out is None else wanted + room  # what is out of a history leaves no gap
+                        items, scores = count_repeats(query, vectors, repeats, items, scores, ranked)
+        if barred is not None or out is not None:
+            items, scores = _without(items, scores, barred, out)
         missing = max(0, k - items.shape[1])
         return Found(pad(items[:, :k], (0, missing)), pad(scores[:, :k], (0, missing), value=-torch.inf))
 
@@ -172,9 +185,14 @@ class Searcher(Generic[H]):
         return self._index
 
 
-def _without(items: Tensor, scores: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
-    """Items (B, C) and scores with the row's ``barred`` (B, X) replaced by 0 and -inf and moved to the end."""
-    out = held(items, barred) | (items < 1)  # (B, C)
-    order = out.long().argsort(dim=1, stable=True)
-    gone = out.gather(1, order)
+def _without(items: Tensor, scores: Tensor, barred: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Items (B, C) and scores with the row's ``barred`` (B, X), and those that are ``out`` (N + 1,), replaced by 0 and -inf and
+    moved to the end."""
+    gone = items < 1  # (B, C)
+    if barred is not None:
+        gone = gone | held(items, barred)
+    if out is not None:
+        gone = gone | out[items]
+    order = gone.long().argsort(dim=1, stable=True)
+    gone = gone.gather(1, order)
     return items.gather(1, order).masked_fill(gone, 0), scores.gather(1, order).masked_fill(gone, -torch.inf)

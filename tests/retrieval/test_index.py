@@ -48,6 +48,25 @@ def test_an_added_vector_is_found_at_once_and_after_loading(config: IndexConfig,
     assert index.bytes == (tmp_path / "items.faiss").stat().st_size
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.method)
+def test_rows_that_are_out_are_not_found_and_the_others_are_those_of_the_product_without_them(
+    config: IndexConfig,
+) -> None:
+    vectors, queries = clustered(2000, 1), clustered(50, 2)
+    out = torch.rand(2000, generator=torch.Generator().manual_seed(3)) < 0.4
+    found = DenseIndex.build(vectors, config).search(queries, 10, out=out)
+    assert not out[found.rows[found.rows >= 0]].any()
+    wanted = (queries @ vectors.T).masked_fill(out, -torch.inf).topk(10)
+    if config.method == "exact":
+        assert torch.equal(found.rows, wanted.indices)
+        torch.testing.assert_close(found.scores, wanted.values)
+    hits = (found.rows.unsqueeze(2) == wanted.indices.unsqueeze(1)).any(2).float().mean()
+    assert hits > 0.9
+    nothing = DenseIndex.build(vectors, config).search(queries[:2], 3, out=torch.ones(2000, dtype=torch.bool))
+    assert (nothing.rows == -1).all()
+    assert (nothing.scores == -torch.inf).all()
+
+
 def test_fewer_vectors_than_asked_for_leave_places_empty() -> None:
     found = DenseIndex.build(clustered(3, 1), IndexConfig()).search(clustered(1, 2), 5)
     assert found.rows[0, 3:].tolist() == [-1, -1]

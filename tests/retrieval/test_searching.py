@@ -108,6 +108,22 @@ def test_barred_items_are_left_out_and_the_others_move_up(model: SASRec | Liger,
     assert torch.equal(beyond.scores == -torch.inf, beyond.items == 0)
 
 
+@pytest.mark.parametrize(("model", "method"), [*CASES, (liger(0.7), "hybrid")])
+def test_items_that_are_out_are_nobodys_and_the_others_move_up(model: SASRec | Liger, method: Method) -> None:
+    searcher = Searcher(model, beams=ITEMS)
+    plain = searcher.search(HISTORY, ITEMS, method).items
+    out = torch.zeros(ITEMS + 1, dtype=torch.bool)
+    out[[int(plain[0, 0]), int(plain[0, 2]), int(plain[1, 1]), 4, 8, 3]] = True  # of histories too
+    barred = torch.stack([plain[0, [1, 3]], torch.tensor([0, 0]), plain[2, [5, 0]]])
+    for bars in (None, barred):
+        found = searcher.search(HISTORY, 6, method, barred=bars, out=out)
+        for row in range(3):
+            gone = out.nonzero().squeeze(1).tolist() + ([] if bars is None else bars[row].tolist())
+            assert found.items[row].tolist() == [i for i in plain[row].tolist() if i not in gone][:6]
+    everything = torch.ones(ITEMS + 1, dtype=torch.bool)
+    assert (searcher.search(HISTORY, 6, method, out=everything).items == 0).all()
+
+
 @pytest.mark.parametrize("index", ["exact", "hnsw"])
 @pytest.mark.parametrize("method", list(HEADS))
 def test_items_taken_in_later_are_found_as_if_they_had_been_there(method: Method, index: str) -> None:

@@ -23,6 +23,7 @@ from serve_apps.refusals import RequestError
 from serve_apps.served_cascade import ServedCascade
 from serve_apps.served_ranker import load_ranker
 from serve_apps.served_retriever import RetrieveRequest, ServedRetriever, load_served_retriever
+from tests.serve_apps.local_items import LocalItems
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
 
 NAMES = tuple(f"item-{i}" for i in range(56))
@@ -93,11 +94,12 @@ def small_features(folder: Path, seed: int = 0) -> Path:
 
 
 class PlainStages:
-    """The stages in this process, one request at a time. slow: seconds that a stage takes longer."""
+    """The stages in this process, one request at a time; and what changes about items."""
 
     def __init__(self, references: CascadeReferences, folder: Path) -> None:
         self.features = load_item_features(references.features.model, folder / "mapped")
-        self.retriever: ServedRetriever = load_served_retriever(references.retriever, folder / "items", IndexConfig())
+        self.items = LocalItems(folder / "items")
+        self.retriever: ServedRetriever = load_served_retriever(references.retriever, self.items.changes, IndexConfig())
         self.rankers: Mapping[RankingStage, StagedRanker] = {
             stage: staged_ranker(reference, load_ranker(reference, 100), self.features, stage)
             for stage, reference in (("early", references.early), ("late", references.late))

@@ -14,11 +14,13 @@ from rayrec.retrieval.index import IndexConfig
 from serve_apps.cascade_api import build_cascade_app
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import RankAsk, RankingStage, StageError
+from serve_apps.item_changes import ItemChanges
+from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
 from serve_apps.served_ranker import load_ranker
-from serve_apps.served_retriever import RetrieveRequest, load_served_retriever
+from serve_apps.served_retriever import NewItem, RetrieveRequest, load_served_retriever
 from serve_apps.serving_metrics import ServingMetrics
 from tests.serve_apps.cascade_parts import (
     KINDS,
@@ -52,13 +54,13 @@ def cascade(parts: Parts, stages: PlainStages) -> ServedCascade:
 
 def ask(cascade: ServedCascade, stages: PlainStages, **changed: Any) -> Recommended:
     request = RecommendRequest.model_validate({**ASK, **changed})
-    return asyncio.run(cascade.recommend(request, stages, 10_000))
+    return asyncio.run(cascade.recommend(request, stages, stages.items.changes, 10_000))
 
 
-def asked_one_by_one(parts: Parts, folder: Path, body: dict[str, Any]) -> list[dict[str, Any]]:
+def asked_one_by_one(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
     """The candidates as three services would give them to a client that joins the features itself; see ``cascade_api._trace``."""
     features = {row["item"]: row for row in map(dict, _rows(small_table()))}
-    retriever = load_served_retriever(ModelReference(str(parts.retriever[0])), folder, IndexConfig())
+    retriever = load_served_retriever(ModelReference(str(parts.retriever[0])), ItemChanges(), IndexConfig())
     (found,) = retriever.retrieve([RetrieveRequest(history=body["history"], k=body["retrieve"])])
     told = {
         item: {"item": item, "reached": "retrieved", "position": None, "scores": {"retrieve": score}}
@@ -98,17 +100,25 @@ class InProcess:
         self.current, self._stages = cascade, stages
 
     async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
-        return await served.recommend(request, self._stages, 10_000)
+        return await served.recommend(request, self._stages, self._stages.items.changes, 10_000)
 
     async def stages(self) -> dict[str, dict[str, int]]:
         return {"early": {"early/1": 1}}
 
+    async def add(self, item: NewItem) -> dict[str, Any]:
+        retriever = self._stages.retriever
+        await self._stages.items.add(retriever.entry(item, retriever.embed(item)), 10)
+        return dict(retriever.taken_in(item.item))
 
-def post(app: FastAPI, body: Any, path: str = "/v1/recommend") -> httpx.Response:
+    async def set_available(self, change: Availability) -> bool:
+        return bool(await self._stages.items.set_available(change))
+
+
+def post(app: FastAPI, body: Any, path: str = "/v1/recommend", method: str = "POST") -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.post(path, json=body) if body is not None else await client.get(path)
+            return await (client.get(path) if body is None else client.request(method, path, json=body))
 
     return asyncio.run(send())
 
@@ -118,12 +128,10 @@ def app(cascade: ServedCascade, stages: PlainStages) -> FastAPI:
     return build_cascade_app(InProcess(cascade, stages), ServingMetrics(), ServiceLimits())
 
 
-def test_the_answer_and_its_trace_are_those_of_the_three_stages_asked_one_by_one(
-    app: FastAPI, parts: Parts, tmp_path: Path
-) -> None:
+def test_the_answer_and_its_trace_are_those_of_the_three_stages_asked_one_by_one(app: FastAPI, parts: Parts) -> None:
     reply = post(app, {**ASK, "trace": True})
     assert reply.status_code == 200, reply.text
-    given, expected = reply.json(), asked_one_by_one(parts, tmp_path, ASK)
+    given, expected = reply.json(), asked_one_by_one(parts, ASK)
     assert {row["reached"] for row in expected} == {"without_features", "early", "late", "shown"}
     assert len(given["trace"]) == len(expected) == 40
     for ours, theirs in zip(given["trace"], expected, strict=True):
@@ -174,7 +182,7 @@ class Slowed:
     """Stages of which one does not answer."""
 
     def __init__(self, stages: PlainStages, slow: str) -> None:
-        self._stages, self._slow = stages, slow
+        self._stages, self._slow, self.items = stages, slow, stages.items
 
     async def retrieve(self, request: RetrieveRequest) -> Any:
         if self._slow == "retrieve":
@@ -212,7 +220,10 @@ def test_a_retriever_that_is_late_leaves_nothing_to_answer(cascade: ServedCascad
     with pytest.raises(NothingInTime):
         asyncio.run(
             cascade.recommend(
-                RecommendRequest.model_validate({**ASK, "deadline_ms": 50}), Slowed(stages, "retrieve"), 1
+                RecommendRequest.model_validate({**ASK, "deadline_ms": 50}),
+                Slowed(stages, "retrieve"),
+                ItemChanges(),
+                1,
             )
         )
 
@@ -279,3 +290,56 @@ def test_a_ranker_that_reads_more_of_the_items_than_its_asker_knew_is_asked_agai
     assert ask(old, stages).decision.scores["late"] == pytest.approx(
         ask(cascade, stages).decision.scores["late"], nan_ok=True
     )
+
+
+def test_an_item_that_is_taken_out_is_in_no_answer_and_the_next_one_moves_up(parts: Parts, tmp_path: Path) -> None:
+    stages = PlainStages(parts.references(), tmp_path)
+    app = build_cascade_app(
+        InProcess(served_cascade(parts.references(), stages), stages), ServingMetrics(), ServiceLimits()
+    )
+    six = [item["item"] for item in post(app, {**ASK, "k": 6}).json()["items"]]
+    out = post(app, {"available": False}, f"/v1/items/{six[2]}", "PUT")
+    assert (out.status_code, out.json()["everywhere"]) == (200, True)
+    found = post(app, {**ASK, "retrieve": 56, "trace": True}).json()
+    assert six[2] not in [row["item"] for row in found["trace"]]
+    assert post(app, {"available": True}, f"/v1/items/{six[2]}", "PUT").status_code == 200
+    assert [item["item"] for item in post(app, {**ASK, "k": 6}).json()["items"]] == six
+
+
+@pytest.mark.parametrize("when", ["retrieve", "late"])
+def test_an_item_that_is_taken_out_while_a_request_is_on_its_way_is_not_in_its_answer(
+    parts: Parts, tmp_path: Path, when: str
+) -> None:
+    stages = PlainStages(parts.references(), tmp_path)
+    cascade = served_cascade(parts.references(), stages)
+    six = ask(cascade, stages, k=6).decision
+    best = [six.items[i] for i in np.argsort(six.position) if six.position[i] >= 0]
+
+    class Meanwhile(Slowed):
+        async def retrieve(self, request: RetrieveRequest) -> Any:
+            found = await self._stages.retrieve(request)
+            if when == "retrieve":
+                await stages.items.set_available(Availability(best[0], False))
+            return found
+
+        async def rank(self, stage: RankingStage, ask: RankAsk) -> Any:
+            found = await self._stages.rank(stage, ask)
+            if when == stage:
+                await stages.items.set_available(Availability(best[0], False))
+            return found
+
+    decision = ask(cascade, Meanwhile(stages, "")).decision  # type: ignore[arg-type]
+    assert [decision.items[i] for i in np.argsort(decision.position) if decision.position[i] >= 0] == best[1:6]
+    assert decision.reached[decision.items.index(best[0])] == ("unavailable" if when == "retrieve" else "late")
+
+
+def test_an_added_item_is_retrieved_and_left_out_until_it_has_features(parts: Parts, tmp_path: Path) -> None:
+    stages = PlainStages(parts.references(), tmp_path)
+    app = build_cascade_app(
+        InProcess(served_cascade(parts.references(), stages), stages), ServingMetrics(), ServiceLimits()
+    )
+    added = post(app, {"item": "new", "text": "red tea"}, "/v1/items")
+    assert added.status_code == 201, added.text
+    trace = post(app, {**ASK, "retrieve": 57, "trace": True, "method": "dense"}).json()["trace"]
+    assert {row["item"]: row["reached"] for row in trace}["new"] == "without_features"
+    assert post(app, {"item": "new", "text": "red tea"}, "/v1/items").status_code == 422

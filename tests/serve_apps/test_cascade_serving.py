@@ -41,7 +41,7 @@ def expected(references: CascadeReferences, folder: Path, body: dict[str, Any]) 
     """The reply as plain calls in this process give it."""
     stages = PlainStages(references, folder)
     request = RecommendRequest.model_validate(body)
-    found = asyncio.run(served_cascade(references, stages).recommend(request, stages, 10_000))
+    found = asyncio.run(served_cascade(references, stages).recommend(request, stages, stages.items.changes, 10_000))
     return reply(found, trace=request.trace)
 
 
@@ -71,6 +71,26 @@ def test_a_served_answer_is_that_of_plain_calls(deployed: DeployedService, parts
     metrics = httpx.get(f"{deployed.url}/metrics").text
     for stage in ("retrieve", "early", "late"):  # counted by the stages' own processes
         assert f'rayrec_stage_batch_requests_count{{stage="{stage}"}}' in metrics
+
+
+def test_an_item_that_is_taken_out_is_in_no_answer_from_its_reply_on(deployed: DeployedService) -> None:
+    with httpx.Client(base_url=deployed.url, timeout=30) as client:
+        six = [item["item"] for item in client.post("/v1/recommend", json={**ASK, "k": 6}).json()["items"]]
+        for item in six[:3]:
+            out = client.put(f"/v1/items/{item}", json={"available": False})
+            assert (out.status_code, out.json()["everywhere"]) == (200, True), out.text
+            found = client.post("/v1/recommend", json={**ASK, "retrieve": 56, "k": 56, "trace": True}).json()
+            assert item not in [row["item"] for row in found["trace"]]
+        added = client.post("/v1/items", json={"item": "new", "text": "red tea"})
+        assert added.status_code == 201, added.text
+        found = client.post("/v1/recommend", json={**ASK, "retrieve": 60, "trace": True, "method": "dense"}).json()
+        assert {row["item"]: row["reached"] for row in found["trace"]}["new"] == "without_features"
+        for item in six[:3]:
+            assert client.put(f"/v1/items/{item}", json={"available": True}).status_code == 200
+        assert client.put("/v1/items/new", json={"available": False}).status_code == 200
+        again = client.post("/v1/recommend", json={**ASK, "k": 6}).json()["items"]
+        assert [item["item"] for item in again] == six
+        assert client.put("/v1/items/new", json={"available": 1}).status_code == 422
 
 
 def test_every_part_is_refreshed_under_load_and_no_answer_is_wrong(

@@ -23,7 +23,7 @@ from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.text.encoder import EncoderError, TextEncoder, TextEncoderConfig
 from rayrec.text.prompt_tokens import read_encoder_texts
 from tests.serve_apps.retriever_bundle import TEXTS, small_encoder, small_retriever
-from tests.serve_apps.test_retrieval_api import client_of, served
+from tests.serve_apps.test_retrieval_api import client_for, served
 
 T5 = T5Config(dim=16, feed_forward=16, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1)
 HISTORY = ["red shoe", "blue lamp"]
@@ -83,7 +83,7 @@ def bundle(request: pytest.FixtureRequest, encoder: str, tmp_path_factory: pytes
 
 @pytest.fixture(scope="module")
 def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    return client_of(served(bundle, tmp_path_factory.mktemp("journal")))
+    return client_for(bundle, tmp_path_factory.mktemp("items"))
 
 
 def ask(client: TestClient, **changes: Any) -> dict[str, Any]:
@@ -151,10 +151,10 @@ def test_a_preference_beyond_the_limits_is_refused_by_name(client: TestClient, w
     assert "preference" in refused.json()["detail"][0]["loc"]
 
 
-def test_what_others_ask_changes_no_answer(bundle: Path, tmp_path: Path) -> None:
+def test_what_others_ask_changes_no_answer(bundle: Path) -> None:
     from serve_apps.served_retriever import Retrieved, RetrieveRequest
 
-    retriever = served(bundle, tmp_path)
+    retriever = served(bundle)
     requests = [
         RetrieveRequest(history=HISTORY, k=5, preference=wish)
         for wish in (None, "green tea", "red book and blue pan and green lamp", "")
@@ -168,7 +168,7 @@ def test_what_others_ask_changes_no_answer(bundle: Path, tmp_path: Path) -> None
 
 
 def test_a_model_that_is_blind_to_preferences_says_so_unless_it_may_ignore_them(encoder: str, tmp_path: Path) -> None:
-    client = client_of(served(small_retriever(tmp_path / "liger", encoder), tmp_path / "journal"))
+    client = client_for(small_retriever(tmp_path / "liger", encoder), tmp_path / "items")
     refused = client.post("/v1/retrieve", json={"history": HISTORY, "preference": "green tea"})
     assert refused.status_code == 422
     assert refused.json()["detail"][0]["loc"] == ["body", "preference"]
@@ -180,7 +180,7 @@ def test_a_model_that_is_blind_to_preferences_says_so_unless_it_may_ignore_them(
 
 
 def test_a_new_item_is_found_by_mender_emb(encoder: str, tmp_path: Path) -> None:
-    client = client_of(served(small_mender(tmp_path / "emb", encoder, "mender_emb"), tmp_path / "journal"))
+    client = client_for(small_mender(tmp_path / "emb", encoder, "mender_emb"), tmp_path / "items")
     added = client.post("/v1/items", json={"item": "new", "text": "green tea"})
     assert added.status_code == 201
     assert "new" in ask(client, k=57, preference="green tea")["items"]

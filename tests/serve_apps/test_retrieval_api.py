@@ -23,6 +23,8 @@ from rayrec.models.sasrec import SASRec, SASRecConfig
 from rayrec.retrieval.beam_search import Beams, beam_search
 from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.trie import ItemTrie
+from serve_apps.item_changes import ItemChanges
+from serve_apps.item_journal import Availability
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_request import RequestError
 from serve_apps.retrieval_api import build_retrieval_app
@@ -35,14 +37,15 @@ from serve_apps.served_retriever import (
     load_served_retriever,
 )
 from serve_apps.serving_metrics import ServingMetrics
+from tests.serve_apps.local_items import LocalItems
 from tests.serve_apps.retriever_bundle import TEXTS, small_encoder, small_retriever
 
 
 class InProcess:
     """A RetrievalService that answers each request by itself."""
 
-    def __init__(self, retriever: ServedRetriever) -> None:
-        self.current = retriever
+    def __init__(self, retriever: ServedRetriever, items: LocalItems) -> None:
+        self.current, self._items = retriever, items
 
     async def ask(self, retriever: ServedRetriever, request: RetrieveRequest) -> Retrieved:
         (answer,) = retriever.retrieve([request])
@@ -51,7 +54,12 @@ class InProcess:
         return answer
 
     async def add(self, retriever: ServedRetriever, item: NewItem) -> Mapping[str, Any]:
-        return retriever.add(item, retriever.embed(item))
+        entry = retriever.entry(item, retriever.embed(item))
+        await self._items.add(entry, retriever.max_added)
+        return retriever.taken_in(item.item)
+
+    async def set_available(self, change: Availability) -> bool:
+        return await self._items.set_available(change)
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +69,26 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_retriever(folder / "liger", small_encoder(folder / "encoder"))
 
 
-def served(bundle: Path, journal: Path, index: IndexConfig | None = None) -> ServedRetriever:
-    return load_served_retriever(ModelReference(str(bundle), "liger", "1"), journal, index or IndexConfig())
+def served(bundle: Path, items: LocalItems | None = None, index: IndexConfig | None = None) -> ServedRetriever:
+    changes = ItemChanges() if items is None else items.changes
+    return load_served_retriever(ModelReference(str(bundle), "liger", "1"), changes, index or IndexConfig())
 
 
-def client_of(retriever: ServedRetriever) -> TestClient:
-    app = build_retrieval_app(InProcess(retriever), ServingMetrics(), RetrieverService(max_body_bytes=20_000))
+def client_of(retriever: ServedRetriever, items: LocalItems | None = None) -> TestClient:
+    service: Any = InProcess(retriever, items)  # type: ignore[arg-type]  # one without items is asked for none
+    app = build_retrieval_app(service, ServingMetrics(), RetrieverService(max_body_bytes=20_000))
     return TestClient(app, base_url="http://127.0.0.1")
+
+
+def client_for(bundle: Path, folder: Path) -> TestClient:
+    """Of a service that keeps its items in ``folder``."""
+    items = LocalItems(folder)
+    return client_of(served(bundle, items), items)
 
 
 @pytest.fixture(scope="module")
 def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    return client_of(served(bundle, tmp_path_factory.mktemp("journal")))
+    return client_for(bundle, tmp_path_factory.mktemp("items"))
 
 
 HISTORY = ["red shoe", "blue lamp"]
@@ -84,7 +100,7 @@ def test_each_method_answers_with_the_models_own_ranking(bundle: Path, tmp_path:
     if repeat is not None:
         encoder = json.loads((bundle / "config.json").read_text())["model_config"]["ids"]["encoder"]
         bundle = small_retriever(tmp_path / "biased", encoder, repeat)
-    retriever = served(bundle, tmp_path)
+    retriever = served(bundle)
     client = client_of(retriever)
     model = retriever.bundle.model
     assert isinstance(model, Liger)
@@ -114,14 +130,14 @@ def test_items_text_that_is_not_finite_is_not_served(bundle: Path, tmp_path: Pat
     config["sha256"]["model.safetensors"] = hashlib.sha256((spoiled / "model.safetensors").read_bytes()).hexdigest()
     (spoiled / "config.json").write_text(json.dumps(config))
     with pytest.raises(BundleError, match=f"{name.removeprefix('model.')} has values that are not finite"):
-        load_served_retriever(ModelReference(str(spoiled)), tmp_path / "items", IndexConfig())
+        load_served_retriever(ModelReference(str(spoiled)), ItemChanges(), IndexConfig())
 
 
 def test_the_default_method_is_the_one_that_validation_chose(bundle: Path, tmp_path: Path) -> None:
-    chosen = served(bundle, tmp_path).bundle
+    chosen = served(bundle).bundle
     validated: dict[Any, float] = {"dense": 0.3, "generative": 0.1, "hybrid": 0.2}
     retriever = ServedRetriever(
-        replace(chosen, saved=replace(chosen.saved, validated=validated)), "liger", "1", tmp_path / "j", IndexConfig()
+        replace(chosen, saved=replace(chosen.saved, validated=validated)), "liger", "1", ItemChanges(), IndexConfig()
     )
     client = client_of(retriever)
     assert client.post("/v1/retrieve", json={"history": HISTORY}).json()["method"] == "dense"
@@ -129,7 +145,7 @@ def test_the_default_method_is_the_one_that_validation_chose(bundle: Path, tmp_p
 
 
 def test_a_request_gets_the_same_answer_alone_and_in_a_batch(bundle: Path, tmp_path: Path) -> None:
-    retriever = served(bundle, tmp_path)
+    retriever = served(bundle)
     requests = [
         RetrieveRequest(history=HISTORY, k=4, method=method) for method in ("dense", "generative", "hybrid")
     ] + [RetrieveRequest(history=TEXTS[:9], k=7)]
@@ -161,8 +177,8 @@ def test_filters_leave_out_items_and_still_give_k(client: TestClient) -> None:
 def test_a_cold_item_added_by_text_is_retrieved_by_the_next_request_on_every_replica(
     bundle: Path, tmp_path: Path, method: Any
 ) -> None:
-    replicas = [served(bundle, tmp_path, IndexConfig(method)) for _ in range(2)]
-    clients = [client_of(replica) for replica in replicas]
+    items = LocalItems(tmp_path)
+    clients = [client_of(served(bundle, items, IndexConfig(method)), items) for _ in range(2)]
     reply = clients[0].post("/v1/items", json={"item": "new", "text": "red red shoe"})
     assert reply.status_code == 201
     assert reply.json()["number"] == 57
@@ -179,7 +195,7 @@ def test_a_cold_item_added_by_text_is_retrieved_by_the_next_request_on_every_rep
 def test_what_a_request_excludes_never_widens_the_search_of_its_company(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retriever = served(bundle, tmp_path)
+    retriever = served(bundle)
     searched: list[tuple[int, int]] = []
 
     def noted(trie: ItemTrie, decoding: Any, beams: int) -> Beams:
@@ -205,9 +221,9 @@ def test_what_a_request_excludes_never_widens_the_search_of_its_company(
 def test_a_version_takes_so_many_new_items_and_starts_with_those_it_has(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference = ModelReference(str(bundle), "liger", "1")
-    retriever = load_served_retriever(reference, tmp_path, IndexConfig(), max_added=3)
-    client = client_of(retriever)
+    reference, items = ModelReference(str(bundle), "liger", "1"), LocalItems(tmp_path)
+    retriever = load_served_retriever(reference, items.changes, IndexConfig(), max_added=3)
+    client = client_of(retriever, items)
     for number in range(3):
         body = {"item": f"new-{number}", "text": f"{TEXTS[number]} pan tea tea"}
         assert client.post("/v1/items", json=body).status_code == 201
@@ -218,7 +234,7 @@ def test_a_version_takes_so_many_new_items_and_starts_with_those_it_has(
             refused = client.post("/v1/items", json={"item": name, "text": "red tea"})
             assert refused.status_code == 422
             assert problem in refused.json()["detail"][0]["msg"]
-    again = load_served_retriever(reference, tmp_path, IndexConfig(), max_added=3)
+    again = load_served_retriever(reference, LocalItems(tmp_path).changes, IndexConfig(), max_added=3)
     assert again.describe()["items_added"] == 3
     (expected, found) = (r.retrieve([RetrieveRequest(history=["new-1"], k=59)])[0] for r in (retriever, again))
     assert isinstance(expected, Retrieved)
@@ -226,19 +242,49 @@ def test_a_version_takes_so_many_new_items_and_starts_with_those_it_has(
     assert expected.items == found.items
 
 
-def test_a_line_that_a_killed_replica_did_not_finish_harms_no_other_item(bundle: Path, tmp_path: Path) -> None:
-    client = client_of(served(bundle, tmp_path))
-    assert client.post("/v1/items", json={"item": "first", "text": "red tea"}).status_code == 201
-    (journal,) = tmp_path.glob("items-*.jsonl")
-    with journal.open("a") as file:
+def test_a_line_that_a_killed_owner_did_not_finish_harms_no_other_item(bundle: Path, tmp_path: Path) -> None:
+    assert client_for(bundle, tmp_path).post("/v1/items", json={"item": "first", "text": "red tea"}).status_code == 201
+    with (tmp_path / "items.jsonl").open("a") as file:
         file.write('{"item": "torn", "text": "blue te')
+    client = client_for(bundle, tmp_path)
     assert client.post("/v1/retrieve", json={"history": ["first"]}).status_code == 200
     assert client.post("/v1/items", json={"item": "second", "text": "blue pan"}).status_code == 201
-    fresh = client_of(served(bundle, tmp_path))
-    for one in (client, fresh):
+    for one in (client, client_for(bundle, tmp_path)):
         items = one.post("/v1/retrieve", json={"history": HISTORY, "k": 60, "method": "dense"}).json()["items"]
         assert {"first", "second"} <= set(items)
         assert "torn" not in items
+
+
+@pytest.mark.parametrize("index", ["exact", "hnsw"])
+@pytest.mark.parametrize("method", ["dense", "hybrid", "generative"])
+def test_an_item_that_is_taken_out_is_in_no_answer_and_leaves_its_place_to_the_next_until_it_is_brought_back(
+    bundle: Path, tmp_path: Path, method: str, index: Any
+) -> None:
+    items = LocalItems(tmp_path)
+    client = client_of(served(bundle, items, IndexConfig(index)), items)
+    ask = {"history": HISTORY, "k": 4, "method": method}
+    before = client.post("/v1/retrieve", json={**ask, "k": 8}).json()["items"]
+    assert client.put(f"/v1/items/{before[1]}", json={"available": False}).json() == {
+        "item": before[1], "available": False, "everywhere": True
+    }  # fmt: skip
+    assert client.put("/v1/items/never heard of/it", json={"available": False}).status_code == 200
+    without = client.post("/v1/retrieve", json=ask).json()["items"]
+    assert without == [item for item in before if item != before[1]][:4]
+    assert (
+        client_for(bundle, tmp_path).post("/v1/retrieve", json={**ask, "k": 56}).json()["items"].count(before[1]) == 0
+    )
+    assert client.post("/v1/items", json={"item": "new", "text": "red red shoe"}).status_code == 201
+    assert client.put("/v1/items/new", json={"available": False}).status_code == 200
+    assert "new" not in client.post("/v1/retrieve", json={**ask, "k": 60}).json()["items"]
+    for item in (before[1], "new"):
+        assert client.put(f"/v1/items/{item}", json={"available": True}).status_code == 200
+    again = client.post("/v1/retrieve", json={**ask, "k": 8}).json()["items"]
+    assert [item for item in again if item != "new"][:4] == before[:4]
+    assert "new" in client.post("/v1/retrieve", json={**ask, "k": 60}).json()["items"]
+    for body in ({}, {"available": "no"}, {"available": True, "because": "x"}):
+        assert client.put("/v1/items/new", json=body).status_code == 422
+    assert client.put(f"/v1/items/{'x' * 501}", json={"available": True}).status_code == 422
+    assert 'path="/v1/items/{item}",status="200"' in client.get("/metrics").text
 
 
 def test_a_body_of_thousands_of_mistakes_gets_a_short_answer(client: TestClient) -> None:
@@ -279,9 +325,9 @@ FIELDS = st.dictionaries(
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(FIELDS | JSON, st.sampled_from(["/v1/retrieve", "/v1/items"]))
+@given(FIELDS | JSON, st.sampled_from(["/v1/retrieve", "/v1/items", "/v1/items/red shoe"]))
 def test_generated_bad_requests_never_end_in_a_server_error(client: TestClient, body: Any, path: str) -> None:
-    assert client.post(path, json=body).status_code < 500
+    assert (client.put if "shoe" in path else client.post)(path, json=body).status_code < 500
 
 
 @pytest.mark.parametrize("repeat", [None, -3.0, 3.0])
@@ -302,7 +348,7 @@ def test_a_model_that_knows_items_by_number_retrieves_and_refuses_new_ones(
         metrics={},
         run_config={},
     )
-    retriever = served(folder, tmp_path)
+    retriever = served(folder)
     client = client_of(retriever)
     with torch.no_grad():
         wanted = retriever.bundle.model.scores(torch.tensor([[3, 4]]))[0].topk(3).indices.tolist()  # type: ignore[union-attr]

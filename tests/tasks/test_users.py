@@ -24,6 +24,7 @@ from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig, Worker
 from rayrec.training.reporters import FolderReporter
+from serve_apps.item_changes import ItemChanges
 from serve_apps.served_retriever import Retrieved, RetrieveRequest, ServedRetriever
 
 TOKENS, ITEMS, USERS = 8, 24, 250
@@ -81,7 +82,7 @@ def test_a_tiger_that_knows_its_users_sends_each_home_and_its_service_does_the_s
     experiment, bundle = trained(folders, replace(TIGER, user_tokens=TOKENS), tmp_path / "knows")
     assert blind < 0.7 < 0.95 < ndcg(experiment, bundle)
 
-    served = ServedRetriever(load_retriever(bundle), "tiger", "1", tmp_path / "items.jsonl", IndexConfig())
+    served = ServedRetriever(load_retriever(bundle), "tiger", "1", ItemChanges(), IndexConfig())
     assert served.describe()["reads_users"]
     asked = ["user-0", "user-1", "never seen", " user-0 ", "", None]
     answers = served.retrieve([RetrieveRequest(history=["item-20"], user=user, k=3) for user in asked])
@@ -116,7 +117,7 @@ def test_users_reach_training_and_judging_on_every_worker_and_other_names_are_ot
 
 def test_a_model_that_knows_no_users_answers_all_alike_and_says_so(folders: tuple[Path, Path], tmp_path: Path) -> None:
     _, bundle = trained(folders, replace(TIGER, max_length=2), tmp_path, epochs=1)
-    served = ServedRetriever(load_retriever(bundle), "tiger", "1", tmp_path / "items.jsonl", IndexConfig())
+    served = ServedRetriever(load_retriever(bundle), "tiger", "1", ItemChanges(), IndexConfig())
     assert not served.describe()["reads_users"]
     one, other = served.retrieve([RetrieveRequest(history=["item-20"], user=user) for user in ("a", None)])
     assert one == other
