@@ -45,23 +45,26 @@ _STEERING: tuple[tuple[Axis, bool], ...] = (("fine", True), ("coarse", False))
 
 @dataclass(frozen=True)
 class BuildBenchmark:
-    """Build the benchmark.
-
-    sequences: folder of jobs.import_sequences. preferences: of jobs.generate_preferences or jobs.import_preferences.
-    reviews: a table with ratings or sentiments, for axis 2; None = the extractive stand-in.
-    match: preferences are matched to the items' title, or to their whole text (title and summary).
-    things: what the items are, for the stand-in's phrases.
-    """
+    """Build the benchmark."""
 
     sequences: Path
+    """Folder of jobs.import_sequences."""
     preferences: Path
+    """Of jobs.generate_preferences or jobs.import_preferences."""
     out: Path
+    """Folder of the benchmark."""
     reviews: Path | None = None
+    """A table with ratings or sentiments, for axis 2; None = the extractive stand-in."""
     review_columns: ReviewColumns = field(default_factory=ReviewColumns)
+    """Names of the columns of ``reviews``."""
     match: Literal["title", "text"] = "title"
+    """Preferences are matched to the items' title, or to their whole text (title and summary)."""
     encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    """That embeds preferences and titles."""
     things: str = "products"
+    """What the items are, for the stand-in's phrases."""
     seed: int = 0
+    """Of the draws."""
 
 
 def run(command: BuildBenchmark) -> Benchmark:

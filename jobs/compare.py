@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from jobs.command_line import read
 from rayrec.errors import told
 from rayrec.families.ranker.task import RankingTask
 from rayrec.families.table import AnyExperiment, family_of, follow, read_experiment
@@ -86,25 +87,29 @@ class PlannedComparison:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare experiments.
-
-    plan: a JSON file with "arms", "base", "settings", "baseline", "seeds" (see docs/compare.md).
-    arms: further arms, or all of them without a plan: NAME=SOURCE, SOURCE a file of an experiment's JSON or an MLflow run id.
-    name: the comparison's folder; running it again goes on. baseline, seeds, choice_seeds: in place of the plan's.
-    settings: PATH=VALUE, on top of the plan's own: the same plan for another log, say.
-    split: on which arms are judged. status: train nothing, print what is done and what is left, and write the report of it.
-    """
+    """Compare experiments."""
 
     name: str
+    """The comparison's folder; running it again goes on."""
     plan: tyro.conf.Positional[Path | None] = None
+    """A JSON file with "arms", "base", "settings", "baseline", "seeds" (see docs/compare.md)."""
     arms: tuple[str, ...] = ()
+    """Further arms, or all of them without a plan: NAME=SOURCE, SOURCE a file of an experiment's JSON or an MLflow run
+    id."""
     baseline: str | None = None
+    """Arm that others are compared with, in place of the plan's."""
     seeds: tuple[int, ...] | None = None
+    """Of the runs, in place of the plan's."""
     choice_seeds: tuple[int, ...] | None = None
+    """Of the runs that choose among candidates, in place of the plan's."""
     settings: tuple[str, ...] = ()
+    """PATH=VALUE, on top of the plan's own: the same plan for another log, say."""
     split: str = "test"
+    """On which arms are judged."""
     status: bool = False
+    """Train nothing, print what is done and what is left, and write the report of it."""
     trials: Annotated[TrialOptions, tyro.conf.arg(name="")] = field(default_factory=TrialOptions)
+    """How the trials run."""
 
 
 def compare(command: Compare) -> ComparisonState:
@@ -235,7 +240,7 @@ def _experiment(source: str, folder: Path) -> AnyExperiment:
 
 def main() -> None:
     with told():
-        compare(tyro.cli(Compare, description=__doc__))
+        compare(read(Compare, description=__doc__))
 
 
 if __name__ == "__main__":

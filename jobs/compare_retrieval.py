@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
+from jobs.command_line import read
 from rayrec.errors import told
 from rayrec.families.retriever.evaluation import EachMethod
 from rayrec.families.retriever.experiment import RetrieverExperiment
@@ -28,22 +29,24 @@ COLUMNS = ("in_set recall@5", "in_set ndcg@5", "in_set recall@10", "in_set ndcg@
 
 @dataclass(frozen=True)
 class CompareRetrieval:
-    """Compare retrievers.
-
-    name: the comparison's folder. experiment: what all have in common; its model and seeds are replaced.
-    models: the first is the baseline. beams: widths at which the generative and hybrid methods are judged.
-    status: train nothing, report what is there.
-    """
+    """Compare retrievers."""
 
     name: str
+    """The comparison's folder."""
     experiment: Annotated[RetrieverExperiment, tyro.conf.arg(name="")]
+    """What all have in common; its model and seeds are replaced."""
     models: tuple[ModelName, ...] = ("sasrec", "dense", "tiger", "liger")
+    """The first is the baseline."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs; each seeds weights, order of rows and draws."""
     beams: tuple[int, ...] = (20, 40, 100)
+    """Widths at which the generative and hybrid methods are judged."""
     status: bool = False
+    """Train nothing, report what is there."""
     trials: Annotated[TrialOptions, tyro.conf.arg(name="")] = field(
         default_factory=lambda: TrialOptions(in_process=True)
     )
+    """How the trials run."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def quality_against_cost(rows: Sequence[Row]) -> Section:
 
 def main() -> None:
     with told():
-        run(tyro.cli(CompareRetrieval, description=__doc__))
+        run(read(CompareRetrieval, description=__doc__))
 
 
 if __name__ == "__main__":

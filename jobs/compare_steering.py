@@ -15,6 +15,7 @@ from typing import Annotated, Literal, cast
 import torch
 import tyro
 
+from jobs.command_line import read
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
 from rayrec.data.preferences.pools import AXES
 from rayrec.data.sequences import read_sequences
@@ -38,24 +39,28 @@ _ALL = "_all"
 
 @dataclass(frozen=True)
 class CompareSteering:
-    """Compare on the five axes.
-
-    name: the comparison's folder. experiment: what all have in common; model, axes and seeds are replaced.
-    arms: the first is the baseline. embeddings: of jobs.embed_items by the benchmark's encoder, for the text encoder alone.
-    epochs: of single arms, where they differ ("tiger 5"); beams: of the search. status: train nothing, report what is there.
-    """
+    """Compare on the five axes."""
 
     name: str
+    """The comparison's folder."""
     experiment: Annotated[RetrieverExperiment, tyro.conf.arg(name="")]
+    """What all have in common; model, axes and seeds are replaced."""
     arms: tuple[Arm, ...] = ("sasrec", "tiger", "liger", "mender_emb", "mender_emb_all", "mender_tok")
+    """The first is the baseline."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs; each seeds weights, order of rows and draws."""
     embeddings: Path | None = None
+    """Of jobs.embed_items by the benchmark's encoder, for the text encoder alone."""
     epochs: dict[Arm, int] = field(default_factory=dict)
+    """Of single arms, where they differ ("tiger 5"); beams: of the search."""
     beams: int = 20
+    """Of the beam search."""
     status: bool = False
+    """Train nothing, report what is there."""
     trials: Annotated[TrialOptions, tyro.conf.arg(name="")] = field(
         default_factory=lambda: TrialOptions(in_process=True)
     )
+    """How the trials run."""
 
 
 def run(command: CompareSteering) -> ComparisonState:
@@ -145,7 +150,7 @@ def _star(state: ComparisonState, benchmark: Benchmark) -> Section:
 
 def main() -> None:
     with told():
-        run(tyro.cli(CompareSteering, description=__doc__))
+        run(read(CompareSteering, description=__doc__))
 
 
 if __name__ == "__main__":

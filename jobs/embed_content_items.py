@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 import torch
-import tyro
 from numpy.typing import NDArray
 
+from jobs.command_line import read
 from rayrec.data.content import read_content
 from rayrec.data.content.batches import ContentInputs
 from rayrec.data.content.embeddings import EmbeddingsRecord, What, missing_shards, put_in_force, write_shard
@@ -32,22 +32,24 @@ from rayrec.typed_json import from_plain
 
 @dataclass(frozen=True)
 class EmbedContent:
-    """Embeddings by a trained model.
-
-    model: models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder. content: folder of jobs.import_content.
-    tokens: folder of jobs.tokenize_content, by the model's own tokenizer. out: root of the embeddings of all models and days.
-    shard: rows a file, the unit of resuming. encoders: how many load the model side by side, with ``cpus`` CPUs each; 0 = this
-    process reads, without Ray. token_budget: of what is read at once.
-    """
+    """Embeddings by a trained model."""
 
     model: str
+    """Models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder."""
     content: Path
+    """Folder of jobs.import_content."""
     tokens: Path
+    """Folder of jobs.tokenize_content, by the model's own tokenizer."""
     out: Path
+    """Root of the embeddings of all models and days."""
     shard: int = 1024
+    """Rows a file, the unit of resuming."""
     encoders: int = 1
+    """How many load the model side by side, with ``cpus`` CPUs each; 0 = this process reads, without Ray."""
     cpus: float = 1.0
+    """Of an encoder."""
     token_budget: int = 65_536
+    """Of what is read at once."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def trained_interest(bundle: ContentBundle) -> str | None:
 
 def main() -> None:
     with told():
-        run(tyro.cli(EmbedContentItems, description=__doc__))
+        run(read(EmbedContentItems, description=__doc__))
 
 
 if __name__ == "__main__":

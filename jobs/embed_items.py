@@ -26,18 +26,20 @@ from rayrec.typed_json import ConfigError
 
 @dataclass(frozen=True)
 class EmbedItems:
-    """Embed the texts of a catalogue.
-
-    sequences: folder of jobs.import_sequences. out: folder of the embeddings. shard: items a file, the unit of resuming.
-    encoders: how many load the model side by side, with ``cpus`` CPUs each.
-    """
+    """Embed the texts of a catalogue."""
 
     sequences: Path
+    """Folder of jobs.import_sequences."""
     out: Path
+    """Folder of the embeddings."""
     encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    """That reads the texts."""
     shard: int = 2048
+    """Items a file, the unit of resuming."""
     encoders: int = 1
+    """How many load the model side by side, with ``cpus`` CPUs each."""
     cpus: float = 1.0
+    """Of an encoder."""
 
 
 class ShardEncoder:

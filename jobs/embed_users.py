@@ -7,8 +7,8 @@ As jobs.embed_content_items: resumable, through Ray Data, put in force by one re
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 
+from jobs.command_line import read
 from jobs.embed_content_items import EmbedContent, embed, trained_interest
 from rayrec.data.content.embeddings import EmbeddingsRecord
 from rayrec.errors import told
@@ -18,9 +18,10 @@ from rayrec.registry import resolve_model
 
 @dataclass(frozen=True)
 class EmbedUsers(EmbedContent):
-    """Embed the users of a content log. interest: version of their texts that the model reads; None = that of its training."""
+    """Embed the users of a content log."""
 
     interest: str | None = None
+    """Version of their texts that the model reads; None = that of its training."""
 
 
 def run(command: EmbedUsers) -> EmbeddingsRecord:
@@ -30,7 +31,7 @@ def run(command: EmbedUsers) -> EmbeddingsRecord:
 
 def main() -> None:
     with told():
-        run(tyro.cli(EmbedUsers, description=__doc__))
+        run(read(EmbedUsers, description=__doc__))
 
 
 if __name__ == "__main__":

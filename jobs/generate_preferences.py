@@ -31,19 +31,20 @@ from rayrec.typed_json import ConfigError
 
 @dataclass(frozen=True)
 class Moments:
-    """For whom and when.
-
-    sequences: folder of jobs.import_sequences. out: folder to write.
-    recent: newest items that are looked at. first: earliest position of a history at which preferences are made.
-    newest: of each user, at the last so many positions; None = at all. users: the first so many users; None = all.
-    """
+    """For whom and when."""
 
     sequences: Path
+    """Folder of jobs.import_sequences."""
     out: Path
+    """Folder to write."""
     recent: int = 5
+    """Newest items that are looked at."""
     first: int = 2
+    """Earliest position of a history at which preferences are made."""
     newest: int | None = None
+    """Of each user, at the last so many positions; None = at all."""
     users: int | None = None
+    """The first so many users; None = all."""
 
     def __post_init__(self) -> None:
         for name in ("recent", "first", "newest", "users"):
@@ -65,30 +66,36 @@ At = Annotated[Moments, tyro.conf.arg(name="")]
 
 @dataclass(frozen=True)
 class Extractive:
-    """Without a language model. things: what the items are ("films")."""
+    """Without a language model."""
 
     at: At
+    """For which moments of which users."""
     things: str = "products"
+    """What the items are ("films")."""
     seed: int = 0
+    """Of the choice among phrases."""
 
 
 @dataclass(frozen=True)
 class Llm:
-    """By a language model.
-
-    prompt: a file of rayrec/text/prompts. reviews: table with columns user, item and review, which are shown with the items.
-    answers: most that are paid for one prompt, the refused ones included. cache: None = OUT.answers.db.
-    dry_run: print ``shown`` prompts and the estimate, ask nothing.
-    """
+    """By a language model."""
 
     at: At
+    """For which moments of which users."""
     endpoint: EndpointConfig
+    """Whom to ask, and how patiently."""
     prompt: str = "preferences.v1"
+    """A file of rayrec/text/prompts."""
     reviews: Path | None = None
+    """Table with columns user, item and review, which are shown with the items."""
     answers: int = 3
+    """Most that are paid for one prompt, the refused ones included."""
     cache: Path | None = None
+    """None = OUT.answers.db."""
     dry_run: bool = False
+    """Print ``shown`` prompts and the estimate, ask nothing."""
     shown: int = 2
+    """Prompts that a dry run prints."""
 
 
 def run(command: Extractive | Llm) -> Path | None:

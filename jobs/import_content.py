@@ -31,11 +31,14 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Import:
-    """source: folder of the raw files. out: folder to write; it appears whole or not at all."""
+    """Where from and where to."""
 
     source: Path
+    """Folder of the raw files."""
     out: Path
+    """Folder to write; it appears whole or not at all."""
     overwrite: bool = False
+    """Replace a log that is there."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class _MovielensTastes(Import):
     """Films that 1,000 users like, with tastes that an LLM wrote of them."""
 
     reader: Annotated[MovielensTastes, tyro.conf.arg(name="")] = field(default_factory=MovielensTastes)
+    """How the files are read."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class _GoodreadsOnce(Import):
     """Books that 23,089 users like, with interests that an LLM wrote of them."""
 
     reader: Annotated[GoodreadsOnce, tyro.conf.arg(name="")] = field(default_factory=GoodreadsOnce)
+    """How the files are read."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class _Mind(Import):
     """MIND of any size: a folder of unpacked archives, each with news.tsv and behaviors.tsv."""
 
     reader: Annotated[Mind, tyro.conf.arg(name="")] = field(default_factory=Mind)
+    """How the files are read."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class _BingNews(Import):
     """The released sample of Bing News clicks: titles only."""
 
     reader: Annotated[BingNews, tyro.conf.arg(name="")] = field(default_factory=BingNews)
+    """How the files are read."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class _Ebnerd(Import):
     """EB-NeRD of any size, with the texts of articles.parquet where it is there."""
 
     reader: Annotated[Ebnerd, tyro.conf.arg(name="")] = field(default_factory=Ebnerd)
+    """How the files are read."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class _Scientific(Import):
     """Products that users of Amazon Scientific bought, in their order in time."""
 
     reader: Annotated[AmazonScientific, tyro.conf.arg(name="")] = field(default_factory=AmazonScientific)
+    """How the files are read."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class _GoodreadsJson(Import):
     """Goodreads' public JSON lines: books, and ratings in their order in time."""
 
     reader: Annotated[GoodreadsJson, tyro.conf.arg(name="")] = field(default_factory=GoodreadsJson)
+    """How the files are read."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class _OwnTables(Import):
     """Own items, histories and impressions: Parquet, CSV or JSON lines."""
 
     reader: Annotated[OwnTables, tyro.conf.arg(name="")] = field(default_factory=OwnTables)
+    """How the files are read."""
 
 
 COMMANDS: dict[str, Any] = {

@@ -23,6 +23,7 @@ class ImportPublic:
     """Import a public data set."""
 
     dataset: tyro.conf.Suppress[PublicName]
+    """Which data set."""
     out: Path
     """The log's folder."""
     source: Path | None = None
@@ -30,6 +31,7 @@ class ImportPublic:
     unlabeled: Path | None = None
     """Also write the rows without labels as this log (coat)."""
     options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
+    """Where the log goes and how it is written."""
 
     def make(self) -> tuple[Path, ...]:
         """The logs that are written, that of the labeled rows first."""
@@ -51,15 +53,19 @@ class ImportTable:
     """Import your own table: files, and a schema that says what their columns are."""
 
     files: Annotated[TableFiles, tyro.conf.arg(name="")]
+    """Which files, and by which schema."""
     schema: Path
     """JSON, see rayrec/data/log/schema.py. A log's fitted schema.json is used as it is, for logs that one model shall read."""
     out: Path
     """The log's folder."""
     text: Annotated[TextFormat, tyro.conf.arg(name="")] = field(default_factory=TextFormat)
+    """How a text file is written."""
     unlabeled: bool = False
     """Label columns may be absent."""
     options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
+    """Where the log goes and how it is written."""
     split: Split = field(default_factory=HashSplit)
+    """How rows become training, validation and test."""
 
     def make(self) -> tuple[Path, ...]:
         return (

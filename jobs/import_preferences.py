@@ -27,16 +27,16 @@ from rayrec.text.preferences import Names
 
 @dataclass(frozen=True)
 class Tastes:
-    """The tastes that a language model wrote for 1,000 MovieLens users.
-
-    source: the data set's folder. sequences: the same, imported. out: folder to write.
-    most: kept of each user; None = all, so that each target finds the one that fits it best.
-    """
+    """The tastes that a language model wrote for 1,000 MovieLens users."""
 
     source: Path
+    """The data set's folder."""
     sequences: Path
+    """The same, imported."""
     out: Path
+    """Folder to write."""
     most: int | None = None
+    """Kept of each user; None = all, so that each target finds the one that fits it best."""
 
     @property
     def maker(self) -> tuple[Origin, str]:
@@ -48,13 +48,18 @@ class Tastes:
 
 @dataclass(frozen=True)
 class Table:
-    """Your own file. most: kept of each row."""
+    """Your own file."""
 
     file: Path
+    """The table: Parquet or CSV."""
     sequences: Path
+    """Folder of jobs.import_sequences."""
     out: Path
+    """Folder of the preferences."""
     most: int | None = 5
+    """Kept of each row."""
     columns: PreferenceColumns = field(default_factory=PreferenceColumns)
+    """Names of its columns."""
 
     @property
     def maker(self) -> tuple[Origin, str]:

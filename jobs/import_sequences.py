@@ -46,8 +46,11 @@ class Amazon2014:
     """The S3-Rec files NAME.txt and NAME_item2attributes.json in ``source``."""
 
     source: Path
+    """Folder of the published files."""
     name: str
+    """Of the data set, as its files are called: Beauty, Sports_and_Outdoors, Toys_and_Games."""
     to: To
+    """Where the sequences go."""
 
     def read(self) -> SequenceData:
         return read_amazon2014(self.source, self.name)
@@ -58,8 +61,11 @@ class Amazon2018:
     """NAME.inter.json and NAME.item.json in ``source``."""
 
     source: Path
+    """Folder of the published files."""
     name: str
+    """Of the category, as its files are called: Scientific."""
     to: To
+    """Where the sequences go."""
 
     def read(self) -> SequenceData:
         return read_amazon2018_processed(self.source, self.name)
@@ -70,9 +76,13 @@ class Amazon2018Raw:
     """Public raw reviews and metadata, JSON lines, plain or gzipped."""
 
     reviews: Path
+    """File of reviews, JSON lines, gzip or not."""
     metadata: Path
+    """File of products, JSON lines, gzip or not."""
     to: To
+    """Where the sequences go."""
     events: EventFilter = field(default_factory=EventFilter)
+    """Which users and items are kept."""
 
     def read(self) -> SequenceData:
         return read_amazon2018_raw(self.reviews, self.metadata, self.events)
@@ -83,9 +93,13 @@ class Steam:
     """Steam reviews and games."""
 
     reviews: Path
+    """File of reviews, a Python literal a line."""
     games: Path
+    """File of games, a Python literal a line."""
     to: To
+    """Where the sequences go."""
     events: EventFilter = field(default_factory=EventFilter)
+    """Which users and items are kept."""
 
     def read(self) -> SequenceData:
         return read_steam(self.reviews, self.games, self.events)
@@ -93,12 +107,16 @@ class Steam:
 
 @dataclass(frozen=True)
 class Yelp:
-    """The academic data set's folder. since: leave out reviews before this date (YYYY-MM-DD)."""
+    """The academic data set's folder."""
 
     source: Path
+    """Folder of the published files."""
     to: To
+    """Where the sequences go."""
     since: str | None = None
+    """Leave out reviews before this date (YYYY-MM-DD)."""
     events: EventFilter = field(default_factory=EventFilter)
+    """Which users and items are kept."""
 
     def read(self) -> SequenceData:
         return read_yelp(self.source, self.events, since=self.since)
@@ -109,8 +127,11 @@ class MovieLens:
     """A MovieLens folder."""
 
     source: Path
+    """Folder of the published files."""
     to: To
+    """Where the sequences go."""
     events: EventFilter = field(default_factory=EventFilter)
+    """Which users and items are kept."""
 
     def read(self) -> SequenceData:
         return read_movielens(self.source, self.events)
@@ -121,7 +142,9 @@ class MovieLensTastes:
     """Likes of 1,000 MovieLens users for whom a language model wrote tastes; jobs.import_preferences reads those."""
 
     source: Path
+    """Folder of the published files."""
     to: To
+    """Where the sequences go."""
 
     def read(self) -> SequenceData:
         return read_movielens_tastes(self.source)
@@ -129,17 +152,23 @@ class MovieLensTastes:
 
 @dataclass(frozen=True)
 class Table:
-    """Your own Parquet, CSV or TSV files: events, and items with text or attributes. Ids are text and stay as they are."""
+    """Your own Parquet, CSV or TSV files: events, and items with text or attributes. Ids are text and stay as they
+    are."""
 
     file: Path
     """Events: .parquet, .csv or .tsv (the latter also .gz)."""
     to: To
+    """Where the sequences go."""
     items: Path | None = None
     """Items with text or attributes, each once."""
     columns: TableColumns = field(default_factory=TableColumns)
+    """Names of its columns."""
     events: EventFilter = field(default_factory=EventFilter)
+    """Which users and items are kept."""
     text: Annotated[TableText, tyro.conf.arg(name="")] = field(default_factory=TableText)
+    """How a text file is written."""
     times: TimeSpelling = field(default_factory=TimeSpelling)
+    """How times are written."""
     keep_cold: bool = False
     """Keep items of the items table that no event names: a retriever that reads text can find them."""
 
@@ -155,9 +184,13 @@ class FromLog:
     """A log of jobs.import_logs or jobs.simulate: its rows with a positive label, as histories."""
 
     log: Path
+    """Folder of the log."""
     to: To
+    """Where the sequences go."""
     what: Annotated[LogEvents, tyro.conf.arg(name="")]
+    """Which columns name users, items and events."""
     events: EventFilter = field(default_factory=EventFilter)
+    """Which users and items are kept."""
 
     def read(self) -> SequenceData:
         return read_log_events(Log.open(self.log), self.what, self.events)

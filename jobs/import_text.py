@@ -24,29 +24,38 @@ from rayrec.text.tokenizer import read_tokenizer, train_tokenizer
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """out: the corpus's folder. vocabulary: tokens of the BPE that is trained. tokenizer: folder of one to use instead.
-
-    block_tokens: tokens predicted in a row. reader: "ray" tokenizes with Ray Data, "in_process" in this process.
-    """
+    """Of every corpus."""
 
     out: Path
+    """The corpus's folder."""
     vocabulary: int = 4096
+    """Tokens of the BPE that is trained."""
     tokenizer: Path | None = None
+    """Folder of one to use instead."""
     block_tokens: int = 128
+    """Tokens predicted in a row."""
     valid_share: float = 0.05
+    """Of the documents."""
     test_share: float = 0.05
+    """Of the documents."""
     seed: int = 0
+    """Of the draw of splits."""
     reader: Literal["ray", "in_process"] = "ray"
+    """"ray" tokenizes with Ray Data, "in_process" in this process."""
     overwrite: bool = False
+    """Replace what is there."""
 
 
 @dataclass(frozen=True)
 class ImportParquet:
-    """Parquet files with one document a row. files: a file, or a folder whose Parquet files are read in order of name."""
+    """Parquet files with one document a row."""
 
     files: Path
+    """A file, or a folder whose Parquet files are read in order of name."""
     options: Annotated[ImportOptions, tyro.conf.arg(name="")]
+    """Where the log goes and how it is written."""
     column: str = "text"
+    """That holds the documents."""
 
     @contextmanager
     def texts(self) -> Iterator[tuple[tuple[Path, ...], str]]:
@@ -59,8 +68,11 @@ class ImportAmazon2018:
     """Item texts of a processed Amazon 2018 folder (<name>.inter.json, <name>.item.json): one document an item."""
 
     folder: Path
+    """Of the published files."""
     options: Annotated[ImportOptions, tyro.conf.arg(name="")]
+    """Where the log goes and how it is written."""
     name: str = "Scientific"
+    """Of the category, as its files are called."""
 
     @contextmanager
     def texts(self) -> Iterator[tuple[tuple[Path, ...], str]]:

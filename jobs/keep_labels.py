@@ -15,16 +15,18 @@ from rayrec.errors import told
 
 @dataclass(frozen=True)
 class KeepLabels:
-    """share: of the training and validation rows that keep their labels. seed: of the draw.
-
-    whole_validation: keep all validation rows with their labels, as if choosing settings cost none.
-    """
+    """A log with a share of its labels."""
 
     log: Path
+    """Folder of the log."""
     share: float
+    """Of the training and validation rows that keep their labels."""
     out: Path
+    """Folder of the new log."""
     seed: int = 0
+    """Of the draw."""
     whole_validation: bool = False
+    """Keep all validation rows with their labels, as if choosing settings cost none."""
 
 
 def run(command: KeepLabels) -> None:

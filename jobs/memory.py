@@ -28,17 +28,18 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """optimizers: those that are compared. measure: also build the model, make a step and count what is there.
-
-    card_gib: memory of the card in GiB. reserve_gib: kept free for activations, the context and fragments.
-    dtype: of parameters, gradients and state.
-    """
+    """What is compared, and with what it must fit."""
 
     optimizers: tuple[OptimizerName, ...] = get_args(OptimizerName)
+    """Those that are compared."""
     measure: bool = False
+    """Also build the model, make a step and count what is there."""
     card_gib: float = 80.0
+    """Memory of the card in GiB."""
     reserve_gib: float = 10.0
+    """Kept free for activations, the context and fragments."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of parameters, gradients and state."""
 
     @property
     def room(self) -> float:
@@ -51,9 +52,13 @@ class LanguageModelMemory:
     """A decoder of ``rayrec.models.llama``; optimizer: its settings, of which the optimizer itself is varied."""
 
     shape: ShapeName = "60m"
+    """Of the decoder."""
     vocabulary: int = 32_000
+    """Tokens of the model."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(embeddings="adamw"))
+    """Whose state is counted."""
     options: Annotated[MemoryOptions, tyro.conf.arg(name="")] = field(default_factory=MemoryOptions)
+    """What is compared, and with what it must fit."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,9 @@ class RankerMemory:
     """The ranker of an experiment."""
 
     experiment: Annotated[RankerExperiment, tyro.conf.arg(name="")]
+    """What would be trained."""
     options: Annotated[MemoryOptions, tyro.conf.arg(name="")] = field(default_factory=MemoryOptions)
+    """What is compared, and with what it must fit."""
 
 
 def run(command: LanguageModelMemory | RankerMemory) -> dict[str, dict[str, object]]:

@@ -18,13 +18,12 @@ from rayrec.runs.cluster import connect
 
 @dataclass(frozen=True)
 class ScoreLog:
-    """Score every row of a log.
-
-    workers: actors that score side by side, one CPU each; 0 = in this process, without Ray.
-    """
+    """Score every row of a log."""
 
     config: Annotated[ScoringConfig, tyro.conf.arg(name="")]
+    """What is scored by which bundle."""
     workers: int = 1
+    """Actors that score side by side, one CPU each; 0 = in this process, without Ray."""
 
 
 def run(command: ScoreLog) -> Log:

@@ -30,21 +30,27 @@ from rayrec.typed_json import to_json
 
 @dataclass(frozen=True)
 class SelectFeatures:
-    """Rank features by how much the predictions move when each is spoiled.
-
-    log: any log with the model's features; its labels are used only if ``labeled`` asks for permutation importance, to compare.
-    keep: how many features to keep. rows: at most that many are looked at, in shuffled order. out: also write the result as JSON.
-    """
+    """Rank features by how much the predictions move when each is spoiled."""
 
     bundle: Path
+    """Folder of the trained ranker."""
     log: Path
+    """Any log with the model's features; its labels are used only if ``labeled`` asks for permutation importance, to
+    compare."""
     keep: int
+    """How many features to keep."""
     split: Literal["train", "valid", "test"] = "train"
+    """Whose rows are read."""
     rows: int = 65_536
+    """At most that many are looked at, in shuffled order."""
     batch_size: int = 4096
+    """Rows a pass."""
     labeled: bool = False
+    """Read the labeled rows only."""
     out: Path | None = None
+    """Also write the result as JSON."""
     config: Annotated[FeatureSelectionConfig, tyro.conf.arg(name="")] = field(default_factory=FeatureSelectionConfig)
+    """How features are perturbed."""
 
 
 @dataclass(frozen=True)

@@ -33,21 +33,22 @@ COOCCURRENCE = "cooccurrence"
 
 @dataclass(frozen=True)
 class MakeSemanticIds:
-    """Quantize item embeddings.
-
-    embeddings: folder of jobs.embed_items.
-    source: what IDs are made from; None = the embeddings when given, else the items' attributes.
-    dim: of the vectors that attributes or co-occurrence are turned into.
-    split: whose training part decides which items are cold, and what co-occurs.
-    """
+    """Quantize item embeddings."""
 
     sequences: Path
+    """Folder of jobs.import_sequences."""
     out: Path
+    """Folder of the IDs."""
     embeddings: Path | None = None
+    """Folder of jobs.embed_items."""
     source: Literal["attributes", "cooccurrence"] | None = None
+    """What IDs are made from; None = the embeddings when given, else the items' attributes."""
     dim: int = 128
+    """Of the vectors that attributes or co-occurrence are turned into."""
     split: SplitConfig = field(default_factory=SplitConfig)
+    """Whose training part decides which items are cold, and what co-occurs."""
     tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=recommended_tokenizer)
+    """How vectors become codes."""
 
     def __post_init__(self) -> None:
         if self.embeddings is not None and self.source is not None:

@@ -22,16 +22,16 @@ from rayrec.errors import told
 
 @dataclass(frozen=True)
 class Simulate:
-    """Simulate an ads world and write its logs.
-
-    out: folder to write; it appears whole or not at all. overwrite: replace an earlier simulation there.
-    workers: threads that simulate, besides the one that writes.
-    """
+    """Simulate an ads world and write its logs."""
 
     out: Path
+    """Folder to write; it appears whole or not at all."""
     config: Annotated[SimulationConfig, tyro.conf.arg(name="")] = field(default_factory=SimulationConfig)
+    """Of the world, the funnel and their size."""
     workers: int = 2
+    """Threads that simulate, besides the one that writes."""
     overwrite: bool = False
+    """Replace an earlier simulation there."""
 
 
 def run(command: Simulate) -> SimulatedLogs:

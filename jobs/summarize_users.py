@@ -61,34 +61,43 @@ class Extractive:
     """Without a language model."""
 
     into: Into
+    """What is read of whom, and the texts' name."""
     sentences: int = 3
+    """Phrases of a text."""
 
 
 @dataclass(frozen=True)
 class Llm:
-    """By a language model.
-
-    prompt: of rayrec/text/prompts. answers: most that are paid for one user, the refused ones included.
-    cache: None = CONTENT.VERSION.answers.db. dry_run: print ``shown`` prompts and the estimate, ask nothing.
-    """
+    """By a language model."""
 
     into: Into
+    """What is read of whom, and the texts' name."""
     endpoint: EndpointConfig
+    """Whom to ask, and how patiently."""
     prompt: str = "interest.v1"
+    """Of rayrec/text/prompts."""
     answers: int = 3
+    """Most that are paid for one user, the refused ones included."""
     cache: Path | None = None
+    """None = CONTENT.VERSION.answers.db."""
     dry_run: bool = False
+    """Print ``shown`` prompts and the estimate, ask nothing."""
     shown: int = 2
+    """Prompts that a dry run prints."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Texts from elsewhere. file: columns user and text. generator: who wrote them. notes: from what."""
+    """Texts from elsewhere."""
 
     into: Into
+    """What is read of whom, and the texts' name."""
     file: Path
+    """The table: Parquet or CSV."""
     generator: str
+    """Who wrote them."""
     notes: str = ""
+    """From what."""
 
 
 def run(command: Extractive | Llm | Table) -> Path | None:

@@ -24,20 +24,22 @@ from rayrec.text.content_tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class TokenizeContent:
-    """Token ids of a content log.
-
-    tokenizer: "minilm", the folder or hub id of an encoder, or a file spiece.model of T5.
-    max_text_tokens: longer texts of users are cut. max_item_tokens: so are items longer than this; None = by their fields' caps.
-    block: texts a Ray Data block.
-    """
+    """Token ids of a content log."""
 
     content: Path
+    """Folder of jobs.import_content."""
     out: Path
+    """Folder of the tokens."""
     tokenizer: str = "minilm"
+    """"minilm", the folder or hub id of an encoder, or a file spiece.model of T5."""
     max_text_tokens: int = 128
+    """Longer texts of users are cut."""
     max_item_tokens: int | None = None
+    """So are items longer than this; None = by their fields' caps."""
     block: int = 4096
+    """Texts a Ray Data block."""
     overwrite: bool = False
+    """Replace tokens that are there."""
 
 
 def run(command: TokenizeContent) -> Path:

@@ -49,13 +49,18 @@ STUDENT = RankerArchitecture(embedding_dim=4, interaction="none", trunk=(16,), t
 
 @dataclass(frozen=True)
 class Command:
-    """source: the data set's folder; None = below RAYREC_DATA. ratio: unlabeled rows per labeled row, each counted like one."""
+    """Options of the study."""
 
     folder: Path
+    """Where results are kept; a stopped study goes on."""
     source: Path | None = None
+    """The data set's folder; None = below RAYREC_DATA."""
     seeds: int = 5
+    """Runs of each arm."""
     ratio: float = 4.0
+    """Unlabeled rows per labeled row, each counted like one."""
     epochs: int = 8
+    """Of every arm."""
 
 
 Metrics = dict[str, dict[str, float]]

@@ -36,13 +36,18 @@ TEACHER = RankerArchitecture(embedding_dim=16, cross_layers=2, trunk=(128, 64), 
 
 @dataclass(frozen=True)
 class Command:
-    """source: the data set's folder; None = below RAYREC_DATA. ratio: pairs per rating, each counted like a rating."""
+    """Options of the study."""
 
     folder: Path
+    """Where results are kept; a stopped study goes on."""
     source: Path | None = None
+    """The data set's folder; None = below RAYREC_DATA."""
     seeds: int = 10
+    """Runs of each arm."""
     ratio: float = 4.0
+    """Pairs per rating, each counted like a rating."""
     epochs: int = 6
+    """Of every arm."""
 
 
 def main() -> None:

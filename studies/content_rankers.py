@@ -41,26 +41,36 @@ GROUPS = 20  # of users, by number
 
 @dataclass(frozen=True)
 class ContentStudy:
-    """content, tokens: see ContentExperiment. text: version of user texts that SPAR reads and EmbSum learns to write.
-
-    arms: of ARMS; none named = all. lengths: newest contents that a trained model is judged with once more.
-    trained_lengths: train arms once more for histories of these lengths. dim: of all embeddings. components: of a token's state.
-    """
+    """What is trained on what, and how long."""
 
     content: Path
+    """Folder of a content log."""
     tokens: Path
+    """Folder of its tokens."""
     out: Path
+    """File of JSON lines, one a run."""
     text: str | None = None
+    """Version of user texts that SPAR reads and EmbSum learns to write."""
     arms: tuple[str, ...] = ()
+    """Of ARMS; none named = all."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs."""
     lengths: tuple[int, ...] = (5, 15, 30)
+    """Newest contents that a trained model is judged with once more."""
     trained_lengths: tuple[int, ...] = ()
+    """Train arms once more for histories of these lengths."""
     dim: int = 64
+    """Of all embeddings."""
     components: int = 96
+    """Of a token's state."""
     epochs: int = 4
+    """Of every arm."""
     learning_rate: float = 1e-3
+    """Of every arm."""
     valid_histories: int | None = 300
+    """Histories that validation judges; None = all."""
     stream: ContentStreamConfig = field(default_factory=lambda: ContentStreamConfig(token_budget=32_768, positives=40))
+    """How impressions become batches."""
 
 
 _SPAR, _EMBSUM = (

@@ -20,10 +20,12 @@ Lines = dict[int, dict[str, Any]]  # by seed
 
 @dataclass(frozen=True)
 class Report:
-    """file: of studies.content_rankers. baseline: arm that the others are compared with."""
+    """Which file is told, beside which arm."""
 
     file: Path
+    """Of studies.content_rankers."""
     baseline: str = "miner"
+    """Arm that the others are compared with."""
 
 
 def run(report: Report) -> None:

@@ -32,11 +32,14 @@ TAUGHT, TOGETHER = "taught", 20
 
 @dataclass(frozen=True)
 class SummaryStudy(ContentStudy):
-    """As ContentStudy; text: what is to be written. held: users whose text is not taught."""
+    """As ContentStudy; text: what is to be written."""
 
     text: str | None = "tastes"
+    """Version of user texts."""
     held: int = 100
+    """Users whose text is not taught."""
     seed: int = 0
+    """Of the draw and of the model."""
 
 
 def run(study: SummaryStudy) -> None:

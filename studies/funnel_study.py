@@ -60,40 +60,46 @@ _TEACHER, _PROPENSITY, _SHOWN = "teacher", "propensity", "shown"
 
 @dataclass(frozen=True)
 class FunnelStudyConfig:
-    """Size and training of a study.
-
-    candidates: simulated ones of each seed; a tenth of the requests is for validation, a fifth for the test.
-    ratios: unlabeled rows per labeled row of the main arm; the first is that of all other arms.
-    batch_size: labeled rows a step. epochs: passes over the impressions, the same for all arms.
-    teacher_...: the same of the teacher. It must be right far from what it was shown: linear in features that hold what drove the
-    selection, and trained to the end, since slopes that stopped short of it are too flat and probabilities of what is never
-    shown too high.
-    ignored_features: no model sees them. Users: a dozen impressions each, which fit noise; selection is within requests.
-    world, funnel: what is simulated; denser than the default of ``jobs.simulate``, so that a million candidates teach something.
-    """
+    """Size and training of a study."""
 
     candidates: int = 1_000_000
+    """Simulated ones of each seed; a tenth of the requests is for validation, a fifth for the test."""
     ratios: tuple[float, ...] = (4.0, 1.0, 16.0)
+    """Unlabeled rows per labeled row of the main arm; the first is that of all other arms."""
     epochs: int = 4
+    """Passes over the impressions, the same for all arms. teacher_...: the same of the teacher. It must be right far
+    from what it was shown: linear in features that hold what drove the selection, and trained to the end, since
+    slopes that stopped short of it are too flat and probabilities of what is never shown too high."""
     batch_size: int = 256
+    """Labeled rows a step."""
     learning_rate: float = 1e-2
+    """Of the students."""
     embedding_learning_rate: float = 0.01
+    """Of the students' tables."""
     teacher_epochs: int = 6
+    """Passes of the teacher, trained to the end."""
     teacher_learning_rate: float = 2e-2
+    """Of the teacher."""
     teacher_embedding_learning_rate: float = 0.05
+    """Of the teacher's tables."""
     teacher_architecture: RankerArchitecture = field(
         default_factory=lambda: RankerArchitecture(embedding_dim=1, interaction="none", trunk=(), tower=())
     )
+    """It must be right far from what it was shown."""
     ignored_features: tuple[str, ...] = ("user",)
+    """No model sees them. Users: a dozen impressions each, which fit noise; selection is within requests."""
     world: WorldConfig = field(
         default_factory=lambda: WorldConfig(
             users=5_000, ads=500, campaigns=100, advertisers=30, base_click_probability=0.03
         )
     )
+    """What is simulated; denser than the default of ``jobs.simulate``, so that a million candidates teach something."""
     funnel: FunnelConfig = field(default_factory=lambda: FunnelConfig(slots=4))
+    """Stages and auction, alike."""
     architecture: RankerArchitecture = field(
         default_factory=lambda: RankerArchitecture(embedding_dim=4, interaction="none", trunk=(16,), tower=())
     )
+    """Of the students."""
 
 
 @dataclass(frozen=True)

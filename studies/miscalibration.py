@@ -46,18 +46,20 @@ _COLORS = ("#1d6fb8", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490", "#b
 
 @dataclass(frozen=True)
 class Miscalibration:
-    """Run the lab and write its report.
-
-    seeds: of simulation B; 0 leaves it out. stop_after: seconds after which simulation B begins nothing new.
-    requests: simulated for each point of simulation A.
-    """
+    """Run the lab and write its report."""
 
     out: Path
+    """Folder of results; a stopped study goes on."""
     seeds: int = 0
+    """Of simulation B; 0 leaves it out."""
     stop_after: float | None = None
+    """Seconds after which simulation B begins nothing new."""
     requests: int = 20_000
+    """Simulated for each point of simulation A."""
     linear: LinearWorld = field(default_factory=LinearWorld)
+    """The world of simulation A."""
     study: FunnelStudyConfig = field(default_factory=FunnelStudyConfig)
+    """Of simulation B."""
 
 
 def run(command: Miscalibration) -> Path:

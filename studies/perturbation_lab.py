@@ -43,22 +43,28 @@ KINDS = ("none", "ridge", "scr", "lspr")
 
 @dataclass(frozen=True)
 class Lab:
-    """problems: independent data sets ("seeds") of each cell. features: d. signal: length of the true weights (logistic).
-
-    rows: sample sizes. base_rates: shares of positives. copies: perturbed copies of each row. label_noise: of the linear model.
-    threads: the matrices are small; more threads mostly wait for each other.
-    """
+    """Problems, methods and their size."""
 
     name: str = "perturbation-lab"
+    """Folder and run name."""
     problems: int = 20
+    """Independent data sets ("seeds") of each cell."""
     features: int = 20
+    """d."""
     signal: float = 2.0
+    """Length of the true weights (logistic)."""
     rows: tuple[int, ...] = (30, 50, 100, 200, 500, 1000)
+    """Sample sizes."""
     base_rates: tuple[float, ...] = (0.5, 0.1, 0.02)
+    """Shares of positives."""
     copies: int = 4
+    """Perturbed copies of each row."""
     label_noise: float = 1.0
+    """Of the linear model."""
     seed: int = 0
+    """Of the problems and of the noise."""
     threads: int = 1
+    """The matrices are small; more threads mostly wait for each other."""
 
 
 @dataclass(frozen=True)

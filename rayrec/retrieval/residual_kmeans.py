@@ -12,18 +12,20 @@ from rayrec.retrieval.code_assignment import balanced_codes, own_codes
 
 @dataclass(frozen=True)
 class ResidualKMeansConfig:
-    """levels codebooks of codebook_size codes each; ``iterations`` of Lloyd's algorithm a level.
-
-    balanced: levels (from 1) whose codes are given out evenly instead of to the nearest item.
-    own_last: on the last level, items with the same codes so far get different ones, as far as the codebook reaches.
-    """
+    """levels codebooks of codebook_size codes each; ``iterations`` of Lloyd's algorithm a level."""
 
     levels: int = 3
+    """Codes of an item."""
     codebook_size: int = 256
+    """Codes of a level."""
     iterations: int = 30
+    """Of k-means at each level, at most."""
     seed: int = 0
+    """Of the first centers."""
     balanced: tuple[int, ...] = ()
+    """Levels (from 1) whose codes are given out evenly instead of to the nearest item."""
     own_last: bool = False
+    """On the last level, items with the same codes so far get different ones, as far as the codebook reaches."""
 
     def __post_init__(self) -> None:
         if not all(1 <= level <= self.levels for level in self.balanced):

@@ -20,30 +20,40 @@ from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig, fit_residual_
 
 @dataclass(frozen=True)
 class RqVaeConfig:
-    """hidden: sizes of the encoder's layers before the latent (the decoder mirrors them).
-
-    commitment: beta. ema_decay: of the codebook's moving averages. dead_below: a codeword restarts when the moving average
-    of its assignments falls below that many.
-    kmeans_init: start the codebooks by residual k-means on the first batch's latents.
-    held_out: share of items kept out to choose the best epoch. patience: epochs without a gain before training stops.
-    """
+    """An autoencoder whose middle is quantized."""
 
     hidden: tuple[int, ...] = (768, 512, 256)
+    """Sizes of the encoder's layers before the latent (the decoder mirrors them)."""
     latent: int = 128
+    """Width of what is quantized."""
     levels: int = 3
+    """Codes of an item."""
     codebook_size: int = 256
+    """Codes of a level."""
     commitment: float = 0.25
+    """beta."""
     ema_decay: float = 0.99
+    """Of the codebook's moving averages."""
     dead_below: float = 0.1
+    """A codeword restarts when the moving average of its assignments falls below that many."""
     kmeans_init: bool = True
+    """Start the codebooks by residual k-means on the first batch's latents."""
     dropout: float = 0.1
+    """Between the encoder's layers."""
     learning_rate: float = 1e-3
+    """Of AdamW."""
     weight_decay: float = 0.1
+    """Of AdamW."""
     batch_size: int = 2048
+    """Items a step."""
     epochs: int = 8000
+    """Passes at most."""
     patience: int = 500
+    """Epochs without a gain before training stops."""
     held_out: float = 0.05
+    """Share of items kept out to choose the best epoch."""
     seed: int = 0
+    """Of weights, order and the items held out."""
 
     def __post_init__(self) -> None:
         if min(*self.hidden, self.latent, self.levels, self.codebook_size, self.batch_size, self.epochs) < 1:

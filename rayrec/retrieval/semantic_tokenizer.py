@@ -20,16 +20,17 @@ from rayrec.retrieval.semantic_ids import SemanticIdReport, SemanticIds, report,
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """method: "kmeans" (residual k-means: seconds) or "rqvae"; only the settings of the chosen one matter.
-
-    components: principal dimensions of the unit vectors that are quantized; None = standardized embeddings in full width, which
-    is what tokenizers of before there was a choice did.
-    """
+    """How item vectors become codes."""
 
     method: Literal["kmeans", "rqvae"] = "kmeans"
+    """"kmeans" (residual k-means: seconds) or "rqvae"; only the settings of the chosen one matter."""
     components: int | None = None
+    """Principal dimensions of the unit vectors that are quantized; None = standardized embeddings in full width, which
+    is what tokenizers of before there was a choice did."""
     kmeans: ResidualKMeansConfig = field(default_factory=ResidualKMeansConfig)
+    """Settings of ``method`` kmeans."""
     rqvae: RqVaeConfig = field(default_factory=RqVaeConfig)
+    """Settings of ``method`` rqvae."""
 
     def __post_init__(self) -> None:
         if self.components is not None and self.components < 1:

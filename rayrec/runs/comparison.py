@@ -79,20 +79,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """How trials run.
-
-    concurrent: trials at once; None = as many as there are CPUs for (or GPUs: one a trial where the cluster has any).
-    cpus: of each trial. start_until: seconds after which no further trial is started: the same command goes on later.
-    keep_checkpoints: keep each trial's last checkpoint, from which a bundle can be made.
-    in_process: train one trial after the other in this very process, without Ray.
-    """
+    """How trials run."""
 
     concurrent: int | None = None
+    """Trials at once; None = as many as there are CPUs for (or GPUs: one a trial where the cluster has any)."""
     cpus: float = 1.0
+    """Of each trial."""
     start_until: float | None = None
+    """Seconds after which no further trial is started: the same command goes on later."""
     keep_checkpoints: bool = False
+    """Keep each trial's last checkpoint, from which a bundle can be made."""
     in_process: bool = False
+    """Train one trial after the other in this very process, without Ray."""
     progress_seconds: float = 20.0
+    """Time between two lines of progress."""
 
 
 @dataclass(frozen=True, order=True)

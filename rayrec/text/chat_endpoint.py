@@ -35,36 +35,38 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """Which model is asked, and how.
-
-    url: up to and without "/chat/completions", such as http://127.0.0.1:8000/v1.
-    model: as the endpoint calls it.
-    key_variable: environment variable that holds the key; not set = none is sent. The key itself is never written anywhere.
-    temperature, top_p, max_tokens: sampling, and the longest answer.
-    json_mode: ask for a JSON object by ``response_format``; not every endpoint knows it.
-    concurrency: questions under way at once.
-    timeout: seconds for one try, from the connection to the last byte.
-    tries: of one question that fails on its way.
-    first_wait, longest_wait: seconds before the second try, doubled each time, at most; longer Retry-Afters end the run.
-    largest_answer: bytes of a reply that are read.
-    input_price, output_price: of a million tokens, for the bill.
-    """
+    """Which model is asked, and how."""
 
     url: str
+    """Up to and without "/chat/completions", such as http://127.0.0.1:8000/v1."""
     model: str
+    """As the endpoint calls it."""
     key_variable: str = "RAYREC_LLM_KEY"
+    """Environment variable that holds the key; not set = none is sent. The key itself is never written anywhere."""
     temperature: float = 0.6
+    """Of the sampling."""
     top_p: float = 0.9
+    """Of the sampling: the likeliest tokens of this mass."""
     max_tokens: int = 512
+    """Of an answer."""
     json_mode: bool = False
+    """Ask for a JSON object by ``response_format``; not every endpoint knows it."""
     concurrency: int = 8
+    """Questions under way at once."""
     timeout: float = 60.0
+    """Seconds for one try, from the connection to the last byte."""
     tries: int = 6
+    """Of one question that fails on its way."""
     first_wait: float = 1.0
+    """Seconds before the second try, doubled each time."""
     longest_wait: float = 120.0
+    """Seconds between two tries at most; a longer Retry-After ends the run."""
     largest_answer: int = 1_000_000
+    """Bytes of a reply that are read."""
     input_price: float = 0.0
+    """Of a million tokens that are asked, for the bill."""
     output_price: float = 0.0
+    """Of a million tokens that are answered, for the bill."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):

@@ -23,11 +23,14 @@ class EncoderError(UserError):
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """model: folder, hub id, or "minilm". max_tokens: longer texts are cut. threads: CPU threads; None leaves torch's setting."""
+    """A frozen text encoder."""
 
     model: str = MINILM
+    """Folder, hub id, or "minilm"."""
     max_tokens: int = 128
+    """Longer texts are cut."""
     threads: int | None = None
+    """CPU threads; None leaves torch's setting."""
 
 
 class TextEncoder:

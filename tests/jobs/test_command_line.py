@@ -8,6 +8,12 @@ from typing import Any
 
 import pytest
 
+from jobs import (
+    build_preference_benchmark, bundle_item_features, cluster, compare, compare_retrieval, compare_steering, demo,
+    embed_content_items, embed_items, embed_users, generate_preferences, import_content, import_logs, import_preferences,
+    import_sequences, import_text, keep_labels, memory, score_log, select_features, semantic_ids, simulate,
+    summarize_users, tokenize_content,
+)  # fmt: skip
 from jobs.command_line import documentation, read, read_one_of
 from jobs.sweep import Sweep
 from jobs.train import Repeat, Train
@@ -28,6 +34,41 @@ COMMANDS: dict[str, Any] = {
     **{f"evaluate {f.word}": follow(f.evaluation_path) for f in FAMILIES if f.evaluation_path is not None},
     "repeat": Repeat,
 }
+JOBS: dict[str, Any] = {
+    f"{job} {command.__name__}": command
+    for job, commands in {
+        "build_preference_benchmark": [build_preference_benchmark.BuildBenchmark],
+        "bundle_item_features": [bundle_item_features.BundleItemFeatures],
+        "cluster": [cluster.Start, cluster.Stop],
+        "compare": [compare.Compare],
+        "compare_retrieval": [compare_retrieval.CompareRetrieval],
+        "compare_steering": [compare_steering.CompareSteering],
+        "demo": [demo.Demo],
+        "embed_content_items": [embed_content_items.EmbedContentItems],
+        "embed_items": [embed_items.EmbedItems],
+        "embed_users": [embed_users.EmbedUsers],
+        "generate_preferences": [generate_preferences.Extractive, generate_preferences.Llm],
+        "import_content": list(import_content.COMMANDS.values()),
+        "import_logs": [import_logs.ImportPublic, import_logs.ImportTable],
+        "import_preferences": [import_preferences.Tastes, import_preferences.Table],
+        "import_sequences": [
+            import_sequences.Amazon2014, import_sequences.Amazon2018, import_sequences.Amazon2018Raw,
+            import_sequences.Steam, import_sequences.Yelp, import_sequences.MovieLens,
+            import_sequences.MovieLensTastes, import_sequences.Table, import_sequences.FromLog,
+        ],
+        "import_text": [import_text.ImportParquet, import_text.ImportAmazon2018],
+        "keep_labels": [keep_labels.KeepLabels],
+        "memory": [memory.LanguageModelMemory, memory.RankerMemory],
+        "score_log": [score_log.ScoreLog],
+        "select_features": [select_features.SelectFeatures],
+        "semantic_ids": [semantic_ids.MakeSemanticIds],
+        "simulate": [simulate.Simulate],
+        "summarize_users": [summarize_users.Extractive, summarize_users.Llm, summarize_users.Table],
+        "tokenize_content": [tokenize_content.TokenizeContent],
+    }.items()
+    for command in commands
+}  # fmt: skip
+FAMILY_JOBS = {"train", "sweep", "evaluate", "serve"}
 SHORT = ("--name", "a", "--log", "logs/mine")
 
 
@@ -52,7 +93,12 @@ def classes_of(command: Any) -> set[type]:
     return set(every_class(_Draft(["--help"]).of(command))) | set(METHODS)
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_every_job_with_options_is_looked_at_here() -> None:
+    jobs = {file.stem for file in Path(cluster.__file__).parent.glob("*.py") if "def main(" in file.read_text()}
+    assert jobs == {name.split()[0] for name in JOBS} | FAMILY_JOBS
+
+
+@pytest.mark.parametrize("command", (COMMANDS | JOBS).values(), ids=(COMMANDS | JOBS).keys())
 def test_every_field_has_a_line_of_its_own(command: Any) -> None:
     missing = [
         f"{cls.__name__}.{field.name}"

@@ -12,16 +12,17 @@ from rayrec.data.content.log import ContentError, Impressions
 
 @dataclass(frozen=True)
 class CandidateDraw:
-    """positives: most likes an impression holds. negatives: drawn beside each like. seed: fixes all draws.
-
-    by_kind: share of the negatives that are of the like's own kind (film genres). All are drawn with probability in proportion
-    to how many users like them, so that popularity alone ranks little.
-    """
+    """How candidates are drawn beside a like."""
 
     positives: int = 5
+    """Most likes an impression holds."""
     negatives: int = 4
+    """Drawn beside each like."""
     by_kind: float = 0.5
+    """Share of the negatives that are of the like's own kind (film genres). All are drawn with probability in
+    proportion to how many users like them, so that popularity alone ranks little."""
     seed: int = 0
+    """Fixes all draws."""
 
     def __post_init__(self) -> None:
         if min(self.positives, self.negatives) < 1 or not 0 <= self.by_kind <= 1:

@@ -39,10 +39,12 @@ class Numbers:
 
 @dataclass(frozen=True)
 class NumberSpelling:
-    """How text files write numbers. thousands: what stands between groups of three digits; empty = nothing."""
+    """How text files write numbers."""
 
     decimal: str = "."
+    """Character before the fraction."""
     thousands: str = ""
+    """What stands between groups of three digits; empty = nothing."""
 
 
 PLAIN = NumberSpelling()

@@ -30,12 +30,15 @@ _STRICT = ConfigDict(extra="forbid")
 class TimeSplit:
     """The last ``test_share`` of the rows in time are for test, ``valid_share`` before them for validation.
 
-    Rows of the same time stay together, in the later split. column: default the schema's timestamp.
+    Rows of the same time stay together, in the later split.
     """
 
     valid_share: float = 0.1
+    """Of the rows, before those of the test."""
     test_share: float = 0.2
+    """Of the rows, the newest."""
     column: str | None = None
+    """Default the schema's timestamp."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
@@ -44,10 +47,13 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class OrderSplit:
-    """Like TimeSplit for files that lie in order of time but do not tell the time: by position, files one after another."""
+    """Like TimeSplit for files that lie in order of time but do not tell the time: by position, files one after
+    another."""
 
     valid_share: float = 0.1
+    """Of the rows, before those of the test."""
     test_share: float = 0.2
+    """Of the rows, the last ones."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
@@ -59,9 +65,13 @@ class HashSplit:
     """By a hash of the given columns (a request id, a user: their rows stay together), or of the whole row."""
 
     valid_share: float = 0.1
+    """Of the keys."""
     test_share: float = 0.2
+    """Of the keys."""
     columns: tuple[str, ...] = ()
+    """Whose values are hashed, so that rows which share them stay together; none = each row for itself."""
     seed: int = 0
+    """Of the hash."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
@@ -73,9 +83,13 @@ class ColumnSplit:
     """As a column says, by these values."""
 
     column: str
+    """Whose values say it."""
     train: tuple[str, ...] = ("train",)
+    """Values of training rows."""
     valid: tuple[str, ...] = ("valid", "validation", "val")
+    """Values of validation rows."""
     test: tuple[str, ...] = ("test",)
+    """Values of test rows."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
@@ -84,7 +98,9 @@ class FileSplit:
     """As each file says; ``valid_share`` of the training rows become validation rows, by a hash of the row."""
 
     valid_share: float = 0.1
+    """Of the rows of training files."""
     seed: int = 0
+    """Of the draw."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:

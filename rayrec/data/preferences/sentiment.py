@@ -24,19 +24,20 @@ from rayrec.typed_json import ConfigError
 
 @dataclass(frozen=True)
 class ReviewColumns:
-    """Column names of a table of reviews; either ``rating`` or ``sentiment`` must be there.
-
-    rating: stars; ``negative_at_most`` of them or fewer are a negative review.
-    sentiment: "negative" or anything else, or a number below 0: the verdict of your own classifier. It goes before the rating.
-    review: its text; None = there is none, and preferences are matched by the title alone.
-    """
+    """Column names of a table of reviews; either ``rating`` or ``sentiment`` must be there."""
 
     user: str = "user"
+    """Name of the user's column."""
     item: str = "item"
+    """Name of the item's column."""
     rating: str | None = "rating"
+    """Stars; ``negative_at_most`` of them or fewer are a negative review."""
     sentiment: str | None = None
+    """"negative" or anything else, or a number below 0: the verdict of your own classifier. It goes before the rating."""
     review: str | None = None
+    """Its text; None = there is none, and preferences are matched by the title alone."""
     negative_at_most: float = 2.0
+    """So many stars or fewer are a negative review."""
 
     def __post_init__(self) -> None:
         if self.rating is None and self.sentiment is None:

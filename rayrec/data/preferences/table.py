@@ -123,14 +123,14 @@ def read_preferences(folder: Path, data: SequenceData) -> Preferences:
 
 @dataclass(frozen=True)
 class PreferenceColumns:
-    """Column names. position: None = made before the first item, good for every target (a standing wish).
-
-    preferences: a list column (Parquet), or text with one preference a line.
-    """
+    """Column names."""
 
     user: str = "user"
+    """Name of the user's column."""
     position: str | None = None
+    """None = made before the first item, good for every target (a standing wish)."""
     preferences: str = "preferences"
+    """A list column (Parquet), or text with one preference a line."""
 
 
 def read_preference_table(file: Path, columns: PreferenceColumns) -> list[PreferenceRow]:

@@ -19,9 +19,10 @@ FIELDS = (TextField("title", "News Title", 32),)
 
 @dataclass(frozen=True)
 class BingNews:
-    """size: lines of a training impression."""
+    """How the sample becomes impressions."""
 
     size: int = 10
+    """Lines of a training impression."""
 
     def read(self, source: Path) -> ContentLog:
         """Raises ContentError that names file and line."""

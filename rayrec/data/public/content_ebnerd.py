@@ -20,14 +20,14 @@ _ARTICLES = ("article_id", "title", "subtitle", "category_str")
 
 @dataclass(frozen=True)
 class Ebnerd:
-    """articles: file of article texts in the source; where it is not there, items have no text, which is noted.
-
-    valid_share: of the validation users. max_history: newest clicks kept.
-    """
+    """How the archives become impressions."""
 
     articles: str = "articles.parquet"
+    """File of article texts in the source; where it is not there, items have no text, which is noted."""
     valid_share: float = 0.1
+    """Of the validation users."""
     max_history: int = 60
+    """Newest clicks kept."""
 
     def __post_init__(self) -> None:
         if not 0 < self.valid_share < 1 or self.max_history < 1:

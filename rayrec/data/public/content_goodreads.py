@@ -19,10 +19,12 @@ FIELDS = (TextField("title", "Book Name", 24), TextField("description", "Book De
 
 @dataclass(frozen=True)
 class GoodreadsOnce:
-    """users: only the first so many; None = all. draw: how candidates are drawn; two negatives a like, as in SPAR."""
+    """How likes without order become impressions."""
 
     users: int | None = None
+    """Only the first so many; None = all."""
     draw: CandidateDraw = field(default_factory=lambda: CandidateDraw(negatives=2, by_kind=0.0))
+    """How candidates are drawn; two negatives a like, as in SPAR."""
 
     def read(self, source: Path) -> ContentLog:
         """Raises ContentError that names the file, column or book that is wrong."""

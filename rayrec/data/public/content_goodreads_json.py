@@ -22,15 +22,16 @@ _DATE = "%a %b %d %H:%M:%S %z %Y"
 
 @dataclass(frozen=True)
 class GoodreadsJson:
-    """books, interactions: files in the source. valid_share: of the users, for validation; the others are the test's.
-
-    max_history: newest books kept.
-    """
+    """How books and ratings become impressions."""
 
     books: str = "goodreads_books.json.gz"
+    """File of the books in ``source``."""
     interactions: str = "goodreads_interactions_dedup.json.gz"
+    """File of the ratings in ``source``."""
     valid_share: float = 0.1
+    """Of the users, for validation; the others are the test's."""
     max_history: int = 60
+    """Newest books kept."""
 
     def __post_init__(self) -> None:
         if not 0 < self.valid_share < 1 or self.max_history < 1:

@@ -22,17 +22,19 @@ _DOWNLOAD = "MIND comes as MINDsmall_train.zip and MINDsmall_dev.zip (or MINDlar
 
 @dataclass(frozen=True)
 class Mind:
-    """train, dev: names of the folders in ``source``. valid_share: of the dev users, for validation.
-
-    missing: candidates and history items whose news is in no news.tsv: "drop" leaves them out, "keep" takes them as items without
-    text; both count them. max_history: newest clicks kept.
-    """
+    """How the archives become impressions."""
 
     train: str = "MINDsmall_train"
+    """Folder of the training part in ``source``."""
     dev: str = "MINDsmall_dev"
+    """Folder of the other part in ``source``; its rows are for the test."""
     valid_share: float = 0.1
+    """Of the dev users, for validation."""
     missing: Literal["drop", "keep"] = "drop"
+    """Candidates and history items whose news is in no news.tsv: "drop" leaves them out, "keep" takes them as items
+    without text; both count them."""
     max_history: int = 60
+    """Newest clicks kept."""
 
     def __post_init__(self) -> None:
         if not 0 < self.valid_share < 1 or self.max_history < 1:

@@ -23,14 +23,14 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class MovielensTastes:
-    """folds: parts of the training likes, each predicted from the others. users: only the first so many; None = all.
-
-    draw: how candidates are drawn.
-    """
+    """How likes without order become impressions."""
 
     folds: int = 5
+    """Parts of the training likes, each predicted from the others."""
     users: int | None = None
+    """Only the first so many; None = all."""
     draw: CandidateDraw = field(default_factory=CandidateDraw)
+    """How candidates are drawn."""
 
     def __post_init__(self) -> None:
         if self.folds < 2:

@@ -25,11 +25,14 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class AmazonScientific:
-    """name: what the two files begin with. users: only the first so many; None = all. draw: how candidates are drawn."""
+    """How purchases of one category become impressions."""
 
     name: str = "Scientific"
+    """What the two files begin with."""
     users: int | None = None
+    """Only the first so many; None = all."""
     draw: CandidateDraw = field(default_factory=lambda: CandidateDraw(positives=1, negatives=20))
+    """How candidates are drawn."""
 
     def read(self, source: Path) -> ContentLog:
         """Raises ContentError that names the file, user or item that is wrong."""

@@ -26,13 +26,12 @@ _DEFAULT_CAP = 64
 
 @dataclass(frozen=True)
 class OwnTables:
-    """fields: columns of an item's text in their order, each as NAME or NAME=MAX_TOKENS; none named = all, 64 tokens each.
-
-    max_history: newest items kept.
-    """
+    """How tables become impressions."""
 
     fields: tuple[str, ...] = ()
+    """Columns of an item's text in their order, each as NAME or NAME=MAX_TOKENS; none named = all, 64 tokens each."""
     max_history: int = 60
+    """Newest items kept."""
 
     def read(self, source: Path) -> ContentLog:
         """Raises ContentError that names the file, row, column and value that is wrong."""

@@ -14,16 +14,16 @@ from rayrec.data.sequences.interactions import InteractionsError, SequenceData
 
 @dataclass(frozen=True)
 class LogEvents:
-    """Which rows of a log are events: those whose label of ``task`` is 1, in the order of the log's timestamp.
-
-    user, item: names of categorical features. A vocabulary's ids become its values again; a hashed one's stay numbers.
-    attributes: categorical features of the item that describe it (category, brand).
-    """
+    """Which rows of a log are events: those whose label of ``task`` is 1, in the order of the log's timestamp."""
 
     user: str
+    """Categorical feature that names the user; a vocabulary's ids become its values again, hashed ones stay numbers."""
     item: str
+    """Categorical feature that names the item, alike."""
     task: str
+    """Whose positive label makes a row an event."""
     attributes: tuple[str, ...] = ()
+    """Categorical features of the item that describe it (category, brand)."""
 
 
 def read_log_events(log: Log, events: LogEvents, event_filter: EventFilter) -> SequenceData:

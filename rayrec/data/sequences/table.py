@@ -27,8 +27,11 @@ class TableColumns:
     """Names of the columns."""
 
     user: str = "user"
+    """Name of the user's column."""
     item: str = "item"
+    """Name of the item's column."""
     timestamp: str = "timestamp"
+    """Name of the time's column."""
     item_text: tuple[str, ...] = ("text",)
     """Text columns of the items table, joined as sentences."""
     item_attributes: tuple[str, ...] = ()

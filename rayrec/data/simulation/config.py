@@ -15,51 +15,58 @@ class WorldConfig:
     """Users, ads and the true probabilities of click and (given click) conversion.
 
     An effect is the standard deviation over its entities of what it adds to the true logit of a click, unless said otherwise.
-
-    users, ads, campaigns, advertisers, categories, segments: how many there are; ads are spread over campaigns, campaigns over
-        advertisers; an ad has a category, a user a segment.
-    days: length of the simulated period.
-    history_length: longest history (categories of what the user did lately); the length is uniform from 0 to it.
-    early_signals: dense user-ad features that every stage sees; every second one is a count, to be scaled by log1p.
-    late_signals: dense user-ad features that only the late stage sees; they are what the early-stage ranker cannot know.
-    noise_signals: dense features without any effect, seen by every stage (for feature selection).
-    base_click_probability, base_conversion_probability: of a candidate all of whose effects are 0.
-    user_effect, ad_effect, affinity_effect: of the user, the ad (advertiser, campaign and creative), segment x category.
-    history_effect: what a history wholly in the ad's category adds, more than one without it.
-    context_effect: of device and hour each.
-    early_signal_effect, late_signal_effect: of all early signals, all late signals together.
-    interaction_effect: of the product of the first two early signals (0 with fewer than two).
-    conversion_effect: of each: advertiser, early signals, late signals, on the logit of a conversion given a click.
-    drift: of the campaign at the end of the period (minus that at its start, straight in between); 0 = a world at rest.
-    refreshed_ads: share of ads that are replaced by a new creative with an id and effect of its own at a random time.
-    missing_share: share of candidates whose last early signal is missing (it then has no effect).
     """
 
     users: int = 20_000
+    """How many there are."""
     ads: int = 2_000
+    """How many there are, spread over campaigns."""
     campaigns: int = 400
+    """How many there are, spread over advertisers."""
     advertisers: int = 100
+    """How many there are."""
     categories: int = 24
+    """Of ads; each ad has one."""
     segments: int = 12
+    """Of users; each user has one."""
     days: int = 10
+    """Length of the simulated period."""
     history_length: int = 10
+    """Longest history (categories of what the user did lately); the length is uniform from 0 to it."""
     early_signals: int = 8
+    """Dense user-ad features that every stage sees; every second one is a count, to be scaled by log1p."""
     late_signals: int = 8
+    """Dense user-ad features that only the late stage sees; they are what the early-stage ranker cannot know."""
     noise_signals: int = 0
+    """Dense features without any effect, seen by every stage (for feature selection)."""
     base_click_probability: float = 0.006
+    """Of a candidate all of whose effects are 0."""
     base_conversion_probability: float = 0.08
+    """Of a clicked candidate all of whose effects are 0."""
     user_effect: float = 0.3
+    """Of the user."""
     ad_effect: float = 0.4
+    """Of the ad: advertiser, campaign and creative."""
     affinity_effect: float = 0.35
+    """Of segment x category."""
     history_effect: float = 1.5
+    """What a history wholly in the ad's category adds, more than one without it."""
     context_effect: float = 0.1
+    """Of device and hour each."""
     early_signal_effect: float = 0.85
+    """Of all early signals together."""
     late_signal_effect: float = 0.5
+    """Of all late signals together."""
     interaction_effect: float = 0.15
+    """Of the product of the first two early signals (0 with fewer than two)."""
     conversion_effect: float = 0.4
+    """Of each: advertiser, early signals, late signals, on the logit of a conversion given a click."""
     drift: float = 0.2
+    """Of the campaign at the end of the period (minus that at its start, straight in between); 0 = a world at rest."""
     refreshed_ads: float = 0.2
+    """Share of ads that are replaced by a new creative with an id and effect of its own at a random time."""
     missing_share: float = 0.02
+    """Share of candidates whose last early signal is missing (it then has no effect)."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
@@ -84,27 +91,30 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class FunnelConfig:
-    """How candidates become impressions. Each stage passes on the best of a request by its own noisy view.
-
-    eligible: ads that targeting lets in, drawn at random. pool: how many of them retrieval keeps, by ad, segment x category
-    and noise; the candidates of the early stage. early_keep: how many the early-stage ranker keeps, by early_stage_score
-    (click probability given what it sees). late_keep: how many the late-stage ranker keeps, by late_stage_score (all features).
-    slots: how many of these the auction shows: the highest bid * late_stage_score of at least ``reserve_value``.
-    retrieval_noise, early_noise, late_noise: standard deviation of each stage's error, in logit units.
-    bid_spread, bid_noise: standard deviation of the log bid over campaigns, and over requests of one campaign.
-    """
+    """How candidates become impressions. Each stage passes on the best of a request by its own noisy view."""
 
     eligible: int = 80
+    """Ads that targeting lets in, drawn at random."""
     pool: int = 40
+    """How many of them retrieval keeps, by ad, segment x category and noise; the candidates of the early stage."""
     early_keep: int = 20
+    """How many the early-stage ranker keeps, by early_stage_score (click probability given what it sees)."""
     late_keep: int = 8
+    """How many the late-stage ranker keeps, by late_stage_score (all features)."""
     slots: int = 2
+    """How many of these the auction shows: the highest bid * late_stage_score of at least ``reserve_value``."""
     retrieval_noise: float = 0.5
+    """Standard deviation of retrieval's error, in logits."""
     early_noise: float = 0.3
+    """Standard deviation of the early stage's error, in logits."""
     late_noise: float = 0.2
+    """Standard deviation of the late stage's error, in logits."""
     bid_spread: float = 0.5
+    """Standard deviation of the log bid over campaigns."""
     bid_noise: float = 0.1
+    """Standard deviation of the log bid over requests of one campaign."""
     reserve_value: float = 0.0
+    """Value below which no ad is shown."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
@@ -120,25 +130,26 @@ class FunnelConfig:
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """One simulation: the same config gives the same logs, row for row.
-
-    requests: ad requests in all, in order of time; each has ``funnel.pool`` candidates.
-    valid_share, test_share: the last requests in time; the log of candidates holds those of the test period.
-    unlabeled_share: share of the candidates not shown that the unlabeled log keeps, drawn at random.
-    user_buckets: hash buckets of the user id.
-    crossed_features: also log what two effects of the world are functions of, ready to be learned by a linear model:
-        ``segment_category`` (affinity) and ``signal_product`` (of the first two early signals: interaction).
-    """
+    """One simulation: the same config gives the same logs, row for row."""
 
     seed: int = 0
+    """Of all draws."""
     requests: int = 125_000
+    """In all, in order of time; each has ``funnel.pool`` candidates."""
     valid_share: float = 0.1
+    """Of the requests, before those of the test."""
     test_share: float = 0.1
+    """Of the requests, the last ones."""
     unlabeled_share: float = 0.26
+    """Of the candidates that were not shown, how many the unlabeled log keeps."""
     user_buckets: int = 32_768
+    """Rows of the hashed user table."""
     crossed_features: bool = False
+    """Add segment x category and the product of two signals to the log."""
     world: WorldConfig = field(default_factory=WorldConfig)
+    """Users, ads and what makes them click."""
     funnel: FunnelConfig = field(default_factory=FunnelConfig)
+    """Stages and auction."""
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
