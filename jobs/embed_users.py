@@ -7,7 +7,6 @@ As jobs.embed_content_items: resumable, through Ray Data, put in force by one re
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from jobs.command_line import read
 from jobs.embed_content_items import EmbedContent, embed, trained_interest
 from rayrec.data.content.embeddings import EmbeddingsRecord

@@ -9,10 +9,30 @@ from typing import Any
 import pytest
 
 from jobs import (
-    build_preference_benchmark, bundle_item_features, cluster, compare, compare_retrieval, compare_steering, demo,
-    embed_content_items, embed_items, embed_users, generate_preferences, import_content, import_logs, import_preferences,
-    import_sequences, import_text, keep_labels, memory, score_log, select_features, semantic_ids, simulate,
-    summarize_users, tokenize_content,
+    build_preference_benchmark,
+    bundle_item_features,
+    cluster,
+    compare,
+    compare_retrieval,
+    compare_steering,
+    demo,
+    embed_content_items,
+    embed_items,
+    embed_users,
+    generate_preferences,
+    import_content,
+    import_logs,
+    import_preferences,
+    import_sequences,
+    import_text,
+    keep_labels,
+    memory,
+    score_log,
+    select_features,
+    semantic_ids,
+    simulate,
+    summarize_users,
+    tokenize_content,
 )  # fmt: skip
 from jobs.command_line import documentation, read, read_one_of
 from jobs.sweep import Sweep
