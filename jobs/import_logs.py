@@ -118,7 +118,8 @@ def print_summary(path: Path) -> None:
     else:
         print(f"quarantined: {sum(found['quarantined'].values()):,} rows, in {printable(str(path / 'quarantine'))}")
         for reason, count in sorted(found["quarantined"].items(), key=lambda item: -item[1]):
-            print(printable(f"{count:>14,}  {reason}"))
+            first = f", first in {found['first_bad'][reason]}" if reason in found.get("first_bad", {}) else ""
+            print(printable(f"{count:>14,}  {reason}{first}"))
 
 
 def main() -> None:

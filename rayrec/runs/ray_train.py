@@ -52,7 +52,8 @@ def ray_train_settings(folder: Path, scaling: ScalingOptions) -> RayTrainSetting
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # of Train V2, which mypy does not see
+            # Its warnings are tracebacks of what it tries again by itself on a busy machine; mypy does not see Train V2.
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
 

@@ -69,8 +69,9 @@ def test_a_table_becomes_a_log_and_the_summary_says_how(folder: Path, capsys: py
     assert "log: 100 rows in" in printed
     assert "train               60      0.2" in printed
     assert "quarantined: 3 rows, in log/quarantine" in printed
-    for reason in ("click: label is not 0 or 1", "price: is not a number", "wrong number of fields: 2 instead of 5"):
-        assert f"1  {reason}" in printed
+    assert "1  click: label is not 0 or 1, first in shop.csv, row 101 (given: '7'); say how it is spelled" in printed
+    assert "1  price: is not a number, first in shop.csv, row 102 (given: 'cheap'); if it stands for missing" in printed
+    assert "1  wrong number of fields: 2 instead of 5, first in shop.csv, row 103" in printed
     assert pq.read_table("log/quarantine/part-00000.parquet").num_rows == 3
 
 

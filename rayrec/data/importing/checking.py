@@ -1,6 +1,7 @@
 """Raw chunks, checked: each row with its split, each bad row with its reason, and files that are wholly wrong as one error."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rayrec.data.importing.reading import RawChunk, SourceError
 from rayrec.data.log import QUARANTINE_SCHEMA
 from rayrec.data.log.raw_columns import PLAIN, Bad, NumberSpelling
-from rayrec.data.log.row_checks import CheckedColumns, ColumnError, check_rows
+from rayrec.data.log.row_checks import NOT_A_NUMBER, CheckedColumns, ColumnError, RowProblem, check_rows
 from rayrec.data.log.schema import LogSchema
 from rayrec.data.log.splitting import NO_SPLIT, RowSplitter, SplitInput
 
@@ -85,6 +86,13 @@ class CheckedChunk:
             schema=QUARANTINE_SCHEMA,
         )
 
+    def examples(self) -> dict[str, str]:
+        """The first bad row of each reason, its value and what may help."""
+        found = {problem.reason: "".join(_first(self.raw, problem)) for problem in self.checked.problems}
+        for rejected in self.raw.rejected:
+            found.setdefault(rejected.reason, f"row {rejected.row}")
+        return found
+
     def _first_problem(self) -> NDArray[np.int64]:
         """(n,) index of each row's first problem; -1 = none."""
         first = np.full(self.checked.rows, -1)
@@ -149,18 +157,39 @@ class FileHealth:
         for problem in checked.problems:
             wrong[problem.column] = wrong.get(problem.column, np.zeros(checked.rows, np.bool_)) | problem.rows
             if problem.column not in self.examples:
-                row = int(np.flatnonzero(problem.rows)[0])
-                raw = chunk.table
-                given = raw.column(problem.column)[row].as_py() if problem.column in raw.column_names else None
-                shown = "" if given is None else f" (given: {given!r:.80})"
-                shown += f"; {problem.hint}" if problem.hint else ""
-                self.examples[problem.column] = f"row {chunk.row_numbers[row]}: {problem.what}{shown}"
+                row, shown = _first(chunk, problem)
+                self.examples[problem.column] = f"{row}: {problem.what}{shown}"
         for column, rows in wrong.items():
             self.bad[column] += int(rows.sum())
 
     def require_some_good(self) -> None:
-        """Raises SourceError when one and the same thing is wrong in every row."""
+        """Raises SourceError when one and the same thing is wrong in every row, or in every one that has its fields."""
         for column, count in self.bad.items():
-            if self.rows and count == self.rows:
+            whole = self.rows if column == _REJECTED else self.rows - self.bad[_REJECTED]
+            if whole and count == whole:
                 what = "every row is broken" if column == _REJECTED else f"column {column!r} is wrong in every row"
                 raise SourceError(f"{self.source}: {what}, of {self.rows:,}; {self.examples[column]}")
+
+
+def _first(chunk: RawChunk, problem: RowProblem) -> tuple[str, str]:
+    """The first row of a problem, and the value as it stands there with what may help."""
+    row = int(np.flatnonzero(problem.rows)[0])
+    raw = chunk.table
+    given = raw.column(problem.column)[row].as_py() if problem.column in raw.column_names else None
+    hint = problem.hint or (_number_hint(given) if problem.what == NOT_A_NUMBER and isinstance(given, str) else "")
+    shown = "" if given is None else f" (given: {given!r:.80})"
+    return f"row {chunk.row_numbers[row]}", f"{shown}{f'; {hint}' if hint else ''}"
+
+
+def _number_hint(given: str) -> str:
+    """What a number that cannot be read may be meant as."""
+    text = given.strip()
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", text) and not re.fullmatch(r"[+-]?0,\d{3}", text):
+        return "a comma between thousands is told by --thousands ,"
+    if re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?|[+-]?\d+\.\d{3}\.\d{3}.*", text):
+        return "points between thousands and a decimal comma are told by --thousands . --decimal ,"
+    if re.fullmatch(r"[+-]?\d*,\d*", text):
+        return "a decimal comma is told by --decimal ,"
+    if len(text) <= 12 and not any(c.isdigit() for c in text):
+        return f'if it stands for missing, say so: "missing_values": [{json.dumps(text, ensure_ascii=False)}]'
+    return ""

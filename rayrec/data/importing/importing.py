@@ -58,7 +58,7 @@ def import_log(
         raise LogError(f"{out}: exists already; choose another name or allow overwriting")
     started = time.monotonic()
     splitter = _prepared(source, schema, split, options)
-    fitted, extra_types = _fit(source, schema, splitter, options)
+    fitted, extra_types, first_bad = _fit(source, schema, splitter, options)
     with LogWriter(out, fitted, overwrite=options.overwrite, extra_types=extra_types) as writer:
         labels, over_lines = _write(source, fitted, splitter, writer, options)
         notes: dict[str, int | None] = {splitter.note: None} if splitter.note else {}
@@ -67,6 +67,7 @@ def import_log(
         writer.finish(
             {
                 "notes": notes,
+                "first_bad": first_bad,
                 "importer": source.name,
                 "split": {"rule": type(split).__name__, **to_plain(split)},
                 "labels": labels,
@@ -96,8 +97,9 @@ def _prepared(source: RawSource, schema: LogSchema, split: SplitRule, options: I
 
 def _fit(
     source: RawSource, schema: LogSchema, splitter: RowSplitter, options: ImportOptions
-) -> tuple[LogSchema, dict[str, pa.DataType]]:
-    """Pass 1: the fitted schema and the types of the extras. Raises SourceError when the rows are not worth a log."""
+) -> tuple[LogSchema, dict[str, pa.DataType], dict[str, str]]:
+    """Pass 1: the fitted schema, the types of the extras, and where the first bad row of each reason stands. Raises SourceError
+    when the rows are not worth a log."""
     progress = ImportProgress("pass 1 of 2, fitting", quiet=options.quiet)
     fitter = SchemaFitter(schema)
     types: dict[str, pa.DataType] = dict.fromkeys(schema.extras, pa.int64())
@@ -114,8 +116,8 @@ def _fit(
         found = chunk.reasons()
         reasons.update(found)
         if found.keys() - first_bad.keys():
-            for row in chunk.quarantine().to_pylist():
-                first_bad.setdefault(row["reason"], f"{row['source']}, row {row['row']}")
+            for reason, example in chunk.examples().items():
+                first_bad.setdefault(reason, f"{chunk.raw.source}, {example}")
         progress.advance(chunk.rows)
         last_file = chunk.raw.source
     bad_rows = reasons.total()
@@ -129,7 +131,7 @@ def _fit(
         )
     if fitter.rows == 0 and not schema.fitted:
         raise SourceError(f"{source.name}: none of {good_rows:,} good rows falls into the training split")
-    return fitter.fit(), types
+    return fitter.fit(), types, first_bad
 
 
 def _write(

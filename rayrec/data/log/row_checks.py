@@ -28,6 +28,7 @@ from rayrec.data.log.raw_columns import (
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
 from rayrec.errors import UserError
 
+NOT_A_NUMBER = "is not a number"
 _FLOAT32_LIMIT = float(np.finfo(np.float32).max)
 T = TypeVar("T")
 
@@ -130,7 +131,7 @@ def check_rows(
         checked.others[schema.stage] = _read(raw, schema.stage, as_text)
     for name in schema.extras:
         numbers = _read(raw, name, partial(as_numbers, spelling=spelling))
-        checked.note(name, "is not a number", numbers.bad)
+        checked.note(name, NOT_A_NUMBER, numbers.bad)
         column = raw.column(name)
         if pa.types.is_integer(column.type) and column.type != pa.uint64():
             checked.note(name, "is missing", numbers.null)
@@ -152,7 +153,7 @@ def _read(raw: pa.Table, name: str, reader: Callable[[pa.ChunkedArray], T]) -> T
 
 def _check_dense(checked: CheckedColumns, feature: DenseFeature, numbers: Numbers) -> None:
     values = numbers.values
-    checked.note(feature.name, "is not a number", numbers.bad)
+    checked.note(feature.name, NOT_A_NUMBER, numbers.bad)
     infinite = np.abs(values) > _FLOAT32_LIMIT  # false for NaN
     checked.note(feature.name, "is not finite", infinite)
     if not feature.allow_missing:
@@ -199,7 +200,7 @@ def _check_label(checked: CheckedColumns, task: TaskLabel, numbers: Numbers) -> 
     not_a_number = np.isnan(values) & ~numbers.null & ~numbers.bad
     hint = 'say how it is spelled: "positive": [...], "negative": [...] of the task'
     spellings = " or ".join(map(repr, (*task.positive, *task.negative)))
-    checked.note(name, f"label is not {spellings or 'a number'}", numbers.bad, hint)
+    checked.note(name, f"label is not {spellings or '0 or 1'}", numbers.bad, hint)
     checked.note(name, "label is NaN", not_a_number)
     checked.note(name, "label is not 0 or 1", (values != 0) & (values != 1) & ~np.isnan(values), hint)
     checked.others[name] = pa.array(values.astype(np.float32), mask=np.isnan(values))

@@ -422,6 +422,26 @@ def test_decimal_commas_and_thousands_are_read_when_they_are_named(
     assert [None if bad else value for value, bad in zip(found.values.tolist(), found.bad, strict=True)] == numbers
 
 
+@pytest.mark.parametrize(
+    ("price", "hint"),
+    [
+        ("0,50", "a decimal comma is told by --decimal ,"),
+        ("1,234,567", "a comma between thousands is told by --thousands ,"),
+        ("1,234.5", "a comma between thousands is told by --thousands ,"),
+        ("1.234,50", "points between thousands and a decimal comma are told by --thousands . --decimal ,"),
+        ("n/a", 'if it stands for missing, say so: "missing_values": ["n/a"]'),
+    ],
+)
+@pytest.mark.parametrize("others", ["", "u;1.5;0\n", "u;1.5\n"])  # a good row, one without its fields
+def test_numbers_of_another_spelling_say_how_to_tell_it(tmp_path: Path, price: str, hint: str, others: str) -> None:
+    text = "user;price;click\n" + f"u;{price};1\n" * 3 + others
+    with pytest.raises(SourceError) as caught:
+        import_text(tmp_path, text, SHOP, text=TextFormat(delimiter=";"))
+    assert f"row 1{'' if others.endswith(';0' + chr(10)) else ': is not a number'} (given: {price!r}); {hint}" in str(
+        caught.value
+    )
+
+
 def test_a_table_with_decimal_commas_is_imported_and_its_quarantine_shows_it_as_it_was(tmp_path: Path) -> None:
     text = "user;price;click\na;1.234,5;1\nb;1.5;0\nc;2;0\n"
     log = import_text(tmp_path, text, SHOP, text=TextFormat(delimiter=";", decimal=",", thousands="."))

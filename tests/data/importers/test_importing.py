@@ -260,7 +260,7 @@ def test_a_file_without_header_takes_the_given_names(tmp_path: Path) -> None:
     [
         ("click", 7, "click: label is not 0 or 1"),
         ("click", float("nan"), "click: label is NaN"),
-        ("click", "yes", "click: label is not a number"),
+        ("click", "yes", "click: label is not 0 or 1"),
         ("buy", -1, "buy: label is not 0 or 1"),
         ("price", float("nan"), "price: is NaN"),
         ("price", None, "price: is missing"),
