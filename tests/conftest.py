@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,3 +118,15 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow_store: Pa
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_mlflow_store, tmp_path / "runs" / "mlflow.db")
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An own disk of 16 MB; skips where mounting is not permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

@@ -14,7 +14,8 @@ SOCKET_NAME = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasm
 # A report waits for a poll of the controller (2 s by default). Prints reach the driver as they are. Nothing is preempted on an
 # own machine, and its dashboard is off, which the watcher would report every second.
 _TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-_OWN_CLUSTER_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# Ray has its workers step back for all else (niceness 15): beside other work they starve. An own cluster's are the job itself.
+_OWN_CLUSTER_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}
 
 
 def connect(*, num_cpus: int | None = None) -> None:

@@ -9,6 +9,7 @@
 On a small machine each trial runs the worker loop in its own process; with GPUs each trial is a Ray Train run.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from ray.tune.search.sample import Domain
 
 from rayrec.errors import UserError
 from rayrec.families.table import AnyExperiment
-from rayrec.files import make_folder, write_text_atomically
+from rayrec.files import make_folder, raise_disk_error, write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.reporting import Section
 from rayrec.runs.cluster import connect, gpus
@@ -35,6 +36,7 @@ from rayrec.runs.endings import clear_endings, raise_ending
 from rayrec.runs.ray_train import ray_train_settings, worker_loop
 from rayrec.runs.run_folder import FinishedRun, RunRecord, log_run, only_one, write_run
 from rayrec.runs.sweep_report import sweep_sections
+from rayrec.runs.sweep_state import KeepAndShow, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, finish_here, train_here
@@ -169,7 +171,11 @@ def sweep(
 
 def _run_sweep(folder: Path, record: SweepRecord, space: SweepSpace, show: Shown) -> FinishedSweep:
     config, task, name = record.config, record.config.base.task(), folder.name
-    results = _tuner(folder, record, space, task.objective_mode).fit()
+    try:
+        results = _tuner(folder, record, space, task.objective_mode).fit()
+    except Exception as error:
+        raise_disk_error(error, folder / "trials")
+        raise
     trials = tuple(_trial(results[i], _most_evaluations(config)) for i in range(len(results)))
     best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
     if best is None or best.checkpoint is None:
@@ -226,8 +232,11 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints boxes whatever the verbosity
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Their tracebacks: a trial's error and a full disk are shown as a line.
+    for part in ("tune_controller", "experiment_state"):
+        logging.getLogger(f"ray.tune.execution.{part}").setLevel(logging.CRITICAL)
     storage = folder / "trials"
-    if Tuner.can_restore(str(storage)):
+    if put_back(storage):
         return Tuner.restore(str(storage), trainable=trainable, resume_unfinished=True, resume_errored=True)
     scheduler = ASHAScheduler(
         time_attr="evaluations",
@@ -255,7 +264,7 @@ def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["
             storage_path=str(folder),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             verbose=0,
-            callbacks=[_ShowTrials(config.trials)],
+            callbacks=[KeepAndShow(config.trials)],
         ),
     )
 
@@ -266,32 +275,14 @@ def _most_evaluations(config: SweepConfig[AnyExperiment]) -> int:
     return 10_000 if loop.evaluate_every_steps else loop.epochs
 
 
-class _ShowTrials(ray.tune.Callback):
-    """One line a finished trial."""
-
-    def __init__(self, trials: int) -> None:
-        self.trials = trials
-        self.done = 0
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._show(trial, f"{trial.last_result.get(OBJECTIVE, float('nan')):.5f}")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._show(trial, f"failed: {trial.error_file}")
-
-    def _show(self, trial: Any, outcome: str) -> None:
-        self.done += 1
-        evaluations = trial.last_result.get("evaluations", 0)
-        print(
-            f"trial {self.done} of {self.trials} ({trial.trial_id}): {outcome}, {evaluations} evaluations", flush=True
-        )
-
-
 def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
 def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any], folder: str) -> None:
+    # How long Tune waits, before this process takes the next trial, for a trial that it has stopped: the last metrics must reach
+    # the tracking store. After its 2 seconds the next trial would be lost, and a sweep of one trial at a time would stand still.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
     sweep_record, experiment, run_id = _open_trial(parameters, record, Path(folder))
     tracker = Tracker(sweep_record.tracking_uri, sweep_record.mlflow_run)
     metrics = MetricQueue(

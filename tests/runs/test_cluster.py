@@ -1,6 +1,8 @@
-"""Where an own Ray keeps its sockets."""
+"""How an own Ray is started: where it keeps its sockets, how its workers rank."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +21,18 @@ def test_a_temporary_folder_with_a_long_name_gives_way_to_a_short_one(
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UserError, match=f"{long}: is too long .* set RAY_TMPDIR"):
         cluster._short_temporary_folder()
+
+
+@pytest.mark.parametrize(("address", "niceness"), [("", "0"), ("127.0.0.1:6379", None)])
+def test_workers_of_an_own_ray_rank_as_the_job_and_those_of_a_cluster_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, address: str, niceness: str | None
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **how: started.append({**how, "environ": dict(os.environ)}))
+    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": address})
+    os.environ.pop("RAY_worker_niceness", None)
+    cluster.connect()
+    (how,) = started
+    assert how["environ"].get("RAY_worker_niceness") == niceness
+    assert "RAY_worker_niceness" not in how.get("runtime_env", {}).get("env_vars", {})

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,18 +128,6 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_bit_for_bit(
     fill.unlink()
     resumed = fit("full", experiment, in_process=True)
     assert resumed.progress.evaluations == whole.progress.evaluations
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An own disk of 16 MB; skips where mounting is not permitted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True)
-    if done.returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_the_same_name_twice_at_once_is_refused_while_the_first_lives(runs: Path, experiment: RankerExperiment) -> None:

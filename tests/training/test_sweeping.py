@@ -6,17 +6,20 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray import tune
 
 from rayrec.data.log.streams import StreamConfig
-from rayrec.errors import UserError
+from rayrec.errors import DiskError, UserError
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing.cagrad import Cagrad
 from rayrec.models.ranker import RankerArchitecture
+from rayrec.runs.sweep_state import KeepAndShow, keep, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepSpace, apply_parameters, sweep
 from rayrec.training.loop import LoopConfig
@@ -82,6 +85,103 @@ def test_a_store_that_is_away_at_the_end_of_a_sweep_is_one_line_and_told_of_all_
     run = tracker.get(finished.mlflow_run)
     assert (run.info.status, run.data.tags["winner"]) == ("FINISHED", finished.winner.mlflow_run)
     assert "final/test/click/auc" in tracker.get(finished.winner.mlflow_run).data.metrics
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_a_sweep_with_one_line_and_it_goes_on_when_there_is_room(
+    ray_session: None,
+    runs: Path,
+    base: RankerExperiment,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAYREC_RUNS", str(small_disk / "runs"))
+    fill, complete = small_disk / "fill", KeepAndShow.on_trial_complete
+
+    def filling(self: KeepAndShow, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        complete(self, iteration, trials, trial, **info)
+        with pytest.raises(OSError, match="No space"):
+            fill.write_bytes(bytes(64 * 2**20))
+
+    space = SweepSpace(("ranker",), {"optimizer.learning_rate": tune.loguniform(1e-3, 1e-2)})
+    config = SweepConfig(replace(base, loop=replace(base.loop, epochs=1)), trials=3, concurrent=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepAndShow, "on_trial_complete", filling)
+        with pytest.raises(DiskError, match=rf"^{small_disk}/runs/full.*: no space is left on its disk$"):
+            sweep("full", "ranker", space, config)
+    shown = capfd.readouterr()
+    (first,) = [line for line in shown.out.splitlines() if line.startswith("trial 1 of 3")]
+    assert "Traceback" not in shown.out + shown.err
+    fill.unlink()
+    for file in (small_disk / "runs" / "full" / "trials").glob("*-*.*"):
+        if file.is_file():
+            file.write_bytes(
+                file.read_bytes()[:100]
+            )  # what a full disk leaves of Tune's own files, when it is hit just then
+    finished = sweep("full", "ranker", space, config)
+    objectives = {trial.name: trial.objective for trial in finished.trials}
+    assert len(objectives) == 3
+    assert None not in objectives.values()
+    known = [name for name in objectives if name in first]
+    assert [f"{objectives[name]:.5f}" in first for name in known] == [True]  # it was not trained again to another end
+    assert finished.winner.bundle.is_dir()
+
+
+def test_a_trial_that_a_disk_refuses_ends_the_sweep_and_any_other_error_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = SimpleNamespace(
+        experiment_fs_path=str(tmp_path / "mine" / "trials"), experiment_driver_staging_path=str(tmp_path / "staging")
+    )
+    trial = SimpleNamespace(
+        storage=storage, trial_id="0a", error_file=str(tmp_path / "error.txt"), last_result={"evaluations": 2}
+    )
+    shown = KeepAndShow(3)
+    (tmp_path / "error.txt").write_text("Traceback\n  File x\nValueError: wrong\n")
+    shown.on_trial_error(1, [trial], trial)
+    shown.on_step_end(1, [trial])
+    assert capsys.readouterr().out == "trial 1 of 3 (0a): failed: ValueError: wrong, 2 evaluations\n"
+    (tmp_path / "error.txt").write_text("Traceback\n  File x\nOSError: [Errno 28] No space left on device\n")
+    shown.on_trial_error(
+        2, [trial], trial
+    )  # raises nothing: Tune would take it for one more error of the trial, and wait
+    with pytest.raises(DiskError, match=rf"^{tmp_path}/mine: no space is left on its disk$"):
+        shown.on_step_end(2, [trial])
+
+
+def test_what_a_sweep_goes_on_from_is_one_set_as_tune_last_wrote_it(tmp_path: Path) -> None:
+    written, storage = tmp_path / "staging", tmp_path / "sweep" / "trials"
+    written.mkdir()
+    storage.mkdir(parents=True)
+    (storage / "tuner.pkl").write_bytes(b"tuner")
+    assert keep(written, storage, {}) == {}  # before Tune has written its state for the first time
+    assert not put_back(storage)
+    assert list(storage.iterdir()) == []  # nothing to go on from, so nothing is left to stumble over
+    (storage / "tuner.pkl").write_bytes(b"tuner")
+    for name in ("experiment_state-2026-01-01_10-00-00.json", "searcher-state-2026-01-01_10-00-00.pkl"):
+        (written / name).write_text("first session")
+        (written / name.replace("10-00", "11-00")).write_text("second session")
+    seen = keep(written, storage, {})
+    (storage / "experiment_state-2026-01-01_11-00-00.json").write_text("second ses")  # Tune's own copy, cut short
+    assert put_back(storage)
+    assert {file.name: file.read_text() for file in storage.iterdir()} == {
+        "tuner.pkl": "tuner",
+        "experiment_state-2026-01-01_11-00-00.json": "second session",
+        "searcher-state-2026-01-01_11-00-00.pkl": "second session",
+    }
+    kept = (storage.parent / "kept_state").stat().st_ino
+    assert keep(written, storage, seen) == seen
+    assert (storage.parent / "kept_state").stat().st_ino == kept  # nothing changed, nothing copied
+
+
+def test_trials_without_the_state_of_their_sweep_are_not_thrown_away(tmp_path: Path) -> None:
+    (tmp_path / "trials" / "0a" / "checkpoint_000000").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"trials holds trials, but what the sweep goes on from .*kept_state\) is not there"
+    ):
+        put_back(tmp_path / "trials")
+    assert (tmp_path / "trials" / "0a" / "checkpoint_000000").is_dir()
 
 
 @pytest.mark.slow

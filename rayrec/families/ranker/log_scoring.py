@@ -5,6 +5,7 @@
 <out>/                                     the whole log, when all files are there
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,6 +196,7 @@ def _by_ray(work: _Work, names: list[str], workers: int) -> Any:
 
     if not names:
         return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     dataset = ray.data.from_items([{"file": name} for name in names], override_num_blocks=len(names)).map_batches(
         _FileScorer,
         fn_constructor_args=(work, 1),
