@@ -173,8 +173,8 @@ def _run_sweep(folder: Path, record: SweepRecord, space: SweepSpace, show: Shown
     config, task, name = record.config, record.config.base.task(), folder.name
     try:
         results = _tuner(folder, record, space, task.objective_mode).fit()
-    except Exception as error:
-        raise_disk_error(error, folder / "trials")
+    except Exception as raised:
+        raise_disk_error(raised, folder / "trials")
         raise
     trials = tuple(_trial(results[i], _most_evaluations(config)) for i in range(len(results)))
     best = next((t for t in ranked(trials, task.objective_mode) if t.objective is not None and t.checkpoint), None)
