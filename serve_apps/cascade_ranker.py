@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrec.item_features import ItemTable, load_item_features
+from rayrec.item_features.encoded import EncodedItems, encode_items
 from rayrec.typed_json import from_plain
 from serve_apps.cascade_stages import NeedsColumns, RankAsk, RankingStage, Refused, Scored
 from serve_apps.cascade_versions import CascadeReferences
@@ -35,11 +36,14 @@ class RankerStageSize:
 
 @dataclass(frozen=True)
 class StagedRanker:
-    """reference: what it was loaded by. columns: of the items' features that it reads."""
+    """reference: what it was loaded by. columns: of the items' features that it reads. encoded: those it has encoded, of the
+    table with this digest."""
 
     reference: ModelReference
     ranker: ServedRanker
     columns: tuple[str, ...]
+    encoded: EncodedItems
+    table: str
 
     @property
     def label(self) -> str:
@@ -50,9 +54,11 @@ class StagedRanker:
 
     def request(self, ask: RankAsk) -> RankRequest | NeedsColumns:
         """Raises RequestError."""
-        if not ask.columns.keys() >= set(self.columns):
+        own = self.encoded.rows(ask.rows) if ask.table == self.table else {}
+        if not own.keys() | ask.columns.keys() >= set(self.columns):
             return NeedsColumns(self.columns)
-        return self.ranker.requests.of_columns(ask.context, ask.columns, ask.candidates)
+        columns = {name: values for name, values in ask.columns.items() if name not in own}
+        return self.ranker.requests.of_columns(ask.context, columns, len(ask.rows), own)
 
 
 class RankerStage(Replica[RankerStageSize, StagedRanker, RankRequest, Ranked]):
@@ -71,8 +77,8 @@ class RankerStage(Replica[RankerStageSize, StagedRanker, RankRequest, Ranked]):
         table = load_item_features(references.features.resolve().model, self._mapped)
         reference = getattr(references, self._stage)
         if self._served is not None and self._served.reference == reference:
-            return staged_ranker(reference, self._served.ranker, table, self._stage)
-        return staged_ranker(reference, load_ranker(reference, 1), table, self._stage)
+            return staged_ranker(reference, self._served.ranker, table, self._stage, self._mapped)
+        return staged_ranker(reference, load_ranker(reference, 1), table, self._stage, self._mapped)
 
     def answer(self, served: StagedRanker, requests: Sequence[RankRequest]) -> list[Ranked | RequestError]:
         return served.ranker.rank(requests)
@@ -104,13 +110,14 @@ class RankerStage(Replica[RankerStageSize, StagedRanker, RankRequest, Ranked]):
 
 
 def staged_ranker(
-    reference: ModelReference, ranker: ServedRanker, table: ItemTable, stage: RankingStage
+    reference: ModelReference, ranker: ServedRanker, table: ItemTable, stage: RankingStage, mapped: Path
 ) -> StagedRanker:
-    """Raises ItemFeaturesError when the table does not fit the ranker."""
+    """mapped: folder of the encoded items. Raises ItemFeaturesError when the table does not fit the ranker, DiskError."""
     schema = ranker.bundle.schema
     table.check(schema, f"the {stage} ranker {ranker.label}")
     known = {*table.schema.kinds, *(pair.name for pair in table.schema.pairs)}
-    return StagedRanker(reference, ranker, tuple(f.name for f in schema.features if f.name in known))
+    columns = tuple(f.name for f in schema.features if f.name in known)
+    return StagedRanker(reference, ranker, columns, encode_items(table, schema, mapped), table.digest)
 
 
 def scored(ranker: ServedRanker, ranked: Ranked) -> Scored:

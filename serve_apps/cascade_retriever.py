@@ -1,16 +1,22 @@
 """The first stage of a cascade: a retriever that is asked by handle."""
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from rayrec.item_features import ItemTable, load_item_features
 from rayrec.retrieval.index import IndexConfig
 from rayrec.typed_json import from_plain
-from serve_apps.cascade_stages import Away, Candidates, Refused
+from serve_apps.cascade_stages import Away, Candidates, Refused, RetrieveAsk
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.item_journal import ItemRefused, KeeperAway
 from serve_apps.item_keeper import ItemFollower
@@ -20,10 +26,11 @@ from serve_apps.replica import Replica
 from serve_apps.served_retriever import (
     NewItem,
     Retrieved,
-    RetrieveRequest,
     ServedRetriever,
     load_served_retriever,
 )
+
+_MASKS = 64  # of filters, kept
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,36 @@ class RetrieverStageSize:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
 class StagedRetriever:
-    """reference: what it was loaded by."""
+    """A retriever and the items' features, by which it leaves out what a request does not want. Asked by one thread.
 
-    reference: ModelReference
-    retriever: ServedRetriever
+    reference: what the retriever was loaded by.
+    """
+
+    def __init__(self, reference: ModelReference, retriever: ServedRetriever, table: ItemTable) -> None:
+        self.reference, self.retriever, self._table = reference, retriever, table
+        self._rows = table.rows(retriever.names)  # (n,) of the table by item; those added later have none
+        self._masks: OrderedDict[str, Tensor] = OrderedDict()
+
+    def retrieve(self, asks: Sequence[RetrieveAsk]) -> list[Retrieved | RequestError]:
+        """An answer or what is wrong, for each."""
+        return self.retriever.retrieve([ask.request for ask in asks], [self._only(ask.where) for ask in asks])
+
+    def _only(self, where: Mapping[str, Any]) -> Tensor | None:
+        """(n + 1,) bool: the items that fit, kept for the next request that wants the same; None where there is nothing to leave
+        out, or another table is needed to tell, as while one takes over: then the asker does it."""
+        if not where or not where.keys() <= self._table.schema.kinds.keys():
+            return None
+        key = json.dumps(where, sort_keys=True)
+        found = self._masks.pop(key, None)
+        if found is None:
+            there = np.flatnonzero(self._rows >= 0)
+            found = torch.zeros(len(self._rows) + 1, dtype=torch.bool)
+            found[1 + there[self._table.matching(self._rows[there], where)]] = True
+        self._masks[key] = found
+        if len(self._masks) > _MASKS:
+            self._masks.popitem(last=False)
+        return found
 
     @property
     def label(self) -> str:
@@ -58,32 +89,32 @@ class StagedRetriever:
         return self.retriever.describe()
 
 
-class RetrieverStage(Replica[RetrieverStageSize, StagedRetriever, RetrieveRequest, Retrieved]):
+class RetrieverStage(Replica[RetrieverStageSize, StagedRetriever, RetrieveAsk, Retrieved]):
     """One replica."""
 
-    def __init__(self, size: RetrieverStageSize, items_folder: str) -> None:
+    def __init__(self, size: RetrieverStageSize, items_folder: str, mapped: str) -> None:
         super().__init__(size)
+        self._mapped = Path(mapped)
         self.items = ItemFollower(items_folder)
         self._text_thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def load_configured(self, user_config: dict[str, Any]) -> StagedRetriever:
         """The retriever, which is loaded only when it is another one."""
-        reference = from_plain(CascadeReferences, user_config, "user_config").retriever
+        references = from_plain(CascadeReferences, user_config, "user_config")
+        table = load_item_features(references.features.resolve().model, self._mapped)
+        reference, size = references.retriever, self.limits
         if self._served is not None and self._served.reference == reference:
-            return self._served
-        size = self.limits
-        return StagedRetriever(
-            reference,
-            load_served_retriever(reference, self.items.changes, size.index, size.beams, size.max_added),
-        )
+            return StagedRetriever(reference, self._served.retriever, table)
+        loaded = load_served_retriever(reference, self.items.changes, size.index, size.beams, size.max_added)
+        return StagedRetriever(reference, loaded, table)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """A replica that does not know which items are out answers nobody."""
         await self.items.start()
         await super().reconfigure(user_config)
 
-    def answer(self, served: StagedRetriever, requests: Sequence[RetrieveRequest]) -> list[Retrieved | RequestError]:
-        return served.retriever.retrieve(requests)
+    def answer(self, served: StagedRetriever, requests: Sequence[RetrieveAsk]) -> list[Retrieved | RequestError]:
+        return served.retrieve(requests)
 
     @property
     def max_batch(self) -> int:
@@ -92,11 +123,11 @@ class RetrieverStage(Replica[RetrieverStageSize, StagedRetriever, RetrieveReques
     def count_batch(self, requests: int) -> None:
         self.metrics.stage_batch.labels("retrieve").observe(requests)
 
-    async def retrieve(self, request: RetrieveRequest) -> Candidates | Refused:
+    async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused:
         """Asked by handle."""
         served = self.current
         try:
-            return Candidates(served.label, await self.ask(served, request))
+            return Candidates(served.label, await self.ask(served, ask))
         except RequestError as error:
             return Refused(error.problems)
 

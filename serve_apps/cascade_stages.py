@@ -15,12 +15,25 @@ Stage = Literal["retrieve", "early", "late"]
 
 
 @dataclass(frozen=True)
+class RetrieveAsk:
+    """where: what the items' features have to be, see ``ItemTable.matching``."""
+
+    request: RetrieveRequest
+    where: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class RankAsk:
-    """C candidates of one request. columns: raw values of the items' features, one a candidate."""
+    """C candidates of one request.
+
+    table: digest of the items' features, "" for none: then all that the ranker reads of them stands in ``columns``. rows: (C,)
+    int64, of that table. columns: raw values, one a candidate, of features that are not encoded.
+    """
 
     context: Mapping[str, Any]
+    table: str
+    rows: NDArray[np.int64]
     columns: Mapping[str, Sequence[Any]]
-    candidates: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class NeedsColumns:
-    """A ranker of another version than the asker knows: it reads these columns of the items too; ask again with them."""
+    """A ranker that reads the items by another table, or is of another version than the asker knows: it reads these columns; ask
+    again with them, without a table."""
 
     names: tuple[str, ...]
 
@@ -77,6 +91,6 @@ class StageError(Exception):
 class Stages(Protocol):
     """The three models, wherever they run. Each raises StageError."""
 
-    async def retrieve(self, request: RetrieveRequest) -> Candidates | Refused: ...
+    async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused: ...
 
     async def rank(self, stage: RankingStage, ask: RankAsk) -> Scored | Refused | NeedsColumns: ...

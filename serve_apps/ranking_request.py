@@ -11,7 +11,7 @@ first task.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -43,13 +43,15 @@ _REPEATED_CHARACTERS = 32 * 1024 * 1024
 class RankRequest:
     """shared: raw values of features that hold for all candidates. columns: of the others, one raw value a candidate.
 
-    exponents: (T,) float64, by task of the schema.
+    exponents: (T,) float64, by task of the schema. encoded: of further features, one encoded value a candidate, see
+    ``rayrec.item_features.encoded``.
     """
 
     shared: Mapping[str, Any]
     columns: Mapping[str, Sequence[Any]]
     candidates: int
     exponents: NDArray[np.float64]
+    encoded: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def column(self, feature: str) -> Sequence[Any]:
         """One value a candidate."""
@@ -107,15 +109,20 @@ class RankRequests:
         return RankRequest(shared, columns, len(candidates), self._exponents(given.get("order_by", self._tasks[0])))
 
     def of_columns(
-        self, context: Mapping[str, Any], columns: Mapping[str, Sequence[Any]], candidates: int, order_by: Any = None
+        self,
+        context: Mapping[str, Any],
+        columns: Mapping[str, Sequence[Any]],
+        candidates: int,
+        encoded: Mapping[str, NDArray[Any]],
+        order_by: Any = None,
     ) -> RankRequest:
-        """A request whose candidates' own values, ``columns``, were checked against the schema before. Raises RequestError.
+        """A request whose candidates' own values, ``columns`` and ``encoded``, fit the schema already. Raises RequestError.
 
         context: as in a body, and of it what no column gives; values that this schema does not name are passed over. order_by: as
         in a body, None = default.
         """
         given, problems = {}, []
-        for name in sorted(self._features - columns.keys()):
+        for name in sorted(self._features - columns.keys() - encoded.keys()):
             if name in context:
                 try:
                     given[name] = self._values[name].validate_python(context[name])
@@ -139,7 +146,7 @@ class RankRequests:
             raise RequestError(problems)
         shared = dict.fromkeys(self._texts - columns.keys()) | self._as_read(given, candidates)
         own = {name: values for name, values in columns.items() if name in self._features}
-        return RankRequest(shared, own, candidates, exponents)
+        return RankRequest(shared, own, candidates, exponents, encoded)
 
     def json_schema(self) -> dict[str, Any]:
         """JSON schema of a body; types that it refers to lie in ``components/schemas`` of the OpenAPI document ("$defs" here)."""

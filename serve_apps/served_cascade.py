@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rayrec.data.log.schema import LogSchema
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, Feature, LogSchema, SequenceFeature, TextFeature
 from rayrec.families.ranker.bundle import read_ranker_schema
 from rayrec.item_features import ItemTable, load_item_features
 from rayrec.item_features.table import described
@@ -25,6 +25,7 @@ from serve_apps.cascade_stages import (
     RankAsk,
     RankingStage,
     Refused,
+    RetrieveAsk,
     Scored,
     Stage,
     StageError,
@@ -33,6 +34,7 @@ from serve_apps.cascade_stages import (
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.decision import Decision, Reached
 from serve_apps.item_changes import ItemChanges
+from serve_apps.item_columns import ItemColumns
 from serve_apps.refusals import Problem, RequestError
 
 T = TypeVar("T")
@@ -51,13 +53,14 @@ class NothingInTime(Exception):
 class Recommended:
     """decision: the whole of it. shown: rows of its candidates in the order of the reply. milliseconds: by stage.
 
-    unknown: values that vocabularies do not have, by stage and feature.
+    unknown: values that vocabularies do not have, by stage and feature. titles: of the candidates, for people; only for a trace.
     """
 
     decision: Decision
     shown: NDArray[np.int64]
     milliseconds: Mapping[str, float]
     unknown: Mapping[str, Mapping[str, int]]
+    titles: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,15 @@ class ServedCascade:
         object.__setattr__(self, "context", frozenset(context))
 
     def describe(self) -> dict[str, Any]:
-        """The features that a request brings and those that the table holds."""
-        texts = {feature.name for schema in self.schemas.values() for feature in schema.texts}
+        """The features that a request brings, with a value that each takes, and those that the table holds."""
+        asked = {f.name: f for schema in self.schemas.values() for f in schema.features if f.name in self.context}
+        kept = {name: f for name, f in sorted(asked.items()) if not isinstance(f, TextFeature)}
         return {
             "versions": self.label,
-            "context": sorted(self.context - texts),
+            "context": list(kept),
+            "lists": [name for name, f in kept.items() if isinstance(f, SequenceFeature)],
+            "numbers": [name for name, f in kept.items() if isinstance(f, DenseFeature)],
+            "example": {name: _some_value(f) for name, f in kept.items()},
             "features": {"version": self.features_label, **described(self.features.schema)},
         }
 
@@ -145,15 +152,15 @@ class _Run:
     async def recommend(self) -> Recommended:
         served, request = self._served, self._request
         served.check(request)
-        found = await self._in_time("retrieve", self._stages.retrieve(request.retrieval()))
+        found = await self._in_time("retrieve", self._stages.retrieve(RetrieveAsk(request.retrieval(), request.where)))
         if found is None:
             raise NothingInTime
         names = found.found.items
         n, retrieved = len(names), np.array(found.found.scores, np.float64)
         started = time.perf_counter()
         rows = served.features.rows(names)
-        columns = _columns(served.features, rows, list(served.features.schema.kinds))
-        columns |= self._pairs(columns)
+        columns = ItemColumns(served.features, rows)
+        pairs = self._pairs(columns)
         here = np.flatnonzero(rows >= 0)
         kept = here[served.features.matching(rows[here], request.where)]
         kept = self._available(kept, names)
@@ -167,7 +174,7 @@ class _Run:
         for stage in RANKERS:
             if not len(kept):
                 break
-            scored = await self._ranked(stage, columns, kept)
+            scored = await self._ranked(stage, rows, columns, pairs, kept)
             if scored is None:
                 break
             scores[stage] = _spread(scored.scores, kept, n)
@@ -196,9 +203,11 @@ class _Run:
             position=position,
             scores=scores,
             probabilities=probabilities,
-            columns=columns,
+            columns=columns.beside(pairs),
         )
-        return Recommended(decision, shown, self._milliseconds, unknown)
+        return Recommended(
+            decision, shown, self._milliseconds, unknown, served.features.titles(rows) if request.trace else None
+        )
 
     def _out(self, names: Sequence[str]) -> list[int]:
         """Rows of the items that are taken out."""
@@ -210,7 +219,7 @@ class _Run:
         out = self._out(names)
         return kept[~np.isin(kept, out)] if out else kept
 
-    def _pairs(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def _pairs(self, columns: ItemColumns) -> dict[str, list[Any]]:
         """The features of request and item together that a ranker reads. Raises RequestError."""
         found, context = {}, self._request.context
         for pair in self._served.features.schema.pairs:
@@ -228,20 +237,27 @@ class _Run:
         return found
 
     async def _ranked(
-        self, stage: RankingStage, columns: Mapping[str, Sequence[Any]], kept: NDArray[np.int64]
+        self,
+        stage: RankingStage,
+        rows: NDArray[np.int64],
+        columns: ItemColumns,
+        pairs: Mapping[str, Sequence[Any]],
+        kept: NDArray[np.int64],
     ) -> Scored | None:
-        names, chosen = self._served.read[stage], kept.tolist()
-        answer: Scored | NeedsColumns | None
-        for _ in range(2):  # again when the ranker is of another version than this one knows
-            own = {name: [columns[name][i] for i in chosen] for name in names}
-            answer = await self._in_time(
-                stage, self._stages.rank(stage, RankAsk(self._request.context, own, len(chosen)))
-            )
+        """First by rows of the table, which the ranker has encoded; by raw values where it has another one."""
+        table, kinds, read = self._served.features, self._served.features.schema.kinds, self._served.read[stage]
+        names: Sequence[str] = [name for name in read if name in pairs or kinds.get(name) == "codes"]
+        digest, chosen = table.digest, kept.tolist()
+        for _ in range(2):
+            of_items = table.columns(rows[kept], [name for name in names if name in kinds])
+            own = of_items | {name: [pairs[name][i] for i in chosen] for name in names if name in pairs}
+            ask = RankAsk(self._request.context, digest, rows[kept], own)
+            answer: Scored | NeedsColumns | None = await self._in_time(stage, self._stages.rank(stage, ask))
             if not isinstance(answer, NeedsColumns):
                 return answer
-            if not columns.keys() >= set(answer.names):
+            if not kinds.keys() | pairs.keys() >= set(answer.names):
                 break
-            names = answer.names
+            names, digest = answer.names, ""
         raise StageError(stage, "version")
 
     async def _in_time(self, stage: Stage, answer: Awaitable[T | Refused]) -> T | None:
@@ -263,16 +279,13 @@ class _Run:
         return given
 
 
-def _columns(table: ItemTable, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, list[Any]]:
-    """By name, one value a row; None where ``rows`` has none."""
-    if (rows >= 0).all():
-        return table.columns(rows, names)
-    there = np.flatnonzero(rows >= 0).tolist()
-    spread: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
-    for name, values in table.columns(rows[there], names).items():
-        for i, value in zip(there, values, strict=True):
-            spread[name][i] = value
-    return spread
+def _some_value(feature: Feature) -> Any:
+    """That a feature takes: the most frequent code, where there is a vocabulary."""
+    if isinstance(feature, DenseFeature):
+        return 0.0
+    if isinstance(feature, SequenceFeature):
+        return []
+    return feature.vocabulary[0] if isinstance(feature, CategoricalFeature) and feature.vocabulary else "1"
 
 
 def _spread(values: NDArray[np.float64], rows: NDArray[np.int64], n: int) -> NDArray[np.float64]:

@@ -53,6 +53,11 @@ class ServedRanker:
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranked | RequestError]:
         """An answer or what is wrong, for each request; their candidates go through the model together."""
+        encoded = requests[0].encoded.keys()
+        if any(
+            request.encoded.keys() != encoded for request in requests
+        ):  # only during a change of the items' features
+            return [answer for request in requests for answer in self.rank([request])]
         shared: Set[str] = requests[0].shared.keys()
         if any(request.shared.keys() != shared for request in requests):
             shared = set(shared).intersection(*(request.shared for request in requests))
@@ -63,7 +68,12 @@ class ServedRanker:
         }
         once = {name: [request.shared[name] for request in requests] for name in shared}
         try:
-            batch, unknown = self._encoder.encode(columns, once, [request.candidates for request in requests])
+            batch, unknown = self._encoder.encode(
+                columns,
+                once,
+                [request.candidates for request in requests],
+                {name: np.concatenate([request.encoded[name] for request in requests]) for name in encoded},
+            )
         except EncodingError as error:
             if len(requests) > 1:  # only the one that is wrong shall fail
                 return [answer for request in requests for answer in self.rank([request])]

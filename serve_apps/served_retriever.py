@@ -123,6 +123,11 @@ class ServedRetriever:
         return f"{self.name}/{self.version}"
 
     @property
+    def names(self) -> Sequence[str]:
+        """Of the items, item i + 1 at place i; added ones at the end."""
+        return self._names
+
+    @property
     def digest(self) -> str:
         """Of the weights: what is added for one version means nothing to another."""
         return self.bundle.metadata.sha256["model.safetensors"][:16]
@@ -145,11 +150,18 @@ class ServedRetriever:
             "metrics": metadata.metrics,
         }
 
-    def retrieve(self, requests: Sequence[RetrieveRequest]) -> list[Retrieved | RequestError]:
-        """An answer or what is wrong, for each request; those of like cost go through the model together."""
+    def retrieve(
+        self, requests: Sequence[RetrieveRequest], only: Sequence[Tensor | None] = ()
+    ) -> list[Retrieved | RequestError]:
+        """An answer or what is wrong, for each request; those of like cost go through the model together.
+
+        only: for each request a mask (n + 1,) bool of the items, by number, that it is to get, None = all; the same object for
+        those that may go together. Items behind its end are not to be got.
+        """
         self._catch_up()
         answers: dict[int, Retrieved | RequestError] = {}
-        groups: dict[tuple[Method, int], list[int]] = {}
+        masks = dict(enumerate(only))
+        groups: dict[tuple[Method, int, int], list[int]] = {}
         for i, request in enumerate(requests):
             method = request.method or self.methods[0]
             if method not in self.methods:
@@ -163,12 +175,13 @@ class ServedRetriever:
                 answers[i] = _refusal("history", "holds no item that this model knows")
             else:
                 width = self._width(request) if "generative" in HEADS[method] else 0
-                groups.setdefault((method, width), []).append(i)
-        for (method, width), rows in groups.items():
+                groups.setdefault((method, width, id(masks.get(i))), []).append(i)
+        for (method, width, _), rows in groups.items():
+            out = self._out_of(masks.get(rows[0]))
             size = max(1, _MAX_BEAM_ROWS // width) if width else len(rows)
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
-                answers |= zip(some, self._together(method, width, [requests[i] for i in some]), strict=True)
+                answers |= zip(some, self._together(method, width, out, [requests[i] for i in some]), strict=True)
         return [answers[i] for i in range(len(requests))]
 
     def embed(self, new: NewItem) -> Tensor:
@@ -230,8 +243,20 @@ class ServedRetriever:
         wanted = min(request.k + barred, _MAX_BEAMS)
         return self._beams if wanted <= self._beams else 1 << (wanted - 1).bit_length()
 
+    def _out_of(self, only: Tensor | None) -> Tensor | None:
+        """(N + 1,) what is not to be found; None for nothing."""
+        if only is None:
+            return self._out if self._names_out else None
+        assert self._out is not None  # made by the first look at the changes
+        out = self._out.clone()
+        out[: len(only)] |= ~only
+        out[len(only) :] = True
+        return out
+
     @torch.inference_mode()
-    def _together(self, method: Method, width: int, requests: Sequence[RetrieveRequest]) -> list[Retrieved]:
+    def _together(
+        self, method: Method, width: int, out: Tensor | None, requests: Sequence[RetrieveRequest]
+    ) -> list[Retrieved]:
         known = [[self._numbers[item] for item in r.history if item in self._numbers] for r in requests]
         barred = [self._barred(request, numbers) for request, numbers in zip(requests, known, strict=True)]
         most = max(request.k for request in requests)
@@ -240,9 +265,7 @@ class ServedRetriever:
             history = Steered(_rows(known), self._reader.read([request.wish for request in requests]))
         elif self._user_tokens:
             history = Personal(_rows(known), torch.tensor([self._user(request) for request in requests]))
-        found = self._searcher.search(
-            history, most, method, beams=width or None, barred=_rows(barred), out=self._out if self._names_out else None
-        )
+        found = self._searcher.search(history, most, method, beams=width or None, barred=_rows(barred), out=out)
         return [
             self._answer(request, method, items, scores)
             for request, items, scores in zip(requests, found.items.tolist(), found.scores.tolist(), strict=True)

@@ -34,6 +34,7 @@ from rayrec.typed_json import ConfigError, from_plain
 
 _MOST_BYTES = 64 * 2**30
 _HASH = "hash of the item"  # of the mapped file; it cannot be a column's name twice, which ``_map`` checks
+_TITLE_CODES = 3
 _WRITING = "writing.lock"
 _PAIR_KINDS: Mapping[str, Kind] = {"joined": "code", "share": "number"}
 
@@ -46,6 +47,7 @@ class ItemTable:
         self._table = table.drop_columns([_HASH])
         self._hashes: NDArray[np.uint64] = table.column(_HASH).to_numpy()  # of one chunk: a view
         self._names = self._table.column(schema.item)
+        self._titles = self._table.column("title") if schema.kinds.get("title") == "code" else None
 
     def __len__(self) -> int:
         return len(self._table)
@@ -66,6 +68,15 @@ class ItemTable:
         taken = self._table.select(list(names)).take(pa.array(rows))
         return {name: taken.column(name).to_pylist() for name in names}
 
+    @property
+    def digest(self) -> str:
+        """Of its content: equal ones have equal rows."""
+        return self.metadata.sha256[ITEMS][:32]
+
+    def block(self, start: int, rows: int) -> pa.Table:
+        """So many rows from ``start`` on, all columns."""
+        return self._table.slice(start, rows)
+
     def matching(self, rows: NDArray[np.int64], where: Mapping[str, Any]) -> NDArray[np.bool_]:
         """(n,) whether each row has, in every column that ``where`` names, the value or one of the values that it gives.
 
@@ -77,6 +88,27 @@ class ItemTable:
             wanted = given if isinstance(given, list) else [given]
             found &= _matches(values, wanted, self.schema.kinds[name])
         return found
+
+    def search(self, text: str, most: int) -> list[tuple[str, str]]:
+        """Names and titles of the first items whose name or title holds ``text``, whatever its case. It looks at every item."""
+        hits = pc.match_substring(self._names, text, ignore_case=True)
+        if self._titles is not None:
+            hits = pc.or_(hits, pc.fill_null(pc.match_substring(self._titles, text, ignore_case=True), False))
+        rows = np.flatnonzero(hits.to_numpy())[:most]
+        return list(zip(self._names.take(pa.array(rows)).to_pylist(), self.titles(rows), strict=True))
+
+    def titles(self, rows: NDArray[np.int64]) -> list[str]:
+        """For people, one a row: the column "title" where there is one, else the codes of the item; "" for row -1."""
+        there = rows >= 0
+        chosen = pa.array(rows[there])
+        if self._titles is not None:
+            found = [title or "" for title in self._titles.take(chosen).to_pylist()]
+        else:
+            codes = [name for name, kind in self.schema.kinds.items() if kind == "code" and name != self.schema.item]
+            parts = [self._table.column(name).take(chosen).to_pylist() for name in codes[:_TITLE_CODES]]
+            found = [", ".join(filter(None, values)) for values in zip(*parts, strict=True)] or [""] * len(chosen)
+        given = iter(found)
+        return [next(given) if one else "" for one in there.tolist()]
 
     def check(self, reader: LogSchema, who: str) -> None:
         """Raises ItemFeaturesError when a column is of another type than ``reader``'s feature of its name, or misses values that

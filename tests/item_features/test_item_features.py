@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from jobs.bundle_item_features import BundleItemFeatures, run
 from rayrec.bundle import BundleError
 from rayrec.data.log import Log, LogWriter
+from rayrec.data.log.direct_encoding import DirectEncoder
+from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.schema import (
     CategoricalFeature,
     DenseFeature,
@@ -25,6 +28,7 @@ from rayrec.data.log.schema import (
 from rayrec.data.simulation import SimulationConfig, WorldConfig, simulate
 from rayrec.errors import UserError
 from rayrec.item_features import ItemFeaturesError, PairFeature, load_item_features, write_item_features
+from rayrec.item_features.encoded import encode_items
 from rayrec.item_features.from_log import item_table
 from rayrec.registry import resolve_model
 
@@ -257,3 +261,42 @@ def test_the_job_writes_a_bundle_and_registers_it(tmp_path: Path, runs: Path) ->
     ):
         with pytest.raises(UserError, match=told):
             run(replace(wrong, out=tmp_path / "other"))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_encoded_items_are_what_encoding_their_values_with_a_request_gives(rows: int, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    schema = LogSchema(
+        name="reader",
+        features=(
+            DenseFeature("price", missing_values=("-1",), statistics=DenseStatistics(0.0, 1.0, 0.0)),
+            DenseFeature("age", statistics=DenseStatistics(0.0, 1.0, 0.0)),
+            CategoricalFeature("item", encoding="hash", buckets=50, allow_missing=False),
+            CategoricalFeature("colour", vocabulary=("red", "blue")),
+            SequenceFeature("history", max_length=3, shares="colour"),
+            SequenceFeature("tags", max_length=2, encoding="hash", buckets=9),
+        ),
+        tasks=(TaskLabel("click"),),
+    )
+    columns = {
+        "item": pa.array([f"item-{i}" for i in range(rows)], pa.string()),
+        "price": pa.array([None if i % 5 == 2 else [-1.0, 2.5, 1e17][i % 3] for i in range(rows)], pa.float64()),
+        "colour": pa.array([["red", "blue", "green", "", None][i % 5] for i in range(rows)], pa.string()),
+        "tags": pa.array([["a", "b"][: i % 3] for i in range(rows)], pa.list_(pa.string())),
+    }
+    table = load_item_features(write(tmp_path / "b", columns), tmp_path / "mapped")
+    encoded = encode_items(table, schema, tmp_path / "mapped")
+    assert encoded.names == {"item", "price", "colour"}
+    again = encode_items(table, schema, tmp_path / "mapped")  # mapped
+    direct = DirectEncoder(LogEncoder(schema))
+    chosen = generator.integers(0, rows, 40) if rows else np.zeros(0, np.int64)
+    raw = table.columns(chosen, ["item", "price", "colour", "tags"])
+    for history, age in (([["blue", "red"]], [3.0]), ([["new"]], [1e17])):  # the second takes the way through Arrow
+        shared = {"history": history, "age": age}
+        expected, counted = direct.encode(raw, shared, [len(chosen)])
+        for one in (encoded, again):
+            batch, unknown = direct.encode({"tags": raw["tags"]}, shared, [len(chosen)], one.rows(chosen))
+            assert torch.equal(batch.dense.nan_to_num(-9.0), expected.dense.nan_to_num(-9.0))
+            assert torch.equal(batch.categorical, expected.categorical)
+            assert all(map(torch.equal, batch.sequences, expected.sequences))
+            assert {k: v.tolist() for k, v in unknown.items()} == {k: v.tolist() for k, v in counted.items()}

@@ -16,13 +16,14 @@ from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.item_features import load_item_features, write_item_features
 from rayrec.retrieval.index import IndexConfig
 from serve_apps.cascade_ranker import StagedRanker, scored, staged_ranker
-from serve_apps.cascade_stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, Scored
+from serve_apps.cascade_retriever import StagedRetriever
+from serve_apps.cascade_stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, RetrieveAsk, Scored
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import RequestError
 from serve_apps.served_cascade import ServedCascade
 from serve_apps.served_ranker import load_ranker
-from serve_apps.served_retriever import RetrieveRequest, ServedRetriever, load_served_retriever
+from serve_apps.served_retriever import ServedRetriever, load_served_retriever
 from tests.serve_apps.local_items import LocalItems
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
 
@@ -100,13 +101,14 @@ class PlainStages:
         self.features = load_item_features(references.features.model, folder / "mapped")
         self.items = LocalItems(folder / "items")
         self.retriever: ServedRetriever = load_served_retriever(references.retriever, self.items.changes, IndexConfig())
+        self.staged = StagedRetriever(references.retriever, self.retriever, self.features)
         self.rankers: Mapping[RankingStage, StagedRanker] = {
-            stage: staged_ranker(reference, load_ranker(reference, 100), self.features, stage)
+            stage: staged_ranker(reference, load_ranker(reference, 100), self.features, stage, folder / "mapped")
             for stage, reference in (("early", references.early), ("late", references.late))
         }
 
-    async def retrieve(self, request: RetrieveRequest) -> Candidates | Refused:
-        (found,) = self.retriever.retrieve([request])
+    async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused:
+        (found,) = self.staged.retrieve([ask])
         if isinstance(found, RequestError):
             return Refused(found.problems)
         return Candidates(self.retriever.label, found)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rayrec.retrieval.index import IndexConfig
 from serve_apps.cascade_api import build_cascade_app
 from serve_apps.cascade_request import RecommendRequest
-from serve_apps.cascade_stages import RankAsk, RankingStage, StageError
+from serve_apps.cascade_stages import RankAsk, RankingStage, RetrieveAsk, StageError
 from serve_apps.item_changes import ItemChanges
 from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
@@ -63,7 +66,13 @@ def asked_one_by_one(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]
     retriever = load_served_retriever(ModelReference(str(parts.retriever[0])), ItemChanges(), IndexConfig())
     (found,) = retriever.retrieve([RetrieveRequest(history=body["history"], k=body["retrieve"])])
     told = {
-        item: {"item": item, "reached": "retrieved", "position": None, "scores": {"retrieve": score}}
+        item: {
+            "item": item,
+            "title": features[item]["kind"] if item in features else "",
+            "reached": "retrieved",
+            "position": None,
+            "scores": {"retrieve": score},
+        }
         for item, score in zip(found.items, found.scores, strict=True)
     }
     kept = []
@@ -178,16 +187,46 @@ def test_a_filter_leaves_only_items_with_the_value(cascade: ServedCascade, stage
     assert len(ask(cascade, stages, where={"kind": 1.5}).shown) == 0
 
 
+def test_a_filter_takes_the_best_of_what_fits_and_not_what_fits_of_the_best(
+    cascade: ServedCascade, stages: PlainStages
+) -> None:
+    kind = {name: KINDS[int(name.split("-")[1]) % 3] for name in NAMES}
+    everything = ask(cascade, stages, retrieve=56, method="dense").decision.items
+    found = ask(cascade, stages, retrieve=8, method="dense", where={"kind": "blue"}).decision.items
+    assert found == [item for item in everything if kind[item] == "blue" and item != WITHOUT_FEATURES][:8]
+    both = asyncio.run(
+        _together(cascade, stages, [{"where": {"kind": k}, "retrieve": 8, "method": "dense"} for k in KINDS])
+    )
+    assert [{kind[item] for item in one.decision.items} for one in both] == [{k} for k in KINDS]
+
+
+async def _together(cascade: ServedCascade, stages: PlainStages, asks: list[dict[str, Any]]) -> list[Recommended]:
+    requests = [RecommendRequest.model_validate({**ASK, **changed}) for changed in asks]
+    return list(await asyncio.gather(*(cascade.recommend(r, stages, stages.items.changes, 10_000) for r in requests)))
+
+
+def test_requests_of_different_filters_in_one_batch_get_each_their_own(stages: PlainStages) -> None:
+    asks = [
+        RetrieveAsk(RetrieveRequest(history=["item-3"], k=6, method="dense"), where)
+        for where in ({"kind": "red"}, {}, {"kind": "blue"}, {"kind": "red"}, {"tags": "new"}, {"a column of later": 1})
+    ]
+    together = stages.staged.retrieve(asks)
+    alone = [stages.staged.retrieve([one])[0] for one in asks]
+    assert [one.items for one in together] == [one.items for one in alone]  # type: ignore[union-attr]
+    assert together[1].items == together[5].items  # type: ignore[union-attr]
+    assert together[0].items == together[3].items != together[2].items  # type: ignore[union-attr]
+
+
 class Slowed:
     """Stages of which one does not answer."""
 
     def __init__(self, stages: PlainStages, slow: str) -> None:
         self._stages, self._slow, self.items = stages, slow, stages.items
 
-    async def retrieve(self, request: RetrieveRequest) -> Any:
+    async def retrieve(self, ask: RetrieveAsk) -> Any:
         if self._slow == "retrieve":
             await asyncio.sleep(60)
-        return await self._stages.retrieve(request)
+        return await self._stages.retrieve(ask)
 
     async def rank(self, stage: RankingStage, ask: RankAsk) -> Any:
         if self._slow == stage:
@@ -282,14 +321,33 @@ def test_the_document_names_the_features_of_a_request(app: FastAPI) -> None:
     assert post(app, None, "/docs").status_code == 200
 
 
-def test_a_ranker_that_reads_more_of_the_items_than_its_asker_knew_is_asked_again(
-    parts: Parts, stages: PlainStages, cascade: ServedCascade
+def test_a_ranker_that_has_other_items_or_reads_more_of_them_than_its_asker_knew_is_asked_again_by_values(
+    parts: Parts, cascade: ServedCascade, stages: PlainStages, tmp_path: Path
 ) -> None:
+    asked: list[str] = []
+
+    class Noted(Slowed):
+        async def rank(self, stage: RankingStage, ask: RankAsk) -> Any:
+            asked.append(f"{stage} by {'rows' if ask.table else 'values'}")
+            return await self._stages.rank(stage, ask)
+
+    plain = ask(cascade, Noted(stages, "")).decision  # type: ignore[arg-type]
+    assert asked == ["early by rows", "late by rows"]
     old = served_cascade(parts.references(), stages)
     object.__setattr__(old, "read", {"early": ("item",), "late": ("item",)})  # as of a late ranker without prices
-    assert ask(old, stages).decision.scores["late"] == pytest.approx(
-        ask(cascade, stages).decision.scores["late"], nan_ok=True
-    )
+    assert ask(old, stages).decision.scores["late"] == pytest.approx(plain.scores["late"], nan_ok=True)
+    for staged in stages.rankers.values():
+        object.__setattr__(staged, "table", "of another version")
+    try:
+        asked.clear()
+        by_values = ask(cascade, Noted(stages, "")).decision  # type: ignore[arg-type]
+    finally:
+        for staged in stages.rankers.values():
+            object.__setattr__(staged, "table", stages.features.digest)
+    assert asked == ["early by rows", "early by values", "late by rows", "late by values"]
+    assert by_values.reached == plain.reached
+    for stage in ("early", "late"):
+        assert by_values.scores[stage] == pytest.approx(plain.scores[stage], rel=1e-6, nan_ok=True)
 
 
 def test_an_item_that_is_taken_out_is_in_no_answer_and_the_next_one_moves_up(parts: Parts, tmp_path: Path) -> None:
@@ -316,8 +374,8 @@ def test_an_item_that_is_taken_out_while_a_request_is_on_its_way_is_not_in_its_a
     best = [six.items[i] for i in np.argsort(six.position) if six.position[i] >= 0]
 
     class Meanwhile(Slowed):
-        async def retrieve(self, request: RetrieveRequest) -> Any:
-            found = await self._stages.retrieve(request)
+        async def retrieve(self, ask: RetrieveAsk) -> Any:
+            found = await self._stages.retrieve(ask)
             if when == "retrieve":
                 await stages.items.set_available(Availability(best[0], False))
             return found
@@ -343,3 +401,73 @@ def test_an_added_item_is_retrieved_and_left_out_until_it_has_features(parts: Pa
     trace = post(app, {**ASK, "retrieve": 57, "trace": True, "method": "dense"}).json()["trace"]
     assert {row["item"]: row["reached"] for row in trace}["new"] == "without_features"
     assert post(app, {"item": "new", "text": "red tea"}, "/v1/items").status_code == 422
+
+
+def test_items_are_found_by_a_part_of_their_name_or_title(app: FastAPI) -> None:
+    found = post(app, None, "/v1/items?find=ITEM-5&limit=3").json()["items"]
+    assert len(found) == 3
+    kinds = {f"item-{i}": KINDS[i % 3] for i in (5, *range(50, 56))}
+    assert all(kinds[one["item"]] == one["title"] for one in found)
+    for wrong in ("", "?find=", f"?find={'x' * 101}", "?find=x&limit=101"):
+        assert post(app, None, f"/v1/items{wrong}").status_code == 422
+    assert post(app, None, "/v1/items?find=%25(").json() == {"items": []}
+
+
+def test_the_playground_is_a_page_of_its_own_files_without_anything_foreign(app: FastAPI) -> None:
+    async def get(path: str, host: str = "127.0.0.1") -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{host}") as client:
+            return await client.get(path)
+
+    page = asyncio.run(get("/play"))
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert asyncio.run(get("/play", "evil.example")).status_code == 403
+    for name, kind in re.findall(r'(?:href|src)="(/[^"]*)"()', page.text):
+        assert asyncio.run(get(name)).status_code == 200, kind
+    script = asyncio.run(get("/play/play.js")).text
+    for text in (page.text, script, asyncio.run(get("/play/style.css")).text):
+        assert "http" not in text.replace("httpEquiv", "")
+    assert "innerHTML" not in script
+    labelled = set(re.findall(r'<label for="([^"]+)"', page.text))
+    controls = set(re.findall(r'<(?:input|textarea) id="([^"]+)"', page.text))
+    assert controls == labelled  # every control has a label
+    assert 'aria-live="polite"' in page.text
+
+
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats()
+            | st.text(max_size=5)
+            | st.sampled_from([CONTEXT, ["item-3"]]),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.text(max_size=5) | st.sampled_from(["kind", "age", "user"]), inner, max_size=3)
+            ),
+            max_leaves=5,
+        )
+        for name in [*RecommendRequest.model_fields, "item", "text", "available"]
+    },
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(FIELDS, st.booleans(), st.sampled_from(["/v1/recommend", "/v1/items", "/v1/items/item-3"]))
+def test_generated_bad_requests_never_end_in_a_server_error(app: FastAPI, body: Any, whole: bool, path: str) -> None:
+    given_body = {**ASK, **body} if whole else body
+    try:
+        text = json.dumps(given_body, allow_nan=False)
+    except ValueError:
+        text = json.dumps(given_body)  # NaN, which no JSON has
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            headers = {"Content-Type": "application/json"}
+            return await client.request("PUT" if path.endswith("-3") else "POST", path, content=text, headers=headers)
+
+    assert asyncio.run(send()).status_code < 500
+    assert asyncio.run(send()).status_code in (200, 201, 422)

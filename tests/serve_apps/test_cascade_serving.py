@@ -1,6 +1,8 @@
 """The cascade on a real Ray Serve: its answers, and each of its parts refreshed under load."""
 
 import asyncio
+import os
+import signal
 import socket
 import threading
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from serve_apps.cascade import CascadeService
@@ -134,3 +137,43 @@ def test_every_part_is_refreshed_under_load_and_no_answer_is_wrong(
         assert same(answer.json(), right[versions])
         seen.add(versions)
     assert seen == right.keys()
+
+
+def test_a_killed_replica_of_a_stage_costs_time_or_a_503_and_no_answer_is_wrong(
+    deployed: DeployedService, parts: Parts, tmp_path: Path
+) -> None:
+    references = parts.references()
+    deployed.deploy(references)
+    right = expected(references, tmp_path, ASK)
+    stop, answers = threading.Event(), []
+
+    def load() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not stop.is_set():
+                answers.append(client.post(f"{deployed.url}/v1/recommend", json={**ASK, "deadline_ms": 30_000}))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for name in ("Early", "Retrieve"):
+            (pid,) = [
+                p.pid
+                for p in psutil.Process().children(recursive=True)
+                if f"ServeReplica:cascade:{name}" in " ".join(p.cmdline())
+            ]
+            os.kill(pid, signal.SIGKILL)
+            before, deadline = len(answers), time.monotonic() + 120
+            while sum(answer.status_code == 200 for answer in answers[before + 3 :]) < 6:
+                assert time.monotonic() < deadline, [answer.text for answer in answers[before:]][:3]
+                time.sleep(0.1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    for answer in answers:
+        if answer.status_code == 503:
+            assert int(answer.headers["retry-after"]) >= 1
+        elif not answer.json()["late"]:
+            assert same(answer.json(), right)

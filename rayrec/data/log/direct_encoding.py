@@ -4,6 +4,7 @@ Arrow is fast by the row and slow by the call; the twenty candidates of a reques
 """
 
 from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,30 +46,50 @@ class DirectEncoder:
         columns: Mapping[str, Sequence[Any]],
         shared: Mapping[str, Sequence[Any]] | None = None,
         repeats: Sequence[int] = (),
+        encoded: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     ) -> tuple[Batch, dict[str, NDArray[np.int64]]]:
         """A batch without labels, and the unknown values by feature and row, as ``LogEncoder.encode_and_count`` has them.
 
         columns: n values a feature, None = missing. shared: of other features, one value for each of the ``repeats``, which
-        holds for so many rows and is encoded once; ``repeats`` add up to n.
+        holds for so many rows and is encoded once; ``repeats`` add up to n. encoded: further numbers and codes, (n,), as
+        ``rayrec.item_features.encoded`` has them.
         Raises EncodingError for a value that the schema does not allow.
         """
         shared = shared or {}
         times = np.asarray(repeats, np.int64)
-        found = self._encode({**columns, **shared}, shared.keys(), times)
+        found = self._encode({**columns, **shared}, shared.keys(), times, encoded)
         if found is not None:
             return found
         spread = {name: [v for v, n in zip(vs, repeats, strict=True) for _ in range(n)] for name, vs in shared.items()}
-        table, unknown = self._encoder.encode_and_count({**columns, **spread})  # which says what is wrong, and where
+        instead = {name: [self._allowed(name)] * len(values) for name, values in encoded.items()}
+        # which says what is wrong, and where
+        table, unknown = self._encoder.encode_and_count({**columns, **spread, **instead})
+        for name, values in encoded.items():
+            column = pa.array(np.maximum(values, 0) if name in self._coded else values, from_pandas=True)
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+            if name in self._coded and values.min(initial=0) < 0:
+                unknown[name] = (values < 0).astype(np.int64)
         return collate(table, self._schema, labels=False), unknown
 
+    def _allowed(self, name: str) -> float | str:
+        """Some value that a feature takes."""
+        if name not in self._coded:
+            return 0.0
+        vocabulary = self._coders[self._coded.index(name)].vocabulary
+        return vocabulary[0] if vocabulary else "x"
+
     def _encode(
-        self, given: Mapping[str, Sequence[Any]], shared: Set[str], repeats: NDArray[np.int64]
+        self,
+        given: Mapping[str, Sequence[Any]],
+        shared: Set[str],
+        repeats: NDArray[np.int64],
+        encoded: Mapping[str, NDArray[Any]],
     ) -> tuple[Batch, dict[str, NDArray[np.int64]]] | None:
         """None when something may be wrong. shared: names of what is given once for each of ``repeats``."""
         try:
             n = int(repeats.sum()) if len(repeats) else len(given[self._schema.features[0].name])
-            dense = self._numbers(given, shared, repeats, n)
-            texts = [self._spelled(given[f.name]) for f in self._categorical]
+            dense = self._numbers(given, shared, repeats, n, encoded)
+            texts = [self._spelled(given[f.name]) if f.name not in encoded else [] for f in self._categorical]
             lists = [
                 [self._spelled((values or ())[-f.max_length :]) for values in given[f.name]] for f in self._sequences
             ]
@@ -76,14 +97,20 @@ class DirectEncoder:
             return None
         if any(isinstance(values, str) for f in self._sequences for values in given[f.name]):
             return None
-        if any(len(given[name]) != (len(repeats) if name in shared else n) for name in self._coded):
+        if any(
+            len(given[name]) != (len(repeats) if name in shared else n) for name in self._coded if name not in encoded
+        ):
             return None
-        if (np.abs(dense) >= _EXACT).any() or np.isnan(dense[self._numbers_needed]).any():
+        raw = [i for i, f in enumerate(self._dense) if f.name not in encoded]
+        if (np.abs(dense[raw]) >= _EXACT).any() or np.isnan(dense[self._numbers_needed]).any():
             return None
         ids = self._ids([*texts, *([value for values in rows for value in values] for rows in lists)])
         categorical = np.empty((len(texts), n), np.int64)
         for i, feature in enumerate(self._categorical):
-            categorical[i] = ids[i].repeat(repeats) if feature.name in shared else ids[i]
+            if feature.name in encoded:
+                categorical[i] = encoded[feature.name]
+            else:
+                categorical[i] = ids[i].repeat(repeats) if feature.name in shared else ids[i]
         if not categorical[self._ids_needed].all():
             return None
         unknown: dict[str, NDArray[np.int64]] = {}
@@ -112,18 +139,26 @@ class DirectEncoder:
         return batch, unknown
 
     def _numbers(
-        self, given: Mapping[str, Sequence[Any]], shared: Set[str], repeats: NDArray[np.int64], n: int
+        self,
+        given: Mapping[str, Sequence[Any]],
+        shared: Set[str],
+        repeats: NDArray[np.int64],
+        n: int,
+        encoded: Mapping[str, NDArray[Any]],
     ) -> NDArray[np.float64]:
         """(dense features, n), NaN = missing."""
         dense = np.empty((len(self._dense), n))
-        own = [i for i, f in enumerate(self._dense) if f.name not in shared]
+        own = [i for i, f in enumerate(self._dense) if f.name not in shared and f.name not in encoded]
         once = [i for i, f in enumerate(self._dense) if f.name in shared]
+        for i, f in enumerate(self._dense):
+            if f.name in encoded:
+                dense[i] = encoded[f.name]
         if own:
             dense[own] = np.array([given[self._dense[i].name] for i in own], np.float64).reshape(len(own), n)
         if once:
             dense[once] = np.array([given[self._dense[i].name] for i in once], np.float64).repeat(repeats, axis=1)
         for row, number in enumerate(self._dense):
-            if number.missing_values:
+            if number.missing_values and number.name not in encoded:
                 dense[row] = as_numbers(pa.array(dense[row]), number.missing_values).values
         return dense
 

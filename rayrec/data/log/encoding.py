@@ -58,6 +58,11 @@ class LogEncoder:
         """
         return pa.table(self.encode_checked(self._checked(raw)))
 
+    def encode_table_and_count(self, raw: pa.Table) -> tuple[dict[str, pa.Array], dict[str, NDArray[np.int64]]]:
+        """``encode`` by column, and the unknown values of each row as ``encode_and_count`` has them."""
+        unknown: dict[str, NDArray[np.int64]] = {}
+        return self.encode_checked(self._checked(raw), unknown), unknown
+
     def encode_values(self, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
         """``encode`` for plain Python values, one sequence of equal length a feature; None = missing.
 

@@ -1,0 +1,181 @@
+"use strict";
+// One page beside the API. All that comes from the service is put in as text, never as markup.
+const $ = (id) => document.getElementById(id);
+const history_ = [];
+let described = null;
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+async function call(path, body) {
+  const headers = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if ($("token").value) headers.Authorization = "Bearer " + $("token").value;
+  const reply = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  if (reply.status === 401) $("access").hidden = false;
+  const told = await reply.json().catch(() => ({}));
+  if (!reply.ok) throw new Error(problem(reply.status, told.detail));
+  return told;
+}
+
+function problem(status, detail) {
+  if (!Array.isArray(detail)) return `${status}: ${detail || "no reason given"}`;
+  return detail.map((one) => `${one.loc.slice(1).join(" > ")}: ${one.msg}`).join("; ");
+}
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+async function describe() {
+  try {
+    described = await call("/v1/model");
+  } catch (error) {
+    $("versions").textContent = String(error.message);
+    return;
+  }
+  $("versions").textContent = "Serving " + described.versions;
+  const box = $("context");
+  box.querySelectorAll("label, input").forEach((old) => old.remove());
+  for (const name of described.context) {
+    const id = "context-" + name;
+    box.append(element("label", name + (described.lists.includes(name) ? " (a list, by commas)" : ""), { for: id }));
+    box.append(element("input", undefined, { id, "data-feature": name, autocomplete: "off", maxlength: "4000" }));
+  }
+  for (const [name, value] of Object.entries(described.example)) {
+    const input = box.querySelector(`[data-feature="${CSS.escape(name)}"]`);
+    if (input && value !== null) input.value = Array.isArray(value) ? value.join(", ") : String(value);
+  }
+}
+
+function showHistory() {
+  const list = $("history");
+  list.replaceChildren();
+  history_.forEach((item, place) => {
+    const row = element("li", item + " ");
+    const gone = element("button", "remove", { type: "button", class: "small", "aria-label": `Remove ${item} from the history` });
+    gone.addEventListener("click", () => { history_.splice(place, 1); showHistory(); $("find").focus(); });
+    row.append(gone);
+    list.append(row);
+  });
+}
+
+function add(item) {
+  history_.push(item);
+  showHistory();
+  say(`${item} was added to the history.`);
+}
+
+let asked = 0;
+$("find").addEventListener("input", async () => {
+  const text = $("find").value.trim(), mine = ++asked;
+  if (!text) return;
+  try {
+    const found = await call("/v1/items?find=" + encodeURIComponent(text));
+    if (mine !== asked) return;
+    $("found").replaceChildren(...found.items.map((one) => element("option", one.title, { value: one.item })));
+  } catch (error) { say(String(error.message), true); }
+});
+$("find").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  const text = $("find").value.trim();
+  if (text) { add(text); $("find").value = ""; }
+});
+for (const id of ["retrieve", "early", "k"])
+  $(id).addEventListener("input", () => { document.querySelector(`output[for=${id}]`).textContent = $(id).value; });
+
+function value(name, text) {
+  if (described.lists.includes(name)) return text.split(",").map((part) => part.trim()).filter(Boolean);
+  if (text === "") return null;
+  return described.numbers.includes(name) ? Number(text) : text;
+}
+
+function request() {
+  const body = { history: history_, context: {}, trace: true, where: {}, retrieve: +$("retrieve").value, early: +$("early").value, k: +$("k").value };
+  document.querySelectorAll("[data-feature]").forEach((input) => { body.context[input.dataset.feature] = value(input.dataset.feature, input.value.trim()); });
+  if ($("user").value.trim()) body.user = $("user").value.trim();
+  if ($("preference").value.trim()) body.preference = $("preference").value.trim();
+  if ($("deadline").value) body.deadline_ms = +$("deadline").value;
+  for (const line of $("where").value.split("\n").map((one) => one.trim()).filter(Boolean)) {
+    const [name, ...rest] = line.split("=");
+    const values = rest.join("=").split("|").map((one) => one.trim());
+    body.where[name.trim()] = values.map((one) => described.features.columns[name.trim()] === "number" ? Number(one) : one);
+  }
+  return body;
+}
+
+$("ask").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  say("Asking ...");
+  try {
+    if (described === null) await describe();
+    const told = await call("/v1/recommend", request());
+    show(told);
+    const late = told.late.length ? ` Late: ${told.late.join(", ")}; the order is that of the stage before.` : "";
+    say(`${told.items.length} items in ${Math.round(told.timings_ms.total)} ms, of ${told.trace.length} candidates.${late}`, told.late.length > 0);
+    $("answer").focus();
+  } catch (error) { say(String(error.message), true); }
+});
+
+const TITLES = { retrieve: "Retrieved", early: "Early ranker", late: "Late ranker" };
+const NEXT = { retrieve: ["early", "late", "shown"], early: ["late", "shown"], late: ["shown"] };
+const WHY = { without_features: "no features", filtered: "filtered out", unavailable: "taken out" };
+
+function show(told) {
+  $("stages").replaceChildren(...["retrieve", "early", "late"].filter((stage) => stage in told.models).map((stage) => table(stage, told)));
+}
+
+function table(stage, told) {
+  const rows = told.trace.filter((row) => stage in row.scores).sort((a, b) => b.scores[stage] - a.scores[stage]);
+  const made = element("table");
+  made.append(element("caption", `${TITLES[stage]}: ${rows.length} candidates, ${told.models[stage]}, ${told.timings_ms[stage].toFixed(1)} ms`));
+  const head = element("tr");
+  for (const name of ["Rank", "Item", "Score", "Then"]) head.append(element("th", name, { scope: "col" }));
+  made.append(element("thead"));
+  made.tHead.append(head);
+  const body = element("tbody");
+  rows.forEach((row, place) => {
+    const goes = NEXT[stage].includes(row.reached);
+    const line = element("tr", undefined, goes ? {} : { class: "cut" });
+    line.append(element("td", String(place + 1), { class: "number" }));
+    const name = element("th", undefined, { scope: "row" });
+    name.append(element("span", row.item, { class: "name" }));
+    name.append(element("small", row.title));
+    line.append(name);
+    line.append(element("td", row.scores[stage].toPrecision(3), { class: "number" }));
+    const then = element("td", row.position !== null ? `shown ${row.position + 1}` : goes ? "passed on" : WHY[row.reached] || "cut");
+    if (row.position !== null) {
+      const more = element("button", "+ history", { type: "button", class: "small", "aria-label": `Add ${row.item} to the history` });
+      more.addEventListener("click", () => add(row.item));
+      then.append(" ", more);
+    }
+    line.append(then);
+    body.append(line);
+  });
+  made.append(body);
+  return made;
+}
+
+// A link can say what to ask: /play?history=a,b&k=5&where=kind%3Dred&context.device=phone&ask
+async function fromLink() {
+  const given = new URLSearchParams(location.search);
+  history_.push(...(given.get("history") || "").split(",").map((item) => item.trim()).filter(Boolean));
+  showHistory();
+  await describe();
+  for (const id of ["user", "preference", "retrieve", "early", "k", "deadline", "where"]) if (given.has(id)) $(id).value = given.get(id);
+  for (const id of ["retrieve", "early", "k"]) document.querySelector(`output[for=${id}]`).textContent = $(id).value;
+  document.querySelectorAll("[data-feature]").forEach((input) => {
+    const name = "context." + input.dataset.feature;
+    if (given.has(name)) input.value = given.get(name);
+  });
+  if (given.has("ask") && described !== null) $("ask").requestSubmit();
+}
+
+$("token").addEventListener("change", describe);
+fromLink();
