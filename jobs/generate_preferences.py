@@ -16,12 +16,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import tyro
 
+from jobs.asking import asked
 from jobs.command_line import read_one_of
 from rayrec.data.preferences.table import PreferenceRecord, PreferenceRow, obeying, write_preferences
 from rayrec.data.sequences import SequenceData, read_sequences
 from rayrec.errors import told
-from rayrec.text.answer_store import AnswerStore
-from rayrec.text.asking import Bill, ask_all, estimate
 from rayrec.text.chat_endpoint import EndpointConfig
 from rayrec.text.extractive import BRAND, Phrases, extract
 from rayrec.text.preferences import NEEDED, Names, parsed
@@ -155,20 +154,12 @@ def _asked(command: Llm, data: SequenceData) -> Path | None:
         template.substitute(items="\n".join(line(user, item) for item in recent)) for user, _, recent in moments
     ]
     cache = command.cache or command.at.out.with_name(f"{command.at.out.name}.answers.db")
-    with AnswerStore(cache) as store:
-        before = estimate(questions, command.endpoint, store)
-        print(
-            f"{len(moments):,} preferences to make, {before.cached:,} answers known; {before.questions:,} to ask: about "
-            f"{before.input_tokens:,} tokens in, at most {before.most_output_tokens:,} out, cost at most {before.most_cost:.4f}"
-        )
-        if command.dry_run:
-            for question in questions[: command.shown]:
-                print(f"--- prompt\n{question}")
-            return None
-        replies, bill = ask_all(
-            questions, lambda question, answer: parsed(answer, names), command.endpoint, store,
-            answers=command.answers, progress=_say,
-        )  # fmt: skip
+    replies = asked(
+        questions, lambda question, answer: parsed(answer, names), command.endpoint, cache, what="preferences to make",
+        answers=command.answers, shown=command.shown if command.dry_run else None,
+    )  # fmt: skip
+    if replies is None:
+        return None
     rows, problems = [], dict[str, int]()
     for (user, position, _), reply in zip(moments, replies, strict=True):
         if reply.value is None:
@@ -177,22 +168,10 @@ def _asked(command: Llm, data: SequenceData) -> Path | None:
             rows.append(PreferenceRow(str(users[user]), position, reply.value))
     maker = f"{command.endpoint.model}, prompt {command.prompt}, newest {command.at.recent} items"
     folder = write_preferences(command.at.out, rows, PreferenceRecord("llm", maker, 0, problems))
-    _say(len(questions), len(questions), bill)
     print(f"{folder}: {len(rows):,} rows, {len(moments) - len(rows):,} without an answer that obeys the rules")
     for problem, count in sorted(problems.items(), key=lambda pair: -pair[1])[:5]:
         print(f"{count:,} x {problem}")
     return folder
-
-
-def _say(done: int, total: int, bill: Bill) -> None:
-    if done % 100 == 0 or done == total:
-        print(
-            f"{done:,} of {total:,}: {bill.asked:,} paid, {bill.cached:,} known, {bill.refused:,} refused, "
-            f"{bill.requests:,} requests, {bill.input_tokens:,} + {bill.output_tokens:,} tokens"
-            + (f" ({bill.uncounted:,} answers not counted by the endpoint)" if bill.uncounted else "")
-            + f", cost {bill.cost:.4f}",
-            flush=True,
-        )
 
 
 def _reviews(file: Path | None) -> dict[tuple[str, str], str]:

@@ -20,10 +20,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import tyro
 
+from jobs.asking import asked
 from rayrec.data.content import ContentLog, UserTexts, add_user_texts, read_content
 from rayrec.errors import told
-from rayrec.text.answer_store import AnswerStore
-from rayrec.text.asking import Bill, ask_all, estimate
 from rayrec.text.chat_endpoint import EndpointConfig
 from rayrec.text.prompts import read_prompt
 from rayrec.text.user_interests import checked_interest, extractive_interests
@@ -139,36 +138,21 @@ def _asked(command: Llm, log: ContentLog, read: str) -> Path | None:
     cache = command.cache or command.into.content.with_name(
         f"{command.into.content.name}.{command.into.version}.answers.db"
     )
-    with AnswerStore(cache) as store:
-        before = estimate(questions, command.endpoint, store)
-        print(
-            f"{len(questions):,} users with a history, {before.cached:,} answers known; {before.questions:,} to ask: about "
-            f"{before.input_tokens:,} tokens in, at most {before.most_output_tokens:,} out, cost at most {before.most_cost:.4f}"
-        )
-        if command.dry_run:
-            for question in questions[: command.shown]:
-                print(f"--- prompt\n{question}")
-            return None
-        replies, bill = ask_all(
-            questions, lambda _, answer: checked_interest(answer), command.endpoint, store,
-            answers=command.answers, progress=_say,
-        )  # fmt: skip
+    replies = asked(
+        questions, lambda _, answer: checked_interest(answer), command.endpoint, cache, what="users with a history",
+        answers=command.answers, shown=command.shown if command.dry_run else None,
+    )  # fmt: skip
+    if replies is None:
+        return None
     texts = [""] * len(contents)
     for row, reply in zip(rows, replies, strict=True):
         texts[row] = reply.value or ""
-    _say(len(questions), len(questions), bill)
     without = sum(reply.value is None for reply in replies)
     if without:
         print(f"{without:,} users without an answer that obeys the rules; the first: "
               f"{next(reply.problem for reply in replies if reply.value is None)}")  # fmt: skip
     generator = f"an LLM ({command.endpoint.model}), prompt {command.prompt}"
     return _add(command.into, UserTexts(generator, _padded(texts, log), read))
-
-
-def _say(done: int, total: int, bill: Bill) -> None:
-    if done % 100 == 0 or done == total:
-        print(f"{done:,} of {total:,}: {bill.asked:,} paid, {bill.cached:,} known, {bill.refused:,} refused, "
-              f"cost {bill.cost:.4f}", flush=True)  # fmt: skip
 
 
 def _from_table(command: Table, log: ContentLog) -> UserTexts:

@@ -79,6 +79,7 @@ def test_an_endpoint_is_asked_once_a_user_and_what_it_refuses_to_obey_is_asked_a
         handler, question, before
     )
     run(real)
+    assert "15 of 15: 30 paid, 0 known, 15 refused, 30 requests, " in capsys.readouterr().out
     texts = read_content(content).user_texts["asked"]
     assert texts.generator == "an LLM (small-model), prompt interest.v1"
     assert [text for text in texts.texts.to_pylist() if text] == [GOOD] * 15
