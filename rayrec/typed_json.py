@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import core_schema
 
 from rayrec.errors import UserError
 
@@ -72,3 +73,18 @@ def explain(error: ValidationError) -> str:
 
 def _is_kind(item: Any) -> bool:
     return item["type"] == "unexpected_keyword_argument" and item["loc"][-1] == "kind"
+
+
+def reads_earlier(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[type[T]], type[T]]:
+    """A dataclass whose JSON of earlier versions meant something else: ``change`` makes of it what means the same now."""
+
+    def schema(source: Any, handler: Callable[[Any], Any]) -> Any:
+        return core_schema.no_info_before_validator_function(
+            lambda given: change(given) if isinstance(given, dict) else given, handler(source)
+        )
+
+    def decorated(cls: type[T]) -> type[T]:
+        cls.__get_pydantic_core_schema__ = staticmethod(schema)  # type: ignore[attr-defined]  # pydantic's hook
+        return cls
+
+    return decorated

@@ -14,11 +14,19 @@ from transformers import AutoConfig, AutoModel
 
 from rayrec.models.content_inputs import Texts
 from rayrec.models.t5 import T5Config, T5Encoder
-from rayrec.typed_json import ConfigError
+from rayrec.typed_json import ConfigError, reads_earlier
 
 _CHUNK = 16_384  # tokens that a frozen encoder reads at once
 
 
+def _at_the_whole_rate(written: dict[str, Any]) -> dict[str, Any]:
+    """What was written whole before there was ``rate_share`` was trained at the whole rate; a plan that leaves it out, with other
+    fields too, means the default."""
+    others = {"model", "train", "top_layers", "pretrained", "session", "dim", "dropout", "t5"}
+    return {"rate_share": 1.0, **written} if others <= written.keys() else written
+
+
+@reads_earlier(_at_the_whole_rate)
 @dataclass(frozen=True)
 class ContentEncoderConfig:
     """The encoder of texts."""

@@ -1,5 +1,6 @@
 """Content rankers train in the one worker loop; users and candidates stand alone; what was precomputed scores the same."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from rayrec.data.log.streams import StreamPosition
 from rayrec.families.content.bundle import load_content_ranker
 from rayrec.families.content.evaluation import EvaluateContent
 from rayrec.families.content.experiment import ContentExperiment
+from rayrec.families.table import read_experiment
 from rayrec.models.content_encoder import ContentEncoder, ContentEncoderConfig
 from rayrec.models.content_inputs import ContentBatch, Texts, pad_texts
 from rayrec.models.content_ranker import ContentRanker
@@ -29,7 +31,7 @@ from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.judging import judge_stream
 from rayrec.training.loop import Worker
 from rayrec.training.reporters import FolderReporter
-from rayrec.typed_json import ConfigError
+from rayrec.typed_json import ConfigError, to_plain
 
 MODELS = ("two_tower", "nrms", "miner", "spar", "embsum")
 
@@ -209,6 +211,25 @@ def test_every_parameter_of_every_variant_of_spar_gets_a_gradient(
     batch, _ = next(wanted.data(Worker()).open_training(StreamPosition(), 1).epoch_batches())
     task.loss(model, batch).total.backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_an_experiment_of_before_the_encoder_had_its_share_of_the_rate_is_read_as_it_was_trained(
+    experiment: ContentExperiment,
+) -> None:
+    """What was written then lacks ``rate_share`` alone; a plan names what it sets, and means today's defaults."""
+    now = with_encoder(experiment, rate_share=0.5)
+    plain = to_plain(now)
+    assert read_experiment(json.dumps(plain), "now") == now
+    del plain["ranker"]["encoder"]["rate_share"]
+    assert read_experiment(json.dumps(plain), "before") == with_encoder(experiment, rate_share=1.0)
+    plain["ranker"]["encoder"] = {"model": "minilm", "session": 3}
+    planned = read_experiment(json.dumps(plain), "a plan")
+    assert isinstance(planned, ContentExperiment)
+    assert planned.ranker.encoder == ContentEncoderConfig(session=3)
+    assert planned.ranker.encoder.rate_share == 0.2
+    plain["ranker"]["encoder"] = {"rate": 0.2}
+    with pytest.raises(ConfigError, match=r"encoder\.rate: "):
+        read_experiment(json.dumps(plain), "a misspelt one")
 
 
 def test_a_pretrained_encoder_learns_at_its_share_of_the_rate(tmp_path: Path) -> None:
