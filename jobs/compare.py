@@ -21,7 +21,7 @@ from rayrec.reporting.page import text_table
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
 from rayrec.runs.comparing import Judging, raise_failures, run_comparison, train_what_is_left
 from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions, open_comparison, tell_of_trials
-from rayrec.runs.further import FurtherEvaluation
+from rayrec.runs.further import FurtherEvaluation, check_further
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, from_plain
@@ -122,6 +122,9 @@ def compare(command: Compare) -> ComparisonState:
     planned = plan_of(command)
     choices: dict[str, ArmChoice] = {}
     if planned.open_arms:
+        for arm, options in planned.arms.items():
+            for candidate in options:
+                check_further(planned.wanted, arm, candidate.experiment)
         candidates = comparison_of_candidates(planned.open_arms, planned.choice_seeds)
         state = train_what_is_left(
             open_comparison(f"{command.name}-choice", candidates),

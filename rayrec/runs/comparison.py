@@ -28,7 +28,7 @@ from rayrec.families.table import AnyExperiment
 from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.runs.cluster import connect, gpus
-from rayrec.runs.further import FurtherEvaluation, bundle_folder, judge_further, read_further
+from rayrec.runs.further import FurtherEvaluation, bundle_folder, check_further, judge_further, read_further
 from rayrec.runs.run_folder import RunRecord, only_one
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import check_streams, train_here
@@ -146,7 +146,7 @@ def open_comparison(name: str, comparison: Comparison, wanted: FurtherEvaluation
     """Make the comparison's folder, or find it again with what is done. wanted: what else is asked of each trained model.
 
     Raises ConfigError when a trial of that arm and seed is there with another experiment, or without the bundle that ``wanted``
-    needs, and ValueErrors of wrong inputs.
+    needs, or when an arm's model could not be judged as wanted, and ValueErrors of wrong inputs.
     """
     folder = runs_folder() / name
     for arm, experiment in comparison.arms.items():
@@ -155,6 +155,7 @@ def open_comparison(name: str, comparison: Comparison, wanted: FurtherEvaluation
             check_streams(experiment, 1)
         except ValueError as error:
             raise ConfigError(f"arm {arm}: {error}") from error
+        check_further(wanted, arm, experiment)
         for seed in comparison.seeds:
             _check_trial(folder, TrialKey(arm, seed), with_seed(experiment, seed), wanted)
     file = folder / "comparison.json"

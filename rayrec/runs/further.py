@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rayrec.families.table import AnyExperiment
 from rayrec.files import write_text_atomically
 from rayrec.training.judging import Judged
-from rayrec.typed_json import from_json, to_json, to_plain
+from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 
 
 class FurtherEvaluation(Protocol):
     """A frozen dataclass, whose name and fields say what is asked."""
+
+    def check(self, experiment: Any) -> None:
+        """Before anything is trained. Raises ValueErrors of what cannot be asked of the model of this experiment."""
+        ...
 
     def judge_each(self, bundle: Path) -> Mapping[str, Judged]:
         """By name of the way, which stands behind that of the arm in reports; "" adds to what the arm's own evaluation told."""
@@ -30,6 +35,16 @@ class FurtherRecord:
 
     asked: Mapping[str, Any]
     found: Mapping[str, Judged]
+
+
+def check_further(wanted: FurtherEvaluation | None, arm: str, experiment: AnyExperiment) -> None:
+    """Raises ConfigError that names the arm whose model could not be judged as wanted."""
+    if wanted is None:
+        return
+    try:
+        wanted.check(experiment)
+    except ValueError as error:
+        raise ConfigError(f"arm {arm} cannot be judged further: {error}") from error
 
 
 def bundle_folder(trial: Path) -> Path:

@@ -53,6 +53,11 @@ class Heads:
 
     times: float = 1.0
     broken: bool = False
+    in_vain: bool = False
+
+    def check(self, experiment: RankerExperiment) -> None:
+        if self.in_vain and experiment.optimizer.learning_rate < 1e-5:
+            raise ConfigError("too slow to ask")
 
     def judge_each(self, bundle: Path) -> Mapping[str, Judged]:
         if self.broken:
@@ -106,6 +111,40 @@ def test_a_plan_asks_the_familys_evaluation_of_each_trained_model(
     plan.write_text(json.dumps({**text, "further": {"logs": "x"}}))
     with pytest.raises(ConfigError, match=r"plan\.json: further: .*logs"):
         plan_of(Compare("remote", plan))
+
+
+@pytest.mark.parametrize(
+    ("further", "told"),
+    [
+        ({"log": "nowhere"}, r"nowhere: not a log \(no schema\.json\)"),
+        ({"log": "other"}, r"other: the model reads feature 'age', which this log lacks"),
+        ({"by": "session"}, r"no column is called 'session'; there are"),
+        ({"split": "dev"}, r"plan\.json: further: split: "),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_before_anything_is_trained_candidates_included(
+    comparison: Comparison, runs: Path, tmp_path: Path, further: dict[str, str], told: str
+) -> None:
+    other = write_small_log(tmp_path / "other", rows=2_000)
+    schema = json.loads((other / "schema.json").read_text())
+    schema["features"] = [feature for feature in schema["features"] if feature["name"] != "age"]
+    (other / "schema.json").write_text(json.dumps(schema))
+    if "log" in further:
+        further = {"log": str(tmp_path / further["log"])}
+    (tmp_path / "base.json").write_text(to_json(comparison.arms["plain"]))
+    rates = [{"optimizer.learning_rate": rate} for rate in (1e-3, 1e-2)]
+    arms = {"plain": {}, "tuned": {"choices": rates}}
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"base": "base.json", "seeds": [0], "arms": arms, "further": further}))
+    with pytest.raises(ConfigError, match=told):
+        compare(Compare("vain", plan, trials=HERE))
+    assert not list(runs.glob("vain*"))
+
+
+def test_the_arm_whose_model_cannot_be_asked_is_named(comparison: Comparison, runs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^arm slow cannot be judged further: too slow to ask$"):
+        run_comparison("vain", comparison, HERE, Judging(wanted=Heads(in_vain=True)))
+    assert not (runs / "vain").exists()
 
 
 def test_a_trial_whose_model_was_not_kept_cannot_be_judged_further(comparison: Comparison, runs: Path) -> None:

@@ -267,6 +267,27 @@ def test_the_comparison_goes_on_where_it_stopped_and_refuses_another_experiment(
         compare(replace(command, experiment=other))
 
 
+def test_what_a_comparison_cannot_ask_of_a_retriever_is_told_before_it_is_trained(
+    folders: Path, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    reads, blind = experiment(folders, "mender_emb"), experiment(folders, "sasrec")
+    for one in (reads, blind):
+        EvaluateRetriever(benchmark=folders / "bench").check(one)
+        EvaluateRetriever(beams=(3, 5)).check(one)
+        with pytest.raises(ConfigError, match="no such file"):
+            EvaluateRetriever(benchmark=folders / "absent").check(one)
+        with pytest.raises(ConfigError, match="split, sequences, beside and star are for"):
+            EvaluateRetriever(split="valid").check(one)
+    other = replace(benchmark, card=replace(benchmark.card, encoder="another"))
+    place = write_benchmark(tmp_path / "other", other, world().items.titles.to_pylist())
+    EvaluateRetriever(benchmark=place).check(blind)
+    with pytest.raises(ConfigError, match="preferences embedded by 'another', mender_emb reads "):
+        EvaluateRetriever(benchmark=place).check(reads)
+    for wrong in ((), (20, 0)):
+        with pytest.raises(ConfigError, match="beams: at least one width, each at least 1"):
+            EvaluateRetriever(beams=wrong)
+
+
 def test_what_a_model_with_preferences_lacks_is_named(folders: Path) -> None:
     wanted = experiment(folders, "mender_emb")
     with pytest.raises(ConfigError, match=r"needs preferences\.benchmark"):

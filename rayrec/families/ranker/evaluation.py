@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayrec.data.log import Log
+from rayrec.data.log.schema import LogSchema
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.families.ranker.experiment import EVALUATION_BATCH_ROWS, RankerExperiment
@@ -43,6 +44,12 @@ class EvaluateRanker:
         """Metrics by task. Raises BundleError, LogError, SchemaError or ConfigError that names what does not fit."""
         return metrics_table(self.judge(folder))
 
+    def check(self, experiment: RankerExperiment) -> None:
+        """Raises LogError, SchemaError or ConfigError for a log or column that this experiment's model cannot be judged on."""
+        view = self._view(experiment.task().schema, experiment)
+        if by := self.by or view.schema.request_id:
+            _check_groups(view, self.split, by)
+
     def judge_each(self, bundle: Path) -> dict[str, Judged]:
         """What a comparison asks: the arms themselves on this split of this log, told from their own by the log's name."""
         where = self.split if self.log is None else f"{self.split} of {self.log.name}"
@@ -52,19 +59,14 @@ class EvaluateRanker:
         """As ``evaluate``."""
         bundle = load_bundle(folder)
         experiment = from_plain(RankerExperiment, dict(bundle.metadata.run_config), f"{bundle.path}: run_config")
-        log = Log.open(self.log or experiment.log)
-        log.files(self.split)
-        absent = sorted(set(bundle.schema.task_names) - set(log.schema.task_names))
-        if absent:
-            raise ConfigError(f"{log.path}: no labels of {', '.join(absent)}, which the model predicts")
-        view = Log(log.path, replace(features_of(bundle.schema, log.schema, log.path), tasks=bundle.schema.tasks))
+        view = self._view(bundle.schema, experiment)
         stream = StreamConfig(EVALUATION_BATCH_ROWS, shuffle=False, drop_last=False, reader="in_process")
-        task, by = _task(bundle, experiment), self.by or log.schema.request_id
+        task, by = _task(bundle, experiment), self.by or view.schema.request_id
         with closing(LogStream(view, self.split, stream)) as batches:
             summary = judge_stream(task, bundle.model, batches.epoch_batches())
         if by is None:
             return summary
-        groups, known = _column(log, self.split, by)
+        groups, known = _column(view, self.split, by)
         with closing(LogStream(view, self.split, stream)) as batches, torch.no_grad():
             found = [(task.predict(bundle.model, batch), batch.labels) for batch in batches.epoch_batches()]
         logits, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
@@ -73,19 +75,32 @@ class EvaluateRanker:
             summary[name] |= {f"{by}s": within.groups, **within_requests(within, by)}
         return summary
 
+    def _view(self, schema: LogSchema, experiment: RankerExperiment) -> Log:
+        """The log as a model of that schema reads it."""
+        log = Log.open(self.log or experiment.log)
+        log.files(self.split)
+        absent = sorted(set(schema.task_names) - set(log.schema.task_names))
+        if absent:
+            raise ConfigError(f"{log.path}: no labels of {', '.join(absent)}, which the model predicts")
+        return Log(log.path, replace(features_of(schema, log.schema, log.path), tasks=schema.tasks))
 
-def _column(log: Log, split: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(n,) codes of a column's values in the order of the split's rows, and which rows have one: null and, in a categorical
-    feature, the code of missing and unknown values are none. Raises ConfigError for a column that is not there or holds lists."""
-    files = log.files(split)
-    fields = pq.read_schema(files[0])
+
+def _check_groups(log: Log, split: str, name: str) -> None:
+    """Raises ConfigError for a column that is not there or holds lists."""
+    fields = pq.read_schema(log.files(split)[0])
     if name not in fields.names:
         raise ConfigError(f"{log.path}: no column is called {name!r}; there are {', '.join(fields.names)}")
     if pa.types.is_nested(fields.field(name).type):
         raise ConfigError(
             f"{log.path}: column {name!r} holds {fields.field(name).type}, which names no request or user"
         )
-    column = pq.read_table(list(files), columns=[name]).column(name)
+
+
+def _column(log: Log, split: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(n,) codes of a column's values in the order of the split's rows, and which rows have one: null and, in a categorical
+    feature, the code of missing and unknown values are none. Raises ConfigError for a column that is not there or holds lists."""
+    _check_groups(log, split, name)
+    column = pq.read_table(list(log.files(split)), columns=[name]).column(name)
     known = column.is_valid()
     if name in {feature.name for feature in log.schema.categorical}:
         known = pc.and_(known, pc.fill_null(pc.not_equal(column, 0), False))

@@ -43,6 +43,9 @@ class EvaluateRetriever:
     star: Path | None = None
     """Where to write the star plot, as .png, .svg or .pdf; popularity is drawn too."""
 
+    def __post_init__(self) -> None:
+        _check_beams(self.beams)
+
     def judge(self, folder: Path, *, least_generative: bool = False) -> list[Judgement]:
         """One judgement by method and width. Raises BundleError or ConfigError that names what does not fit.
 
@@ -104,15 +107,22 @@ class EvaluateRetriever:
                     )
         return found
 
+    def check(self, experiment: RetrieverExperiment) -> None:
+        """As that of ``EachMethod`` or ``OnAxes``."""
+        self._of_comparison().check(experiment)
+
     def judge_each(self, bundle: Path) -> dict[str, Judged]:
         """What a comparison asks: ``EachMethod`` with these widths, or with a benchmark ``OnAxes`` with the first."""
+        return self._of_comparison().judge_each(bundle)
+
+    def _of_comparison(self) -> "EachMethod | OnAxes":
         if self.split != "test" or self.sequences is not None or self.beside or self.star is not None:
             raise ConfigError(
                 "a comparison can ask for beams or a benchmark; split, sequences, beside and star are for jobs.evaluate"
             )
         if self.benchmark is not None:
-            return OnAxes(self.benchmark, self.beams[0]).judge_each(bundle)
-        return EachMethod(self.beams).judge_each(bundle)
+            return OnAxes(self.benchmark, self.beams[0])
+        return EachMethod(self.beams)
 
     def judge_default(self, folder: Path, beams: int) -> tuple[RetrieverBundle, tuple[AxisResult, ...]]:
         """On the axes, by the last method that the model has: LIGER's hybrid."""
@@ -130,10 +140,8 @@ class EvaluateRetriever:
         interactions = read_sequences(experiment.sequences).interactions
         benchmark = read_benchmark(self.benchmark, interactions.num_users, interactions.num_items)
         saved = bundle.saved.preferences
-        if saved is not None and saved.texts is None and saved.encoder != benchmark.card.encoder:
-            raise ConfigError(
-                f"{self.benchmark}: preferences embedded by {benchmark.card.encoder!r}, {folder} reads {saved.encoder!r}"
-            )
+        if saved is not None and saved.texts is None:
+            _check_encoder(self.benchmark, benchmark, saved.encoder, str(folder))
         texts = None if saved is None else saved.texts
         return bundle, experiment, benchmark, benchmark_features(benchmark, bundle.saved.retrieval, texts)
 
@@ -167,6 +175,12 @@ class EachMethod:
 
     beams: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        _check_beams(self.beams)
+
+    def check(self, experiment: RetrieverExperiment) -> None:
+        """Nothing: every retriever has a method, on the sequences that it is trained on."""
+
     def judge_each(self, bundle: Path) -> dict[str, Judged]:
         """By method, where there are several, and width."""
         judgements = EvaluateRetriever(beams=self.beams).judge(bundle, least_generative=True)
@@ -179,6 +193,16 @@ class EachMethod:
         }  # fmt: skip
 
 
+def _check_beams(beams: tuple[int, ...]) -> None:
+    if not beams or min(beams) < 1:
+        raise ConfigError(f"beams: at least one width, each at least 1, not {list(beams)}")
+
+
+def _check_encoder(place: Path, benchmark: Benchmark, encoder: str, reads: str) -> None:
+    if benchmark.card.encoder != encoder:
+        raise ConfigError(f"{place}: preferences embedded by {benchmark.card.encoder!r}, {reads} reads {encoder!r}")
+
+
 AXES_SPLIT = "axes"
 
 
@@ -188,6 +212,19 @@ class OnAxes:
 
     benchmark: Path
     beams: int = 20
+
+    def __post_init__(self) -> None:
+        _check_beams((self.beams,))
+
+    def check(self, experiment: RetrieverExperiment) -> None:
+        """Raises ConfigError for a benchmark that is not there, is of other sequences or of another encoder than the model's."""
+        interactions = read_sequences(experiment.sequences).interactions
+        benchmark, own = (
+            read_benchmark(self.benchmark, interactions.num_users, interactions.num_items),
+            experiment.benchmark(),
+        )
+        if own is not None and experiment.encoder_texts() is None:
+            _check_encoder(self.benchmark, benchmark, own.card.encoder, experiment.retrieval.model)
 
     def judge_each(self, bundle: Path) -> dict[str, Judged]:
         loaded, results = EvaluateRetriever(benchmark=self.benchmark).judge_default(bundle, self.beams)
