@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from rayrec.retrieval.index import DenseIndex, IndexConfig
+from rayrec.retrieval.index import DenseIndex, IndexConfig, _lists
 
 CONFIGS = [
     IndexConfig("exact"),
@@ -97,3 +97,8 @@ def test_an_exact_search_of_several_blocks_finds_what_one_product_finds() -> Non
 def test_each_setting_of_an_index_is_checked_alone(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* at least"):
         IndexConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_clusters_grow_with_the_root_of_the_items_unless_their_number_is_given() -> None:
+    assert [_lists(count, IndexConfig("ivf_pq")) for count in (0, 1, 100, 10_000)] == [1, 4, 40, 400]
+    assert _lists(10_000, IndexConfig("ivf_pq", lists=7)) == 7

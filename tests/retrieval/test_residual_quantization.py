@@ -6,8 +6,9 @@ from itertools import pairwise, product
 import pytest
 import torch
 
+from rayrec.retrieval import rqvae
 from rayrec.retrieval.code_assignment import balanced_codes, own_codes
-from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig, fit_residual_kmeans, nearest_codes
+from rayrec.retrieval.residual_kmeans import FittedQuantizer, ResidualKMeansConfig, fit_residual_kmeans, nearest_codes
 from rayrec.retrieval.rqvae import ResidualCodebooks, RqVae, RqVaeConfig, fit_rqvae, straight_through
 from rayrec.retrieval.semantic_ids import standardize
 
@@ -167,6 +168,36 @@ def test_a_balanced_plan_gives_every_code_its_share_of_equally_spread_vectors() 
     codes = balanced_codes(vectors, codebook)
     assert torch.bincount(codes, minlength=3).tolist() == pytest.approx([30, 30, 30], abs=2)
     assert (codes[:60].diff() >= 0).all()  # of the left ones, those nearest to the middle go there
+
+
+def test_balanced_codes_are_the_likeliest_of_the_plan_that_matrix_scaling_finds() -> None:
+    generator = torch.Generator().manual_seed(3)
+    vectors, codebook = (torch.randn(rows, 2, generator=generator) for rows in (120, 5))
+    distances = (vectors.unsqueeze(1) - codebook).double().square().sum(2)
+    kernel = torch.exp(-50 * distances / distances.mean())
+    columns = torch.ones(5, dtype=torch.float64)
+    for _ in range(50):
+        rows = 1 / (kernel @ columns) / 120
+        columns = 1 / (rows @ kernel) / 5
+    plan = rows.unsqueeze(1) * kernel * columns
+    torch.testing.assert_close(plan.sum(0), torch.full((5,), 1 / 5, dtype=torch.float64))
+    codes = balanced_codes(vectors, codebook)
+    assert torch.equal(codes, plan.argmax(1))
+    assert not torch.equal(codes, balanced_codes(vectors, codebook, sharpness=100.0))
+    assert not torch.equal(codes, distances.argmin(1))
+
+
+def test_rqvae_starts_from_at_least_four_latents_a_codeword(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def recording(latents: torch.Tensor, config: ResidualKMeansConfig) -> FittedQuantizer:
+        started.append(len(latents))
+        return fit_residual_kmeans(latents, config)
+
+    monkeypatch.setattr(rqvae, "fit_residual_kmeans", recording)
+    for batch in (8, 150):
+        fit_rqvae(clustered(200), replace(SMALL, epochs=1, batch_size=batch, held_out=0.0))
+    assert started == [4 * 16, 150]
 
 
 def test_own_codes_tell_items_of_one_prefix_apart_at_least_cost() -> None:

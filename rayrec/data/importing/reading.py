@@ -288,6 +288,8 @@ def _require_closed(path: Path, delimiter: str, encoding: str, last_lines: int) 
 
 def _header(path: Path, delimiter: str, quoting: bool, encoding: str) -> list[str]:
     line = first_line(path, encoding)
+    if "\r" in line.rstrip("\r\n"):
+        raise SourceError(f"{path}: its lines end in a carriage return alone; write them with line feeds")
     try:
         names = next(
             csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE), []

@@ -122,7 +122,8 @@ def check_rows(
     if schema.timestamp is not None:
         times = _read(raw, schema.timestamp, schema.time_spelling.read)
         form = "" if schema.timestamp_format is None else f" of the format {schema.timestamp_format!r}"
-        _check_integers(checked, schema.timestamp, f"a time{form}", times)
+        hint = 'say how it is written: "timestamp_format" in the schema, as in "%d.%m.%Y %H:%M"'
+        _check_integers(checked, schema.timestamp, f"a time{form}", times, hint)
         for what, hint, rows in schema.time_spelling.outside(times):
             checked.note(schema.timestamp, what, rows, hint)
     if schema.request_id is not None:
@@ -206,7 +207,7 @@ def _check_label(checked: CheckedColumns, task: TaskLabel, numbers: Numbers) -> 
     checked.others[name] = pa.array(values.astype(np.float32), mask=np.isnan(values))
 
 
-def _check_integers(checked: CheckedColumns, name: str, what: str, integers: Integers) -> None:
+def _check_integers(checked: CheckedColumns, name: str, what: str, integers: Integers, hint: str = "") -> None:
     checked.note(name, "is missing", integers.null)
-    checked.note(name, f"is not {what}", integers.bad)
+    checked.note(name, f"is not {what}", integers.bad, hint)
     checked.others[name] = pa.array(integers.values)

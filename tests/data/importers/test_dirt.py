@@ -324,6 +324,21 @@ def test_hours_of_numbers_are_read_by_their_format() -> None:
     assert times.null.tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("spelled", ["31.12.2024 10:00", "12/31/2024"])
+def test_times_of_another_spelling_say_how_to_tell_it(tmp_path: Path, spelled: str) -> None:
+    with pytest.raises(
+        SourceError, match=r'is not a time \(given: .*\); say how it is written: "timestamp_format" in the schema'
+    ):
+        import_text(tmp_path, timed([spelled] * 3), TIMED)
+
+
+def test_lines_that_end_in_a_carriage_return_alone_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        SourceError, match=r"raw\.csv: its lines end in a carriage return alone; write them with line feeds"
+    ):
+        import_text(tmp_path, "user,price,click\ru,1,0\rv,2,1\r", SHOP)
+
+
 def test_days_that_no_calendar_has_are_no_times(tmp_path: Path) -> None:
     days = ["20240229", "20240301", "20240302", "20240231", "20230229", "20241301"]
     log = import_text(tmp_path, timed(days), replace(TIMED, timestamp_format="%Y%m%d"))
