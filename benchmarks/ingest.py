@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.process_tree import PeakMemory, cpu_seconds
-from rayrec.data.log import ROW_GROUP_ROWS, Log, LogWriter
+from rayrec.data.log import ROW_GROUP_ROWS, Log, LogWriter, streams
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
 from rayrec.data.log.streams import LogStream, StreamConfig
 
@@ -207,8 +207,8 @@ def _rayrec(reading: Reading) -> Generator[int]:
             logging_level="ERROR",
         )
     reader: Literal["ray", "in_process"] = "ray" if reading.contender == "ray" else "in_process"
-    config = StreamConfig(batch_size=reading.config.batch_size, reader=reader)
-    with LogStream(Log.open(reading.log), "train", config) as stream:
+    config = StreamConfig(batch_size=reading.config.batch_size)
+    with LogStream(Log.open(reading.log), "train", config, reading=streams.Reading(reader)) as stream:
         for batch in stream.epoch_batches():
             yield len(batch)
 

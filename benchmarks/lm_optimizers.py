@@ -32,7 +32,7 @@ from rayrec.reporting import Section, Table, write_page
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig
+from rayrec.training.loop import LoopConfig, RunOptions, Worker
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
@@ -122,7 +122,8 @@ class Study:
             if newest is None or not read_progress(newest).finished:
                 if time.monotonic() > self.deadline:
                     raise OutOfTime
-                train_here(self._experiment(run), reporter, say=lambda text: None)
+                worker = Worker(options=RunOptions(threads=self.benchmark.threads, reader="in_process"))
+                train_here(self._experiment(run), reporter, worker=worker, say=lambda text: None)
                 newest = reporter.latest()
             assert newest is not None  # it was trained
             self.done[run] = read_progress(newest)
@@ -173,9 +174,8 @@ class Study:
                 gradient_clip=1.0,
                 evaluate_every_steps=max(1, self.steps // benchmark.curve_points),
                 patience=None,
-                threads=benchmark.threads,
             ),
-            StreamConfig(batch_size=benchmark.batch_size, seed=run.seed, reader="in_process"),
+            StreamConfig(batch_size=benchmark.batch_size, seed=run.seed),
         )
 
 

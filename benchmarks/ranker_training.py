@@ -29,7 +29,7 @@ from rayrec.data.log.streams import StreamPosition
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.training.loop import LoopConfig, TrainingData, run_training
+from rayrec.training.loop import LoopConfig, RunOptions, TrainingData, Worker, run_training
 
 CRITEO_FIELD_SIZES = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10, 5652, 2173, 4,
@@ -107,8 +107,9 @@ def _in_turn(command: Command, shape: PeerShape, batches: list[Batch], wide: boo
     task = RankingTask(schema, RankingConfig(architecture))
     stream = _TurnTaking(batches, peer, command.rounds, command.steps)
     data = TrainingData(lambda start, epochs: stream, lambda split, epochs: _OneBatch(batches[0]), ("train", "valid"))
-    loop = LoopConfig(epochs=1, threads=command.threads, precision=command.precision)
-    run_training(task, data, loop, OptimizerConfig(weight_decay=0.0), _NoCheckpoints())
+    worker = Worker(options=RunOptions(threads=command.threads, reader="in_process"))
+    loop = LoopConfig(epochs=1, precision=command.precision)
+    run_training(task, data, loop, OptimizerConfig(weight_decay=0.0), _NoCheckpoints(), worker=worker)
     return statistics.median(stream.ours), statistics.median(stream.theirs)
 
 

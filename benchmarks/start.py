@@ -2,7 +2,7 @@
 
 A small log is made, and ``python -m jobs.train ranker`` is run on it as a user would, in a new process each time, in a runs
 folder that was used before. The first step is when the run says so: its first line of progress comes at once
-(``--loop.progress-seconds 0``). The unit is the time that ``import torch`` takes in a new process, measured between the runs.
+(``--running.progress-seconds 0``). The unit is the time that ``import torch`` takes in a new process, measured between the runs.
 Prints a table and one line of JSON. Limits on an idle machine of two cores: 12 s over Ray, 5 s in process.
 """
 
@@ -64,7 +64,7 @@ def run(command: Start) -> dict[str, float]:
 
 
 def _train(place: Path, log: Path, name: str, options: list[str]) -> Timing:
-    arguments = ["ranker", "--log", str(log), "--name", name, "--loop.epochs", "1", "--loop.progress-seconds", "0"]
+    arguments = ["ranker", "--log", str(log), "--name", name, "--loop.epochs", "1", "--running.progress-seconds", "0"]
     environment = {**os.environ, "RAYREC_RUNS": str(place / "runs"), "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)
     environment.pop("MLFLOW_TRACKING_URI", None)

@@ -47,7 +47,7 @@ def teacher_of_world(log: Path) -> RankerExperiment:
         ranking=RankingConfig(RankerArchitecture(embedding_dim=1, interaction="none", trunk=(), tower=())),
         optimizer=OptimizerConfig(learning_rate=2e-2, embedding_learning_rate=0.05),
         loop=LoopConfig(epochs=6, schedule="linear", keep="last"),
-        stream=StreamConfig(batch_size=256, reader="in_process"),
+        stream=StreamConfig(batch_size=256),
     )
 
 

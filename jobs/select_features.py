@@ -69,7 +69,7 @@ def run(command: SelectFeatures) -> FeatureRanking:
     rows = min(command.rows, view.rows(command.split))
     size = min(command.batch_size, rows)
     measure = permutation_importances if command.labeled else influences
-    with closing(LogStream(view, command.split, StreamConfig(size, reader="in_process"))) as stream:
+    with closing(LogStream(view, command.split, StreamConfig(size))) as stream:
         found = measure(bundle.model, islice(stream.epoch_batches(), max(1, rows // size)), command.config)  # (F, T)
     shares = torch.nan_to_num(found / found.clamp_min(0.0).sum(0)).sum(1)  # tasks differ in scale
     schema = bundle.schema

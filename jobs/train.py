@@ -18,6 +18,7 @@ from rayrec.runs.fitting import fit
 from rayrec.runs.run_folder import FinishedRun
 from rayrec.training.checkpoint import metric_names
 from rayrec.training.experiment import Experiment, ScalingOptions
+from rayrec.training.loop import RunOptions
 from rayrec.training.task import COUNTS
 from rayrec.training.tracking import Tracker
 
@@ -34,6 +35,8 @@ class Train(Generic[E]):
     """What is trained."""
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
     """How many workers on what."""
+    running: RunOptions = field(default_factory=RunOptions)
+    """How it is run, which changes no model: a run may go on with others of these."""
     register: str | None = None
     """Name in the model registry for the trained bundle; its alias "serving" then points to it."""
     in_process: bool = False
@@ -53,6 +56,8 @@ class Repeat:
     """The new run's name and folder; running it again resumes it."""
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
     """How many workers on what."""
+    running: RunOptions = field(default_factory=RunOptions)
+    """How it is run, which changes no model: a run may go on with others of these."""
     register: str | None = None
     """Name in the model registry for the trained bundle; its alias "serving" then points to it."""
     in_process: bool = False
@@ -65,7 +70,9 @@ class Repeat:
 
 def train(command: Train[Any] | Repeat) -> FinishedRun:
     """Run one command; prints where the results are."""
-    finished = fit(command.name, command.wanted().absolute(), command.scaling, in_process=command.in_process)
+    finished = fit(
+        command.name, command.wanted().absolute(), command.scaling, command.running, in_process=command.in_process
+    )
     if command.register is not None:
         registered = Tracker().register(finished.mlflow_run, command.register)
         print(f"registered: models:/{registered.name}/{registered.version} (alias serving)")

@@ -88,3 +88,8 @@ def reads_earlier(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callabl
         return cls
 
     return decorated
+
+
+def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """For ``reads_earlier``: fields of before that no longer say anything."""
+    return lambda given: {name: value for name, value in given.items() if name not in names}

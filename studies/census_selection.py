@@ -111,8 +111,8 @@ def _seed(command: Command, seed: int) -> dict[str, Metrics]:
         tasks=("income",),
         ranking=RankingConfig(architecture=LINEAR),
         optimizer=OptimizerConfig(learning_rate=1e-2, embedding_learning_rate=0.05, embedding_weight_decay=1e-3),
-        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None, threads=1),
-        stream=StreamConfig(batch_size=128, seed=seed, reader="in_process"),
+        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None),
+        stream=StreamConfig(batch_size=128, seed=seed),
     )
     _train(past, scratch / "past")
     scored = score_log(ScoringConfig(scratch / "past", census.path, scratch / "scored", {"income": "past"}), workers=0)

@@ -79,8 +79,8 @@ def seed_metrics(command: Command, seed: int) -> Mapping[str, Mapping[str, float
         command.folder / "ratings",
         ranking=RankingConfig(architecture=STUDENT),
         optimizer=OptimizerConfig(learning_rate=5e-3, embedding_learning_rate=0.02),
-        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None, threads=1),
-        stream=StreamConfig(batch_size=64, seed=seed, reader="in_process"),
+        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None),
+        stream=StreamConfig(batch_size=64, seed=seed),
     )
     weighted = replace(supervised, ranking=replace(supervised.ranking, inverse_propensity=InversePropensity()))
     teacher = replace(weighted, ranking=replace(weighted.ranking, architecture=TEACHER))

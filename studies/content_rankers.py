@@ -142,7 +142,7 @@ def experiment_of(study: ContentStudy, arm: str, seed: int) -> ContentExperiment
         summary=study.text if settings["model"] == "embsum" else None,
         ranker=ContentConfig(encoder=encoder, **settings),
         optimizer=OptimizerConfig(learning_rate=rate, weight_decay=0.0, embeddings="adamw", embedding_learning_rate=rate),
-        loop=LoopConfig(epochs=study.epochs, seed=seed, patience=None, schedule="linear", threads=1, gradient_clip=1.0),
+        loop=LoopConfig(epochs=study.epochs, seed=seed, patience=None, schedule="linear", gradient_clip=1.0),
         stream=replace(study.stream, seed=seed, valid_histories=study.valid_histories),
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig
+from rayrec.training.loop import LoopConfig, RunOptions, Worker
 from rayrec.training.reporters import FolderReporter
 from rayrec.typed_json import from_json, to_json
 
@@ -355,14 +355,15 @@ class _Seed:
             optimizer=OptimizerConfig(
                 learning_rate=config.learning_rate, embedding_learning_rate=config.embedding_learning_rate
             ),
-            loop=LoopConfig(epochs=config.epochs, seed=self.seed, schedule="linear", patience=None, threads=1),
-            stream=StreamConfig(batch_size=config.batch_size, seed=self.seed, reader="in_process"),
+            loop=LoopConfig(epochs=config.epochs, seed=self.seed, schedule="linear", patience=None),
+            stream=StreamConfig(batch_size=config.batch_size, seed=self.seed),
         )
 
     def _train(self, experiment: RankerExperiment, bundle: Path) -> Path:
         training = bundle.with_name(f".{bundle.name}.training")
         reporter = FolderReporter(training)
-        train_here(experiment, reporter, say=lambda text: None)
+        worker = Worker(options=RunOptions(threads=1, reader="in_process"))  # arms are timed
+        train_here(experiment, reporter, worker=worker, say=lambda text: None)
         checkpoint = reporter.latest()
         assert checkpoint is not None
         experiment.save_bundle(checkpoint, bundle)
@@ -392,7 +393,7 @@ def predict_candidates(bundle: Path, candidates: Log) -> tuple[Floats, dict[str,
     """A student's click probabilities (n,) of a log in file order, and columns of the log that judging needs."""
     model = load_bundle(bundle)
     view = Log(candidates.path, features_of(model.schema, candidates.schema, candidates.path))
-    config = StreamConfig(16_384, shuffle=False, drop_last=False, reader="in_process")
+    config = StreamConfig(16_384, shuffle=False, drop_last=False)
     place = model.schema.task_names.index("click")
     with closing(LogStream(view, "test", config)) as stream, torch.no_grad():
         predicted = torch.cat([model.model(batch)[:, place].double().sigmoid() for batch in stream.epoch_batches()])

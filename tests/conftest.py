@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import settings
 
 from rayrec.data.log import LogWriter
@@ -28,6 +29,7 @@ from rayrec.local_store import prepare
 
 settings.register_profile("busy machine", deadline=None)  # an example's time says nothing where other work runs
 settings.load_profile("busy machine")
+torch.set_num_threads(1)  # of this process: sums come out alike, and tests share their machine
 
 
 @pytest.fixture(scope="session")

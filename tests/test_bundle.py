@@ -35,7 +35,7 @@ def saved(small_log: Path, tmp_path: Path) -> tuple[Path, RankingTask, torch.nn.
 def test_a_loaded_model_gives_the_same_logits(saved, small_log: Path) -> None:
     folder, _, model = saved
     bundle = load_bundle(folder)
-    with LogStream(Log.open(small_log), "test", StreamConfig(batch_size=256, reader="in_process")) as stream:
+    with LogStream(Log.open(small_log), "test", StreamConfig(batch_size=256)) as stream:
         batch = next(stream.epoch_batches())
     with torch.no_grad():
         assert torch.equal(bundle.model(batch), model(batch))

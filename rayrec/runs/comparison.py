@@ -335,11 +335,10 @@ def _train_trial(
 
 def _train(run: RunRecord, place: Path, options: TrialOptions, keep_bundle: bool, worker: Worker) -> Progress:
     tracker = Tracker(run.tracking_uri, run.mlflow_run)
-    if run.experiment.loop.threads is None:
-        torch.set_num_threads(max(1, int(options.cpus)))
+    torch.set_num_threads(max(1, int(options.cpus)))
     reporter = FolderReporter(place / "checkpoints")
     try:
-        train_here(run.experiment.read_in_process(), reporter, worker=worker, say=lambda text: None)
+        train_here(run.experiment, reporter, worker=worker, say=lambda text: None)
     except Exception:
         with suppress(Exception):  # the store may be away; what went wrong is told by what is raised
             tracker.finish(run.mlflow_run, failed=True)

@@ -7,7 +7,7 @@ from rayrec.families.table import AnyExperiment
 from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, only_one, open_run
 from rayrec.training.checkpoint import newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, train_here
-from rayrec.training.loop import Worker, check_workers
+from rayrec.training.loop import RunOptions, Worker, check_workers
 from rayrec.training.metric_queue import MetricQueue
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
@@ -15,7 +15,12 @@ from rayrec.typed_json import ConfigError
 
 
 def fit(
-    name: str, experiment: AnyExperiment, scaling: ScalingOptions | None = None, *, in_process: bool = False
+    name: str,
+    experiment: AnyExperiment,
+    scaling: ScalingOptions | None = None,
+    options: RunOptions | None = None,
+    *,
+    in_process: bool = False,
 ) -> FinishedRun:
     """Train (or go on with a run of this name), then write bundle and report and log both to MLflow.
 
@@ -23,14 +28,12 @@ def fit(
     before anything is started.
     """
     scaling = scaling or ScalingOptions()
-    if in_process:
-        if scaling.workers != 1:
-            raise ConfigError(f"a run in process has one worker, not {scaling.workers}")
-        experiment_here = experiment.read_in_process()
+    if in_process and scaling.workers != 1:
+        raise ConfigError(f"a run in process has one worker, not {scaling.workers}")
     experiment.check()
     check_streams(experiment, scaling.workers)
     with only_one(name):
-        folder, record = open_run(name, experiment)
+        folder, record = open_run(name, experiment, options)
         checkpoint = newest_checkpoint(folder / "train")
         progress = None if checkpoint is None else read_progress(checkpoint)
         if progress is not None:
@@ -38,7 +41,7 @@ def fit(
         try:
             if progress is None or not progress.finished:
                 if in_process:
-                    _train_in_process(folder, record, experiment_here, start=checkpoint)
+                    _train_in_process(folder, record, start=checkpoint)
                 else:
                     from rayrec.runs.ray_train import train_under_ray  # seconds of imports
 
@@ -53,9 +56,10 @@ def fit(
         return complete_run(folder, record, last)
 
 
-def _train_in_process(folder: Path, record: RunRecord, experiment: AnyExperiment, *, start: Path | None) -> None:
+def _train_in_process(folder: Path, record: RunRecord, *, start: Path | None) -> None:
     metrics = MetricQueue(folder, Tracker(record.tracking_uri, record.mlflow_run), record.mlflow_run)
     try:
-        train_here(experiment, FolderReporter(folder / "train", start), worker=Worker(), log_metrics=metrics.log)
+        worker = Worker(options=record.options.here)
+        train_here(record.experiment, FolderReporter(folder / "train", start), worker=worker, log_metrics=metrics.log)
     finally:
         metrics.close()

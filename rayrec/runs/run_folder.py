@@ -10,7 +10,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from rayrec.families.table import AnyExperiment
 from rayrec.files import locked, make_folder, write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
-from rayrec.training.experiment import decides_the_same
+from rayrec.training.loop import RunOptions
 from rayrec.training.metric_queue import send_unsent
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, to_json
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What ``run.json`` holds. data: fingerprint of what the experiment reads; None = begun before there were fingerprints."""
+    """What ``run.json`` holds. data: fingerprint of what the experiment reads; None = begun before there were fingerprints.
+
+    options: how it is run, as it was told last.
+    """
 
     experiment: AnyExperiment
     mlflow_run: str
     tracking_uri: str
     data: str | None = None
+    options: RunOptions = field(default_factory=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,19 @@ def only_one(name: str) -> Iterator[Path]:
         yield folder
 
 
-def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None) -> tuple[Path, RunRecord]:
+def open_run(
+    name: str, experiment: AnyExperiment, options: RunOptions | None = None, *, parent: str | None = None
+) -> tuple[Path, RunRecord]:
     """Make the run's record, or find it again. A run that never trained does not hold its name.
 
     Raises ConfigError when the name stands for another experiment.
     """
     folder = runs_folder() / name
-    record_file = folder / "run.json"
+    record_file, options = folder / "run.json", options or RunOptions()
     if record_file.is_file():
         record = from_json(RunRecord, record_file.read_bytes(), str(record_file))
         trained = newest_checkpoint(folder / "train") is not None or (folder / "bundle").exists()
-        same_config = decides_the_same(record.experiment, experiment)
+        same_config = record.experiment == experiment
         same_data = record.data in (None, experiment.fingerprint())
         if same_config and not same_data and trained:
             raise ConfigError(
@@ -82,8 +88,8 @@ def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None)
                 "remove that folder"
             )
         if same_config and same_data:
-            if record.experiment != experiment:
-                record = replace(record, experiment=experiment)
+            if record.options != options:
+                record = replace(record, options=options)
                 write_text_atomically(record_file, to_json(record))
             return folder, record
         if trained:
@@ -95,8 +101,8 @@ def open_run(name: str, experiment: AnyExperiment, *, parent: str | None = None)
         raise ConfigError(f"{folder}: is a sweep or a comparison; choose another name")
     make_folder(folder)
     tracker = Tracker()
-    started = tracker.start(name, experiment, parent=parent)
-    record = RunRecord(experiment, started, tracker.uri, experiment.fingerprint())
+    started = tracker.start(name, experiment, parent=parent, tags={"run_options": to_json(options, indent=None)})
+    record = RunRecord(experiment, started, tracker.uri, experiment.fingerprint(), options)
     write_text_atomically(record_file, to_json(record))
     return folder, record
 

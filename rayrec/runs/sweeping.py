@@ -40,7 +40,7 @@ from rayrec.runs.sweep_state import KeepAndShow, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, finish_here, train_here
-from rayrec.training.loop import OBJECTIVE
+from rayrec.training.loop import OBJECTIVE, RunOptions, Worker
 from rayrec.training.metric_queue import MetricQueue, send_unsent
 from rayrec.training.reporters import FolderReporter, RayTuneReporter
 from rayrec.training.tracking import Tracker
@@ -96,6 +96,8 @@ class SweepConfig(Generic[E_co]):
     each trial (GPUs, many workers); "auto" takes the second when the cluster has GPUs."""
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
     """Workers of a trial."""
+    running: RunOptions = field(default_factory=RunOptions)
+    """How each trial is run; a sweep may go on with others."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.grace_evaluations < 1 or self.reduction < 2:
@@ -203,7 +205,10 @@ def _open_sweep(name: str, space: str, config: SweepConfig[AnyExperiment]) -> tu
     file = folder / "sweep.json"
     if file.is_file():
         record = from_json(SweepRecord, file.read_bytes(), str(file))
-        if (record.space, record.config) == (space, config):
+        if (record.space, replace(record.config, running=config.running)) == (space, config):
+            if record.config != config:
+                record = replace(record, config=config)
+                write_text_atomically(file, to_json(record))
             return folder, record
         if any(folder.glob("trials/*/checkpoint_*")) or any(folder.glob("ray_train/*/train/checkpoint_*")):
             raise ConfigError(
@@ -289,7 +294,8 @@ def _trial_in_process(parameters: dict[str, Any], record: Mapping[str, Any], fol
         trial_record(Path(folder), ray.tune.get_context().get_trial_id()).with_suffix(""), tracker, run_id
     )
     try:
-        train_here(experiment.read_in_process(), RayTuneReporter(), log_metrics=metrics.log, say=lambda text: None)
+        worker = Worker(options=sweep_record.config.running.here)
+        train_here(experiment, RayTuneReporter(), worker=worker, log_metrics=metrics.log, say=lambda text: None)
     finally:
         metrics.close()
 
@@ -300,7 +306,7 @@ def _trial_under_ray_train(parameters: dict[str, Any], record: Mapping[str, Any]
     place = make_folder(Path(folder) / "ray_train" / trial_id)
     settings = ray_train_settings(place, sweep_record.config.scaling)
     settings.run_config.callbacks = [TuneReportCallback()]  # type: ignore[list-item]  # brings each report to Tune's scheduler
-    run = RunRecord(experiment, run_id, sweep_record.tracking_uri)
+    run = RunRecord(experiment, run_id, sweep_record.tracking_uri, options=sweep_record.config.running)
     clear_endings(place)
     TorchTrainer(
         worker_loop,

@@ -13,7 +13,6 @@ from rayrec.optim import OptimizerConfig
 from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import Task
-from rayrec.typed_json import to_plain
 
 
 class Experiment(Protocol):
@@ -35,10 +34,6 @@ class Experiment(Protocol):
 
     def absolute(self) -> Self:
         """The same with absolute paths: workers may run in other folders."""
-        ...
-
-    def read_in_process(self) -> Self:
-        """The same, with streams that are read by threads of the training process instead of Ray Data tasks."""
         ...
 
     def check(self) -> None:
@@ -96,34 +91,17 @@ def train_here(
     )
 
 
-# How a run is run, not what model comes out: a run may go on with others of them.
-RUN_OPTIONS = {"loop": ("threads", "progress_seconds"), "stream": ("reader", "read_ahead")}
-
-
-def decides_the_same(one: Experiment, other: Experiment) -> bool:
-    """Whether two experiments train the same model: equal but for how they are run (``RUN_OPTIONS``)."""
-    return _without_run_options(one) == _without_run_options(other)
-
-
-def _without_run_options(experiment: Experiment) -> dict[str, Any]:
-    plain: dict[str, Any] = to_plain(experiment)
-    for part, names in RUN_OPTIONS.items():
-        if part in plain:
-            plain[part] = {name: value for name, value in plain[part].items() if name not in names}
-    return plain
-
-
 def check_streams(experiment: Experiment, workers: int) -> None:
     """Open the training and validation streams as the workers will, and read nothing: too few rows for a batch are told here.
 
     Raises UserErrors.
     """
-    data = experiment.read_in_process().data(Worker(workers - 1, workers))
+    data = experiment.data(Worker(workers - 1, workers))
     data.open_training(StreamPosition(), experiment.loop.epochs).close()
     data.open_evaluation("valid", 1).close()
 
 
 def finish_here(experiment: Experiment, checkpoint: Path, reporter: Reporter) -> None:
     """Complete a run that a sweep stopped early: evaluate its best weights on every split but train."""
-    data = experiment.read_in_process().data(Worker())
+    data = experiment.data(Worker())
     finish_training(experiment.task(), data, experiment.loop, experiment.optimizer, checkpoint, reporter)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from rayrec.data.log.streams import StreamPosition
+from rayrec.data.log.streams import Reading, StreamPosition
 from rayrec.errors import DivergedError
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
 from rayrec.training.checkpoint import (
@@ -31,11 +31,12 @@ from rayrec.training.checkpoint import (
 )
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import COUNTS, AnyBatch, Evaluation, Mergeable, Task
-from rayrec.typed_json import ConfigError
+from rayrec.typed_json import ConfigError, reads_earlier, without
 
 OBJECTIVE = "objective"  # the reported metric: the task's objective at the best evaluation so far
 
 
+@reads_earlier(without("threads", "progress_seconds"))
 @dataclass(frozen=True)
 class LoopConfig:
     """How long and how carefully."""
@@ -66,25 +67,52 @@ class LoopConfig:
     impressions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast); "auto" does so on GPUs."""
-    threads: int | None = None
-    """Intra-op CPU threads of this worker; None leaves torch's setting."""
-    progress_seconds: float = 5.0
-    """At least so long between two lines of progress."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps", "threads"):
+        for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How a run is run, not what model comes out: it may go on with others of them."""
+
+    threads: int | None = None
+    """Intra-op CPU threads of a worker; None = its share of the machine's CPUs under Ray, torch's setting elsewhere."""
+    progress_seconds: float = 5.0
+    """At least so long between two lines of progress."""
+    reader: Literal["ray", "in_process"] = "ray"
+    """Who brings the rows of logs: Ray Data tasks, or a thread of each training process."""
+    read_ahead: int = 2
+    """Row groups (65,536 rows each in imported logs) that the in-process reader stays ahead."""
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "read_ahead"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+    @property
+    def here(self) -> "RunOptions":
+        """The same without Ray."""
+        return replace(self, reader="in_process")
+
+
+@dataclass(frozen=True)
 class Worker:
-    """Which of how many workers this is, and its device."""
+    """Which of how many workers this is, its device, and how it runs."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    options: RunOptions = field(default_factory=lambda: RunOptions(reader="in_process"))
+
+    @property
+    def reading(self) -> Reading:
+        """How its streams of logs read."""
+        return Reading(self.options.reader, self.options.read_ahead)
 
 
 B = TypeVar("B", bound=AnyBatch)
@@ -253,8 +281,8 @@ class _Loop(Generic[B]):
     ) -> None:  # fmt: skip
         self.task, self.data, self.config, self.reporter, self.worker = task, data, config, reporter, worker
         self.log_metrics, self.say = log_metrics, say
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        if worker.options.threads is not None:
+            torch.set_num_threads(worker.options.threads)
         torch.manual_seed(config.seed)
         model = task.build().to(worker.device)
         torch.manual_seed(config.seed * 1_000_003 + worker.rank + 1)  # workers draw different dropout masks
@@ -463,7 +491,7 @@ class _Loop(Generic[B]):
         progress = self.state.progress
         if window.shown_rows is None:  # what came before the first step, or a resumed one, says nothing of the speed
             window.shown, window.shown_rows = time.perf_counter(), progress.rows
-        if not self.leads or time.perf_counter() - window.shown < self.config.progress_seconds:
+        if not self.leads or time.perf_counter() - window.shown < self.worker.options.progress_seconds:
             return
         passed, rows = time.perf_counter() - window.shown, progress.rows - window.shown_rows
         window.shown, window.shown_rows = time.perf_counter(), progress.rows

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from rayrec.data.log.schema import (
     TaskLabel,
     write_schema,
 )
-from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.data.log.streams import LogStream, Reading, StreamConfig
 from rayrec.typed_json import ConfigError
 
 SCHEMA = LogSchema(
@@ -42,7 +42,7 @@ SCHEMA = LogSchema(
     weight="weight",
 )
 ROWS = 400
-CONFIG = StreamConfig(batch_size=50, window_rows=100, reader="in_process", shuffle=False, drop_last=False)
+CONFIG = StreamConfig(batch_size=50, window_rows=100, shuffle=False, drop_last=False)
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def file(log: Log) -> Path:
     return log.files("train")[1]
 
 
-def read(log: Log, config: StreamConfig = CONFIG) -> int:
+def read(log: Log, reading: Reading | None = None) -> int:
     """Rows read."""
-    with LogStream(log, "train", config) as stream:
+    with LogStream(log, "train", CONFIG, reading=reading or Reading()) as stream:
         return sum(len(batch) for batch in stream.epoch_batches())
 
 
@@ -217,9 +217,10 @@ def test_a_missing_number_or_label_is_none_where_the_schema_allows_it(log: Log, 
 def test_ray_tells_the_same(log: Log, file: Path, change: Callable[[Path], None], ray_session: None) -> None:
     messages = []
     change(file)
-    for reader in ("in_process", "ray"):
+    readers: tuple[Literal["in_process", "ray"], ...] = ("in_process", "ray")
+    for reader in readers:
         with pytest.raises(LogError) as caught:
-            read(log, replace(CONFIG, reader=reader))  # type: ignore[arg-type]
+            read(log, Reading(reader))
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert str(file) in messages[0]

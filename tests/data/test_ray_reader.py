@@ -14,10 +14,10 @@ from rayrec.data.log import Log
 from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource
 from rayrec.data.log.slice_reader import SliceReader
 from rayrec.data.log.stream_plan import RowGroup, Slice
-from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.data.log.streams import LogStream, Reading, StreamConfig
 
 ROOT = Path(__file__).parents[2]
-SMALL = StreamConfig(batch_size=512, window_rows=2048, reader="ray")
+SMALL = StreamConfig(batch_size=512, window_rows=2048)
 
 
 def slices_of(sizes: list[int]) -> list[Slice]:
@@ -57,7 +57,7 @@ def executions() -> list[str]:
 
 def test_closing_early_ends_the_execution(small_log: Path, ray_session: None) -> None:
     before = executions()
-    with LogStream(Log.open(small_log), "train", SMALL, epochs=500) as stream:
+    with LogStream(Log.open(small_log), "train", SMALL, epochs=500, reading=Reading("ray")) as stream:
         stream.next_batch()
         assert len(executions()) > len(before)
     deadline = time.monotonic() + 20
@@ -67,7 +67,7 @@ def test_closing_early_ends_the_execution(small_log: Path, ray_session: None) ->
 
 
 def test_all_epochs_are_one_execution(small_log: Path, ray_session: None) -> None:
-    with LogStream(Log.open(small_log), "train", SMALL, epochs=3) as stream:
+    with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
         names = set()
         for _ in range(3):
             for _ in stream.epoch_batches():

@@ -176,7 +176,7 @@ def test_a_student_view_streams_like_any_log_also_after_the_folder_has_moved(tmp
     simulate(replace(SMALL, requests=300), tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
     log = Log.open(tmp_path / "after" / "student" / "unlabeled")
-    config = StreamConfig(batch_size=64, reader="in_process")
+    config = StreamConfig(batch_size=64)
     with LogStream(log, "train", config, extras=("true_click_probability", "request")) as stream:
         batch = stream.next_batch()
     assert batch.dense.shape == (64, 1 + WORLD.early_signals)

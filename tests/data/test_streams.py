@@ -18,6 +18,7 @@ from rayrec.data.log import folder as log_module
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
 from rayrec.data.log.streams import (
     LogStream,
+    Reading,
     StreamConfig,
     StreamPosition,
     ZippedStreams,
@@ -37,7 +38,8 @@ SCHEMA = LogSchema(
     extras=("row",),
 )
 ROWS = 1_050
-SMALL = StreamConfig(batch_size=64, window_rows=192, reader="in_process")  # 16 full batches, windows of 3, a rest of 26
+SMALL = StreamConfig(batch_size=64, window_rows=192)  # 16 full batches, windows of 3, a rest of 26
+BY_RAY = Reading("ray")
 
 
 def write_numbered_log(folder: Path, rows: int) -> Path:
@@ -78,11 +80,11 @@ def damaged(log: Log, tmp_path: Path) -> Log:
 
 
 @pytest.fixture(params=["in_process", "ray"])
-def config(request: pytest.FixtureRequest) -> StreamConfig:
-    """The small configuration with each reader."""
+def reading(request: pytest.FixtureRequest) -> Reading:
+    """Each reader."""
     if request.param == "ray":
         request.getfixturevalue("ray_session")
-    return replace(SMALL, reader=request.param)
+    return Reading(request.param, read_ahead=1)
 
 
 def read(log: Log, config: StreamConfig, **place) -> list[Batch]:
@@ -170,7 +172,7 @@ def test_ray_and_the_process_itself_read_the_same_batches(
     for rank in range(world_size):
         config = replace(SMALL, drop_last=drop_last)
         place = {"rank": rank, "world_size": world_size, "epochs": 2}
-        assert_same(read(log, replace(config, reader="ray"), **place), read(log, config, **place))
+        assert_same(read(log, config, reading=BY_RAY, **place), read(log, config, **place))
 
 
 # ---- resuming
@@ -195,9 +197,8 @@ def test_resuming_at_any_step_gives_the_very_same_rest(log: Log, shuffle: bool, 
 
 @pytest.mark.parametrize("start", [StreamPosition(0, 1), StreamPosition(1, 0), StreamPosition(1, 7)])
 def test_a_ray_stream_resumes_in_the_middle_of_an_epoch(log: Log, ray_session: None, start: StreamPosition) -> None:
-    config = replace(SMALL, reader="ray")
     rest = read(log, SMALL, epochs=2)[16 * start.epoch + start.step :]
-    assert_same(read(log, config, start=start, epochs=2), rest)
+    assert_same(read(log, SMALL, start=start, epochs=2, reading=BY_RAY), rest)
 
 
 def test_the_end_of_an_epoch_is_the_start_of_the_next(log: Log) -> None:
@@ -217,8 +218,8 @@ def test_a_start_outside_of_the_stream_is_an_error(log: Log, start: tuple[int, i
         LogStream(log, "train", SMALL, start=StreamPosition(*start), epochs=2)
 
 
-def test_a_closed_stream_goes_on_where_it_stood(log: Log, config: StreamConfig) -> None:
-    with LogStream(log, "train", config, extras=("row",)) as stream:
+def test_a_closed_stream_goes_on_where_it_stood(log: Log, reading: Reading) -> None:
+    with LogStream(log, "train", SMALL, extras=("row",), reading=reading) as stream:
         batches = [stream.next_batch() for _ in range(5)]
         stream.close()
         batches += list(stream.epoch_batches())
@@ -271,9 +272,9 @@ def test_zipped_streams_resume_at_any_step_with_the_very_same_rest(log: Log, oth
 @pytest.mark.parametrize("ratio", [0.5, 2.5])
 def test_zipped_streams_are_the_same_by_ray(log: Log, other_log: Log, ray_session: None, ratio: float) -> None:
     pairs = read_zipped(log, other_log, ratio, SMALL, epochs=2)
-    by_ray = replace(SMALL, reader="ray")
-    assert_same(read_zipped(log, other_log, ratio, by_ray, epochs=2), pairs)
-    assert_same(read_zipped(log, other_log, ratio, by_ray, epochs=2, start=StreamPosition(1, 5)), pairs[16 + 5 :])
+    assert_same(read_zipped(log, other_log, ratio, SMALL, epochs=2, reading=BY_RAY), pairs)
+    rest = read_zipped(log, other_log, ratio, SMALL, epochs=2, start=StreamPosition(1, 5), reading=BY_RAY)
+    assert_same(rest, pairs[16 + 5 :])
 
 
 def test_without_a_ratio_there_is_no_unlabeled_batch(log: Log, other_log: Log) -> None:
@@ -302,10 +303,12 @@ def test_a_ratio_that_gives_no_rows_is_an_error(ratio: float) -> None:
 # ---- errors
 
 
-@pytest.mark.parametrize("field", ["batch_size", "window_rows", "read_ahead", "seed"])
+@pytest.mark.parametrize("field", ["batch_size", "window_rows", "seed"])
 def test_a_senseless_configuration_is_named(field: str) -> None:
     with pytest.raises(ValueError, match=f"stream {field} must be at least"):
         StreamConfig(**{field: -1})
+    with pytest.raises(ValueError, match="read_ahead must be at least 1, not 0"):
+        Reading(read_ahead=0)
 
 
 def test_an_empty_split_is_named_with_those_that_are_there(log: Log) -> None:
@@ -372,11 +375,9 @@ def damage_pages(file: Path) -> None:
         (Path.unlink, r"row group 0 cannot be read \(file truncated, damaged or removed\)"),
     ],
 )
-def test_a_file_that_changes_while_it_is_read_is_named(
-    damaged: Log, config: StreamConfig, change, message: str
-) -> None:
+def test_a_file_that_changes_while_it_is_read_is_named(damaged: Log, reading: Reading, change, message: str) -> None:
     file = damaged.files("train")[1].resolve()
-    stream = LogStream(damaged, "train", replace(config, shuffle=False, read_ahead=1))
+    stream = LogStream(damaged, "train", replace(SMALL, shuffle=False), reading=reading)
     change(file)
     with stream, pytest.raises(LogError, match=f"^{file}: {message}"):
         list(stream.epoch_batches())

@@ -53,7 +53,7 @@ def ranker(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     )
     experiment = RankerExperiment(
         small_log, unlabeled=small_log, unlabeled_ratio=1.0, ignored_features=("price",), ranking=ranking,
-        loop=LoopConfig(epochs=1), stream=StreamConfig(batch_size=512, reader="in_process"),
+        loop=LoopConfig(epochs=1), stream=StreamConfig(batch_size=512),
     )  # fmt: skip
     return trained(experiment, tmp_path_factory.mktemp("ranker"))
 
@@ -78,7 +78,7 @@ def test_rows_of_each_user_are_judged_as_a_loop_over_users_judges_them(
     table = run(str(bundle), ["--by", "item"])
     loaded, log = load_bundle(bundle), Log.open(small_log)
     view = Log(log.path, features_of(loaded.schema, log.schema, log.path))
-    stream = LogStream(view, "test", StreamConfig(512, shuffle=False, drop_last=False, reader="in_process"))
+    stream = LogStream(view, "test", StreamConfig(512, shuffle=False, drop_last=False))
     with torch.no_grad():
         scores = torch.cat([loaded.model(batch)[:, 0] for batch in stream.epoch_batches()]).numpy()
     rows = pq.read_table([*log.files("test")], columns=["item", "click"]).to_pandas()
@@ -120,7 +120,7 @@ def test_rows_of_each_request_are_judged_while_a_ranker_trains_as_afterwards(sma
     write_schema(replace(Log.open(small_log).schema, request_id="request"), folder / "schema.json")
     experiment = RankerExperiment(
         folder, ranking=RankingConfig(RankerArchitecture(embedding_dim=4, trunk=(8,), tower=(4,))),
-        loop=LoopConfig(epochs=1, threads=1), stream=StreamConfig(batch_size=512, reader="in_process"),
+        loop=LoopConfig(epochs=1), stream=StreamConfig(batch_size=512),
     )  # fmt: skip
     bundle, progress = trained(experiment, tmp_path)
     names = ("auc_by_request", "mrr_by_request", "ndcg@5_by_request", "ndcg@10_by_request")
@@ -175,7 +175,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prog
         shape="micro",
         optimizer=OptimizerConfig(embeddings="adamw", learning_rate=3e-3, embedding_learning_rate=3e-3),
         loop=LoopConfig(epochs=3),
-        stream=StreamConfig(batch_size=8, reader="in_process"),
+        stream=StreamConfig(batch_size=8),
     )
     return trained(experiment, folder)
 

@@ -81,7 +81,7 @@ def experiment(sequences: Path, ids: Path | None) -> RetrieverExperiment:
         liger=LigerConfig(T5, projection=(8,), max_length=5),
         beams=10,
     )
-    loop = LoopConfig(epochs=1, threads=1)
+    loop = LoopConfig(epochs=1)
     return RetrieverExperiment(
         sequences, ids, retrieval=retrieval, loop=loop, stream=SequenceStreamConfig(batch_size=64)
     )

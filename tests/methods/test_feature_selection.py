@@ -94,8 +94,8 @@ def test_ssfs_recovers_planted_features_among_noise_ones_from_unlabeled_rows(tmp
             architecture=RankerArchitecture(embedding_dim=4, interaction="none", trunk=(8,), tower=())
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        loop=LoopConfig(epochs=4, threads=1),
-        stream=StreamConfig(batch_size=128, reader="in_process"),
+        loop=LoopConfig(epochs=4),
+        stream=StreamConfig(batch_size=128),
     )
     reporter = FolderReporter(tmp_path / "train")
     train_here(experiment, reporter, say=lambda text: None)

@@ -40,8 +40,8 @@ def comparison(small_log: Path) -> Comparison:
     base = RankerExperiment(
         log=small_log,
         ranking=RankingConfig(RankerArchitecture(embedding_dim=4, trunk=(8,), tower=(4,))),
-        loop=LoopConfig(epochs=1, patience=None, threads=1),
-        stream=StreamConfig(batch_size=1024, window_rows=4096, reader="in_process"),
+        loop=LoopConfig(epochs=1, patience=None),
+        stream=StreamConfig(batch_size=1024, window_rows=4096),
     )
     slow = replace(base, optimizer=replace(base.optimizer, learning_rate=1e-6))
     return Comparison({"plain": base, "slow": slow}, "plain", (0,))

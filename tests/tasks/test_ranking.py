@@ -51,7 +51,7 @@ def test_inputs_follow_the_schema(small_log) -> None:
 def test_total_is_the_weighted_sum_of_the_named_parts(small_log) -> None:
     log = Log.open(small_log)
     task = RankingTask(log.schema, RankingConfig(task_weights={"buy": 0.25}))
-    with LogStream(log, "valid", StreamConfig(batch_size=64, reader="in_process"), epochs=1) as stream:
+    with LogStream(log, "valid", StreamConfig(batch_size=64), epochs=1) as stream:
         batch = next(stream.epoch_batches())
     loss = task.loss(task.build().eval(), batch)
     torch.testing.assert_close(loss.total.detach(), loss.parts["loss/click"] + 0.25 * loss.parts["loss/buy"])
@@ -64,7 +64,7 @@ def test_a_weight_for_no_task_is_refused_by_name(small_log) -> None:
 
 def test_rows_with_few_and_many_known_features_are_judged_apart(small_log) -> None:
     log = Log.open(small_log)
-    with LogStream(log, "valid", StreamConfig(batch_size=200, reader="in_process"), epochs=1) as stream:
+    with LogStream(log, "valid", StreamConfig(batch_size=200), epochs=1) as stream:
         batch = next(stream.epoch_batches())
     known = batch.known_features()
     row = 17
@@ -111,7 +111,7 @@ def test_the_objective_is_the_mean_over_the_tasks_where_it_is_defined(small_log)
 def test_what_a_loss_reports_holds_no_graph(small_log) -> None:
     log = Log.open(small_log)
     task = RankingTask(log.schema, RankingConfig())
-    with LogStream(log, "valid", StreamConfig(batch_size=16, reader="in_process"), epochs=1) as stream:
+    with LogStream(log, "valid", StreamConfig(batch_size=16), epochs=1) as stream:
         loss = task.loss(task.build(), next(stream.epoch_batches()))
     assert loss.total.requires_grad
     assert loss.outputs is not None

@@ -23,7 +23,7 @@ SMALL = RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,))
 
 
 def batch_of(folder: Path, rows: int = 64, *, seed: int = 0) -> Batch:
-    config = StreamConfig(batch_size=rows, reader="in_process", seed=seed)
+    config = StreamConfig(batch_size=rows, seed=seed)
     with LogStream(Log.open(folder), "valid", config, epochs=1) as stream:
         batch = next(stream.epoch_batches())
     generator = torch.Generator().manual_seed(seed)

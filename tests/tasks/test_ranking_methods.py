@@ -50,8 +50,8 @@ def experiment(small_log: Path) -> RankerExperiment:
         log=small_log,
         ranking=TOGETHER,
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        loop=LoopConfig(epochs=2, checkpoint_every_steps=7, patience=None, threads=1),
-        stream=StreamConfig(batch_size=512, window_rows=2048, reader="in_process"),
+        loop=LoopConfig(epochs=2, checkpoint_every_steps=7, patience=None),
+        stream=StreamConfig(batch_size=512, window_rows=2048),
     )
 
 
@@ -64,7 +64,7 @@ def train(experiment: RankerExperiment, folder: Path) -> Path:
 
 
 def first_batch(folder: Path):
-    with LogStream(Log.open(folder), "valid", StreamConfig(batch_size=64, reader="in_process"), epochs=1) as stream:
+    with LogStream(Log.open(folder), "valid", StreamConfig(batch_size=64), epochs=1) as stream:
         return next(stream.epoch_batches())
 
 

@@ -78,7 +78,7 @@ def experiment(folders: tuple[Path, Path], model: ModelName, epochs: int = 12) -
         folders[1],
         retrieval=replace(RETRIEVAL, model=model),
         optimizer=OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2),
-        loop=LoopConfig(epochs=epochs, patience=None, threads=1),
+        loop=LoopConfig(epochs=epochs, patience=None),
         stream=SequenceStreamConfig(batch_size=64),
     )
 

@@ -128,7 +128,7 @@ def experiment(folders: Path, model: ModelName, epochs: int = 10) -> RetrieverEx
     return RetrieverExperiment(
         folders / "seq", folders / "ids", retrieval=retrieval,
         optimizer=OptimizerConfig(learning_rate=rate, embeddings="adamw", embedding_learning_rate=rate),
-        loop=LoopConfig(epochs=epochs + more, patience=None, threads=1),
+        loop=LoopConfig(epochs=epochs + more, patience=None),
         stream=SequenceStreamConfig(batch_size=32),
         preferences=PreferenceConfig(folders / "bench"),
     )  # fmt: skip

@@ -60,7 +60,7 @@ def trained(
     experiment = RetrieverExperiment(
         *folders, retrieval=RetrievalConfig("tiger", tiger=config, beams=10),
         optimizer=OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2),
-        loop=LoopConfig(epochs=epochs, patience=None, threads=1, keep="last"),
+        loop=LoopConfig(epochs=epochs, patience=None, keep="last"),
     )  # fmt: skip
     train_here(experiment, FolderReporter(folder / "checkpoints"))
     checkpoint = FolderReporter(folder / "checkpoints").latest()

@@ -54,8 +54,8 @@ def base(small_log: Path) -> RankerExperiment:
     return RankerExperiment(
         log=small_log,
         ranking=RankingConfig(RankerArchitecture(embedding_dim=4, trunk=(8,), tower=(4,), dropout=0.1)),
-        loop=LoopConfig(epochs=1, patience=None, threads=1),
-        stream=StreamConfig(batch_size=1024, window_rows=4096, reader="in_process"),
+        loop=LoopConfig(epochs=1, patience=None),
+        stream=StreamConfig(batch_size=1024, window_rows=4096),
     )
 
 

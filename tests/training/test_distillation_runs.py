@@ -54,8 +54,8 @@ def logs(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         small_log,
         ranking=PLAIN,
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        loop=LoopConfig(epochs=1, threads=1),
-        stream=StreamConfig(batch_size=256, reader="in_process"),
+        loop=LoopConfig(epochs=1),
+        stream=StreamConfig(batch_size=256),
     )
     bundle = teacher.save_bundle(train(teacher, folder / "teacher"), folder / "bundle")
     score_log(ScoringConfig(bundle, small_log, folder / "labeled"), workers=0)
@@ -73,8 +73,8 @@ def student(logs: Path) -> RankerExperiment:
         ignored_features=("age", "price"),
         ranking=replace(PLAIN, distillation=DistillationConfig(labeled_weight=0.5)),
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        loop=LoopConfig(epochs=1, checkpoint_every_steps=9, patience=None, threads=1),
-        stream=StreamConfig(batch_size=512, window_rows=2048, reader="in_process"),
+        loop=LoopConfig(epochs=1, checkpoint_every_steps=9, patience=None),
+        stream=StreamConfig(batch_size=512, window_rows=2048),
     )
 
 

@@ -22,11 +22,11 @@ from rayrec.runs.endings import clear_endings, ends_run, has_ended, raise_ending
 from rayrec.runs.fitting import fit
 from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
-from rayrec.training.loop import LoopConfig, Worker
+from rayrec.training.loop import LoopConfig, RunOptions, Worker
 from rayrec.training.metric_queue import MetricQueue, send_unsent
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, to_json
+from rayrec.typed_json import ConfigError, from_plain, to_json, to_plain
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def experiment(small_log: Path) -> RankerExperiment:
     return RankerExperiment(
         log=small_log,
         ranking=RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(8,), tower=())),
-        loop=LoopConfig(epochs=1, threads=1, checkpoint_every_steps=10),
+        loop=LoopConfig(epochs=1, checkpoint_every_steps=10),
         stream=StreamConfig(batch_size=256),
     )
 
@@ -162,7 +162,7 @@ def test_another_number_of_workers_is_refused_at_once_and_by_the_loop_itself(
     assert progress.workers == 1
     (newest / "progress.json").write_text(to_json(replace(progress, workers=2)))
     with pytest.raises(ConfigError, match="trained by 2 workers up to step 20"):
-        train_here(experiment.read_in_process(), FolderReporter(runs / "one" / "train"), worker=Worker())
+        train_here(experiment, FolderReporter(runs / "one" / "train"), worker=Worker())
     (newest / "progress.json").write_text(to_json(replace(progress, workers=0)))  # of a version before
     assert fit("one", experiment, in_process=True).progress.finished
 
@@ -176,13 +176,13 @@ def test_a_batch_size_that_is_not_given_fits_the_log(rows: int, batch: int) -> N
 
 def test_a_log_of_any_size_trains_without_a_batch_size(small_log: Path) -> None:
     log = Log.open(small_log)
-    one = LogStream(log, "train", StreamConfig(reader="in_process"))
+    one = LogStream(log, "train", StreamConfig())
     assert (one.batch_size, one.steps_per_epoch) == (256, 46)
-    two = LogStream(log, "train", StreamConfig(reader="in_process"), rank=1, world_size=2)
+    two = LogStream(log, "train", StreamConfig(), rank=1, world_size=2)
     assert two.batch_size == 128
     whole = [len(batch) for batch in one.epoch_batches()]
     assert whole == [256] * 46
-    with LogStream(log, "train", StreamConfig(reader="in_process"), start=StreamPosition(0, 45)) as rest:
+    with LogStream(log, "train", StreamConfig(), start=StreamPosition(0, 45)) as rest:
         assert len(list(rest.epoch_batches())) == 1
 
 
@@ -347,15 +347,26 @@ def test_a_run_may_go_on_with_other_run_options_and_with_no_other_model(
         stop_at(patch, 30, Interrupted())
         with pytest.raises(Interrupted):
             fit("options", experiment, in_process=True)
-    other = replace(
-        experiment,
-        loop=replace(experiment.loop, threads=None, progress_seconds=1.0),
-        stream=replace(experiment.stream, reader="in_process", read_ahead=5),
-    )
     with pytest.raises(ConfigError, match="exists with another config"):
-        fit("options", replace(other, stream=replace(other.stream, window_rows=1000)), in_process=True)
-    assert fit("options", other, in_process=True).progress.rows == 46 * 256
+        fit("options", replace(experiment, stream=replace(experiment.stream, window_rows=1000)), in_process=True)
+    options = RunOptions(threads=1, progress_seconds=1.0, read_ahead=5)
+    assert fit("options", experiment, options=options, in_process=True).progress.rows == 46 * 256
     assert '"read_ahead": 5' in (runs / "options" / "run.json").read_text()
+
+
+def test_what_decides_a_model_says_nothing_of_how_it_is_run_and_is_read_where_it_once_did(
+    experiment: RankerExperiment,
+) -> None:
+    plain = to_plain(experiment)
+    run = {"threads", "progress_seconds", "reader", "read_ahead"}
+    assert not run & (plain["loop"].keys() | plain["stream"].keys())
+    plain["loop"] |= {"threads": 1, "progress_seconds": 5.0}
+    plain["stream"] |= {"reader": "ray", "read_ahead": 2}
+    assert from_plain(RankerExperiment, plain) == experiment
+    with pytest.raises(ConfigError, match=r"loop\.treads"):
+        from_plain(RankerExperiment, {**plain, "loop": {**plain["loop"], "treads": 1}})
+    with pytest.raises(ConfigError, match=r"ranking\.threads"):
+        from_plain(RankerExperiment, {**plain, "ranking": {**plain["ranking"], "threads": 1}})
 
 
 @pytest.mark.parametrize("method", ["adamw", "galore"])

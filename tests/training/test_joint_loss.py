@@ -234,7 +234,7 @@ class Labeled(TwoUpdates):
 def train(shares: tuple[slice, ...], worker: Worker, accumulate: int, folder: Path) -> None:
     batch = Slices(histories(windows=True))
     stream = TwoUpdates([batch[rows] for rows in shares] * 2)
-    loop = LoopConfig(epochs=1, accumulate_batches=accumulate, patience=None, threads=1, keep="last")
+    loop = LoopConfig(epochs=1, accumulate_batches=accumulate, patience=None, keep="last")
     rate = OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2)
     task = RetrievalTask(catalogue(), RETRIEVERS["sasrec by position"])
     data: TrainingData[HistoryBatch] = TrainingData(lambda *_: stream, lambda *_: OneRow([]), ("train", "valid"))
@@ -267,7 +267,7 @@ def test_the_loop_that_accumulates_pairs_trains_methods_as_on_the_joint_batch(sm
     for shares in ((slice(0, 12),), SHARES):
         task, batch = case("all at once", small_log)
         stream, judged = Pairs([batch.pair(rows) for rows in shares] * 2), Labeled([batch.pair(slice(0, 12))])
-        loop = LoopConfig(epochs=1, accumulate_batches=len(shares), patience=None, threads=1, keep="last")
+        loop = LoopConfig(epochs=1, accumulate_batches=len(shares), patience=None, keep="last")
         rate = OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2)
         folder = tmp_path / str(len(shares))
         data: TrainingData[Any] = TrainingData(lambda *_, s=stream: s, lambda *_, j=judged: j, ("train", "valid"))

@@ -53,8 +53,8 @@ def experiment(corpus: Path) -> LanguageModelExperiment:
         corpus,
         shape="micro",
         optimizer=OptimizerConfig(learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2),
-        loop=LoopConfig(epochs=1, threads=1, evaluate_every_steps=8, checkpoint_every_steps=3, gradient_clip=1.0),
-        stream=StreamConfig(batch_size=24, reader="in_process"),
+        loop=LoopConfig(epochs=1, evaluate_every_steps=8, checkpoint_every_steps=3, gradient_clip=1.0),
+        stream=StreamConfig(batch_size=24),
     )
 
 
@@ -146,10 +146,10 @@ def test_two_workers_train_with_apollo_as_one_worker_on_the_joint_batches(corpus
             projection=ProjectionConfig(period=5),
         ),
         loop=LoopConfig(
-            epochs=2, threads=1, evaluate_every_steps=5, gradient_clip=0.5, accumulate_batches=2, warmup_steps=3,
+            epochs=2, evaluate_every_steps=5, gradient_clip=0.5, accumulate_batches=2, warmup_steps=3,
             schedule="cosine",
         ),
-        stream=StreamConfig(batch_size=12, shuffle=False, reader="in_process"),
+        stream=StreamConfig(batch_size=12, shuffle=False),
     )  # fmt: skip
     one = replace(two, corpus=_joint_batches(even, tmp_path / "joint", 12), stream=replace(two.stream, batch_size=24))
     _, alone = train(one, tmp_path / "alone")

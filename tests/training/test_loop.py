@@ -42,10 +42,8 @@ def experiment(small_log: Path) -> RankerExperiment:
         log=small_log,
         ranking=RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,), dropout=0.1)),
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        loop=LoopConfig(
-            epochs=2, warmup_steps=5, schedule="cosine", checkpoint_every_steps=7, patience=None, threads=1
-        ),
-        stream=StreamConfig(batch_size=512, window_rows=2048, reader="in_process"),
+        loop=LoopConfig(epochs=2, warmup_steps=5, schedule="cosine", checkpoint_every_steps=7, patience=None),
+        stream=StreamConfig(batch_size=512, window_rows=2048),
     )
 
 
@@ -87,7 +85,7 @@ def test_early_stopping_returns_to_the_best_evaluation(experiment: RankerExperim
     overfitting = replace(
         experiment,
         optimizer=OptimizerConfig(learning_rate=0.1, embedding_learning_rate=1.0),
-        loop=LoopConfig(epochs=30, patience=2, evaluate_every_steps=5, threads=1),
+        loop=LoopConfig(epochs=30, patience=2, evaluate_every_steps=5),
     )
     _, progress = train(overfitting, tmp_path / "run")
     values = [p.value for p in progress.curve if p.split == "valid" and p.metric == "mean_normalized_entropy"]
@@ -113,7 +111,7 @@ def test_learning_rate_warms_up_then_decays_to_zero() -> None:
     assert factor(110) == 0.0
 
 
-@pytest.mark.parametrize("field", ["epochs", "evaluate_every_steps", "checkpoint_every_steps", "threads"])
+@pytest.mark.parametrize("field", ["epochs", "evaluate_every_steps", "checkpoint_every_steps"])
 def test_counts_below_one_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         LoopConfig(**{field: 0})
@@ -124,7 +122,7 @@ def test_a_run_killed_at_the_end_of_its_patience_does_not_train_on(
     experiment: RankerExperiment, tmp_path: Path, reports: int
 ) -> None:
     """min_gain is out of reach, so the third evaluation ends training: with the kill before or after the last checkpoint."""
-    loop = LoopConfig(epochs=6, patience=2, min_gain=1e9, threads=1)
+    loop = LoopConfig(epochs=6, patience=2, min_gain=1e9)
     experiment = replace(experiment, loop=loop)
     _, expected = train(experiment, tmp_path / "undisturbed")
     assert expected.passes == 3
@@ -136,6 +134,6 @@ def test_a_run_killed_at_the_end_of_its_patience_does_not_train_on(
 
 def test_a_diverged_run_ends_with_the_reason(experiment: RankerExperiment, tmp_path: Path) -> None:
     optimizer = OptimizerConfig(learning_rate=1e30, embedding_learning_rate=1e30)
-    loop = LoopConfig(epochs=1, gradient_clip=None, threads=1)
+    loop = LoopConfig(epochs=1, gradient_clip=None)
     with pytest.raises(ValueError, match="training has diverged"):
         train(replace(experiment, optimizer=optimizer, loop=loop), tmp_path)

@@ -22,7 +22,7 @@ from rayrec.models.ranker import RankerArchitecture
 from rayrec.runs.fitting import fit
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
-from rayrec.training.loop import LoopConfig
+from rayrec.training.loop import LoopConfig, RunOptions, Worker
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json
@@ -37,7 +37,7 @@ def test_two_workers_train_one_model_that_is_tracked_bundled_and_reported(
     experiment = RankerExperiment(
         log=small_log,
         ranking=RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,))),
-        loop=LoopConfig(epochs=3, threads=1),
+        loop=LoopConfig(epochs=3),
         stream=StreamConfig(batch_size=256),
     )
     finished = fit("two", experiment, ScalingOptions(workers=2))
@@ -67,13 +67,13 @@ def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
 ) -> None:
     experiment = RankerExperiment(
         log=small_log,
-        loop=LoopConfig(epochs=EPOCHS, checkpoint_every_steps=50, patience=None, threads=1, progress_seconds=0.5),
+        loop=LoopConfig(epochs=EPOCHS, checkpoint_every_steps=50, patience=None),
         stream=StreamConfig(batch_size=64),
     )
     command = [
         sys.executable, "-m", "jobs.train", "ranker", "--name", "killed", "--log", str(small_log),
-        "--loop.epochs", str(EPOCHS), "--loop.checkpoint-every-steps", "50", "--loop.patience", "None", "--loop.threads", "1",
-        "--loop.progress-seconds", "0.5", "--stream.batch-size", "64",
+        "--loop.epochs", str(EPOCHS), "--loop.checkpoint-every-steps", "50", "--loop.patience", "None", "--running.threads", "1",
+        "--running.progress-seconds", "0.5", "--stream.batch-size", "64",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)
@@ -109,7 +109,7 @@ def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
 
     undisturbed = FolderReporter(tmp_path / "undisturbed")
     train_here(
-        replace(experiment, stream=replace(experiment.stream, reader="in_process")), undisturbed, say=lambda text: None
+        experiment, undisturbed, worker=Worker(options=RunOptions(1, reader="in_process")), say=lambda text: None
     )
     latest = undisturbed.latest()
     assert latest is not None

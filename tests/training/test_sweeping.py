@@ -34,7 +34,7 @@ def base(small_log: Path) -> RankerExperiment:
     return RankerExperiment(
         log=small_log,
         ranking=RankingConfig(architecture=RankerArchitecture(embedding_dim=4, trunk=(16,), tower=(8,))),
-        loop=LoopConfig(epochs=2, threads=1),
+        loop=LoopConfig(epochs=2),
         stream=StreamConfig(batch_size=512),
     )
 

@@ -1,8 +1,8 @@
 """Streams of batches from a log: shuffled, sharded over ranks, resumable at any step, bit for bit.
 
-The order of rows comes from ``rayrec.data.log.stream_plan``; a reader brings them. ``reader="ray"``: Ray Data tasks read and pack
-row groups anywhere in the cluster, all epochs in one execution. ``reader="in_process"``: a thread of this process does (small
-models, sweep trials, tests). Both give the same batches.
+The order of rows comes from ``rayrec.data.log.stream_plan``; a ``Reading`` brings them. By "ray", Ray Data
+tasks read and pack row groups anywhere in the cluster, all epochs in one execution; "in_process", a thread of this process does
+(small models, sweep trials, tests). Both give the same batches.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -16,8 +16,10 @@ from rayrec.data.log.collate import batch_of
 from rayrec.data.log.packing import PackedRows, needed_columns
 from rayrec.data.log.slice_reader import SliceReader, read_in_background
 from rayrec.data.log.stream_plan import RowGroup, Slice, epoch_slices, rank_range, window_permutation
+from rayrec.typed_json import reads_earlier, without
 
 
+@reads_earlier(without("reader", "read_ahead"))
 @dataclass(frozen=True)
 class StreamConfig:
     """How rows become batches."""
@@ -32,19 +34,31 @@ class StreamConfig:
     """Rows permuted together, rounded to a multiple of batch_size; held in memory, packed."""
     drop_last: bool = True
     """Every batch is full and every rank makes the same number of steps (training). Off: every row once (evaluation)."""
-    reader: Literal["ray", "in_process"] = "ray"
-    """Either "ray" or "in_process", see the module."""
-    read_ahead: int = 2
-    """Row groups (65,536 rows each in imported logs) that the in-process reader stays ahead."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("window_rows", 1), ("read_ahead", 1), ("seed", 0)):
+        for name, least in (("batch_size", 1), ("window_rows", 1), ("seed", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"stream {name} must be at least {least}, given {getattr(self, name)}")
 
     def batches_per_window(self, batch_size: int) -> int:
         """Batches that are cut from rows permuted together; without shuffling each batch stands alone."""
         return max(1, round(self.window_rows / batch_size)) if self.shuffle else 1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are brought, whatever becomes of them.
+
+    reader: "ray" or "in_process", see the module. read_ahead: row groups (65,536 rows each in imported logs) that the in-process
+    reader stays ahead.
+    """
+
+    reader: Literal["ray", "in_process"] = "in_process"
+    read_ahead: int = 2
+
+    def __post_init__(self) -> None:
+        if self.read_ahead < 1:
+            raise ValueError(f"read_ahead must be at least 1, not {self.read_ahead}")
 
 
 def fitting_batch_size(rows: int) -> int:
@@ -61,7 +75,7 @@ class StreamPosition:
     step: int = 0
 
 
-_START = StreamPosition()
+_START, _HERE = StreamPosition(), Reading()
 
 
 class LogStream:
@@ -88,8 +102,10 @@ class LogStream:
         extras: Sequence[str] = (),
         start: StreamPosition = _START,
         epochs: int = 1,
+        reading: Reading = _HERE,
     ) -> None:
         self.config = config
+        self.reading = reading
         self.epochs = epochs
         self.rank, self.world_size = rank, world_size
         needed_columns(log.schema, extras)  # raises for an extra that is no column
@@ -201,11 +217,11 @@ class LogStream:
             )
 
     def _read(self, slices: Iterator[Slice]) -> Generator[PackedRows]:
-        if self.config.reader == "ray":
+        if self.reading.reader == "ray":
             from rayrec.data.log.ray_reader import read_by_ray  # the in-process reader must work without Ray
 
             return read_by_ray(self._reader, slices, world_size=self.world_size)
-        return read_in_background(replace(self._reader, threads=True), slices, self.config.read_ahead)
+        return read_in_background(replace(self._reader, threads=True), slices, self.reading.read_ahead)
 
 
 class ZippedStreams:
@@ -241,10 +257,19 @@ class ZippedStreams:
         epochs: int = 1,
         extras: Sequence[str] = (),
         unlabeled_extras: Sequence[str] = (),
+        reading: Reading = _HERE,
     ) -> "ZippedStreams":
         """The train split of ``log`` beside that of ``unlabeled`` (None goes with ratio 0), both from ``start``."""
         labeled = LogStream(
-            log, "train", config, rank=rank, world_size=world_size, extras=extras, start=start, epochs=epochs
+            log,
+            "train",
+            config,
+            rank=rank,
+            world_size=world_size,
+            extras=extras,
+            start=start,
+            epochs=epochs,
+            reading=reading,
         )
         beside = (
             None if unlabeled is None else unlabeled_beside(labeled, unlabeled, ratio=ratio, extras=unlabeled_extras)
@@ -305,6 +330,7 @@ def unlabeled_beside(
             extras=extras,
             start=start,
             epochs=epochs,
+            reading=labeled.reading,
         )
 
     steps = stream(_START, 1).steps_per_epoch

@@ -63,9 +63,6 @@ class ContentExperiment:
     def absolute(self) -> "ContentExperiment":
         return replace(self, content=self.content.resolve(), tokens=self.tokens.resolve())
 
-    def read_in_process(self) -> "ContentExperiment":
-        return self
-
     def check(self) -> None:
         if self.ranker.model == "embsum" and self.ranker.embsum.summary_weight > 0 and self.summary is None:
             raise ConfigError(

@@ -46,7 +46,7 @@ class EvaluateLanguageModel:
             raise ConfigError(
                 f"{log.path}: tokenized otherwise than the model was trained; perplexities would not compare"
             )
-        stream = StreamConfig(experiment.stream.batch_size, shuffle=False, drop_last=False, reader="in_process")
+        stream = StreamConfig(experiment.stream.batch_size, shuffle=False, drop_last=False)
         with closing(LogStream(log, self.split, stream)) as batches:
             task = LanguageModellingTask(bundle.model.config)
             return metrics_table(judge_stream(task, bundle.model, batches.epoch_batches()))

@@ -42,9 +42,6 @@ class LanguageModelExperiment:
     def absolute(self) -> "LanguageModelExperiment":
         return replace(self, corpus=self.corpus.resolve())
 
-    def read_in_process(self) -> "LanguageModelExperiment":
-        return replace(self, stream=replace(self.stream, reader="in_process"))
-
     def check(self) -> None:
         open_corpus(self.corpus)
 
@@ -60,12 +57,22 @@ class LanguageModelExperiment:
 
         def open_training(start: StreamPosition, epochs: int) -> ZippedStreams:
             return ZippedStreams.open(
-                log, None, 0.0, self.stream, rank=worker.rank, world_size=worker.size, start=start, epochs=epochs
+                log,
+                None,
+                0.0,
+                self.stream,
+                rank=worker.rank,
+                world_size=worker.size,
+                start=start,
+                epochs=epochs,
+                reading=worker.reading,
             )
 
         def open_evaluation(split: str, epochs: int) -> LogStream:
             config = replace(self.stream, shuffle=False, drop_last=False)
-            return LogStream(log, split, config, rank=worker.rank, world_size=worker.size, epochs=epochs)
+            return LogStream(
+                log, split, config, rank=worker.rank, world_size=worker.size, epochs=epochs, reading=worker.reading
+            )
 
         return TrainingData(open_training, open_evaluation, log.splits)
 

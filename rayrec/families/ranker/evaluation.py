@@ -60,7 +60,7 @@ class EvaluateRanker:
         bundle = load_bundle(folder)
         experiment = from_plain(RankerExperiment, dict(bundle.metadata.run_config), f"{bundle.path}: run_config")
         view = self._view(bundle.schema, experiment)
-        stream = StreamConfig(EVALUATION_BATCH_ROWS, shuffle=False, drop_last=False, reader="in_process")
+        stream = StreamConfig(EVALUATION_BATCH_ROWS, shuffle=False, drop_last=False)
         task, by = _task(bundle, experiment), self.by or view.schema.request_id
         with closing(LogStream(view, self.split, stream)) as batches:
             summary = judge_stream(task, bundle.model, batches.epoch_batches())

@@ -79,9 +79,6 @@ class RankerExperiment:
         unlabeled = None if self.unlabeled is None else self.unlabeled.resolve()
         return replace(self, log=self.log.resolve(), unlabeled=unlabeled, teacher=teacher)
 
-    def read_in_process(self) -> "RankerExperiment":
-        return replace(self, stream=replace(self.stream, reader="in_process"))
-
     def check(self) -> None:
         logs = open_logs(self)
         if texts := self.view(Log.open(self.log)).schema.texts:
@@ -173,6 +170,7 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
             epochs=epochs,
             extras=task.labeled_extras(taught=experiment.taught),
             unlabeled_extras=task.unlabeled_extras(taught=experiment.taught),
+            reading=worker.reading,
         )
         if scorer is None:
             return streams
@@ -190,9 +188,7 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
         )
 
     def open_evaluation(split: str, epochs: int) -> LogStream:
-        evaluation = StreamConfig(
-            batch_size=EVALUATION_BATCH_ROWS, shuffle=False, drop_last=False, reader=config.reader
-        )
+        evaluation = StreamConfig(batch_size=EVALUATION_BATCH_ROWS, shuffle=False, drop_last=False)
         return LogStream(
             student,
             split,
@@ -201,6 +197,7 @@ def training_data(experiment: RankerExperiment, worker: Worker) -> TrainingData[
             world_size=worker.size,
             epochs=epochs,
             extras=task.evaluation_extras,
+            reading=worker.reading,
         )
 
     return TrainingData(open_training, open_evaluation, log.splits)

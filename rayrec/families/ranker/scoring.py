@@ -70,7 +70,7 @@ def fit_calibrations(bundle: Bundle, config: CalibrationConfig) -> dict[str, Cal
         raise ConfigError(f"{log.path}: no labels of {', '.join(absent)} to calibrate on")
     view = Log(log.path, replace(features_of(bundle.schema, log.schema, log.path), tasks=bundle.schema.tasks))
     device = next(bundle.model.parameters()).device
-    stream_config = StreamConfig(_CALIBRATION_BATCH_ROWS, shuffle=False, drop_last=False, reader="in_process")
+    stream_config = StreamConfig(_CALIBRATION_BATCH_ROWS, shuffle=False, drop_last=False)
     rows: list[tuple[Tensor, Tensor, Tensor | None]] = []
     with closing(LogStream(view, config.split, stream_config)) as stream, torch.no_grad():
         for batch in stream.epoch_batches():

@@ -94,9 +94,6 @@ class RetrieverExperiment:
         preferences = replace(self.preferences, benchmark=None if given is None else given.resolve())
         return replace(self, sequences=self.sequences.resolve(), semantic_ids=ids, preferences=preferences)
 
-    def read_in_process(self) -> "RetrieverExperiment":
-        return self
-
     def check(self) -> None:
         self.task()
 

@@ -84,6 +84,6 @@ def small_experiment(folders: tuple[Path, Path]) -> ContentExperiment:
         optimizer=OptimizerConfig(
             learning_rate=1e-2, embeddings="adamw", embedding_learning_rate=1e-2, weight_decay=0.0
         ),
-        loop=LoopConfig(epochs=12, patience=None, threads=1),
+        loop=LoopConfig(epochs=12, patience=None),
         stream=ContentStreamConfig(token_budget=400, negatives=3),
     )
