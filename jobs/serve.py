@@ -36,19 +36,18 @@ L = TypeVar("L", bound=ServiceLimits)
 
 @dataclass(frozen=True)
 class Serve(Generic[L]):
-    """Serve a model of one family.
-
-    service: limits of the family's application.
-    model: models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder.
-    host: beyond loopback only with a token in $RAYREC_TOKEN.
-    follow_s: how often the reference is looked up again, in seconds.
-    """
+    """Serve a model of one family."""
 
     service: L
+    """Limits and size of the family's application."""
     model: str = MODEL
+    """Models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder."""
     host: str = "127.0.0.1"
+    """Beyond loopback only with a token in $RAYREC_TOKEN."""
     port: int = 8000
+    """To listen on."""
     follow_s: float = 5.0
+    """How often the reference is looked up again, in seconds."""
 
 
 class Application(Protocol):

@@ -25,17 +25,17 @@ from serve_apps.served_content import ServedContent, load_served_content
 
 @dataclass(frozen=True)
 class ContentService(ServiceLimits):
-    """As ``ServiceLimits``, and max_candidates: of a request. max_encoded: texts of items among them, and of its history.
-
-    max_batch: stored candidates of one pass; a text that is read on demand counts as 200, a user as 1000.
-    embeddings: what the jobs write to by ``--out``; None = nothing is stored: users come by history, candidates by text.
-    """
+    """As ``ServiceLimits``, for contents."""
 
     kind: ClassVar[str] = "content"
     max_candidates: int = 1000
+    """Of a request."""
     max_encoded: int = 100
+    """Texts of items among a request's candidates and history that are read on demand."""
     max_batch: int = 16_384
+    """Stored candidates of one pass; a text that is read on demand counts as 200, a user as 1000."""
     embeddings: str | None = None
+    """What the jobs write to by ``--out``; None = nothing is stored: users come by history, candidates by text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

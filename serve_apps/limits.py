@@ -15,25 +15,25 @@ _BODIES = 64  # as many bodies of the largest size may be on their way to a repl
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """Limits and size of a service; the ``args`` of the application in a config file.
-
-    replicas: processes that answer. max_body_bytes: of a request.
-    max_running, max_waiting: each replica takes on max_running requests and its share of max_waiting further ones, counted from
-    when their body is there; beyond them 503. retry_after_s: in the Retry-After header of a 503.
-    token_sha256: hex digest of the bearer token; default: of $RAYREC_TOKEN where the application is built.
-    metrics_folder: where replicas of a machine share their metrics; default: a new one among temporary files.
-    """
+    """Limits and size of a service; the ``args`` of the application in a config file."""
 
     kind: ClassVar[str]  # the family's name; the deployment's is the same, capitalized
     path: ClassVar[str | None] = None  # module of an application that serves no family's models
     deployments: ClassVar[tuple[str, ...]] = ()  # of an application of several, all of one user_config
     replicas: int = 2
+    """Processes that answer."""
     max_body_bytes: int = 4 * 1024 * 1024
+    """Of a request."""
     max_running: int = 64
+    """Requests that a replica takes on, counted from when their body is there."""
     max_waiting: int = 256
+    """Further requests that may wait, over all replicas; beyond them the reply is a 503."""
     retry_after_s: int = 1
+    """In the Retry-After header of a 503."""
     token_sha256: str | None = None
+    """Hex digest of the bearer token; default: of $RAYREC_TOKEN where the application is built."""
     metrics_folder: str | None = None
+    """Where replicas of a machine share their metrics; default: a new one among temporary files."""
 
     def __post_init__(self) -> None:
         for name in ("replicas", "max_body_bytes", "max_running", "max_waiting"):

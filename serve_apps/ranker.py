@@ -23,14 +23,13 @@ from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
 
 @dataclass(frozen=True)
 class RankerService(ServiceLimits):
-    """As ``ServiceLimits``, and max_candidates: of a request.
-
-    max_batch_candidates: of one forward pass, over all requests in it; at least max_candidates.
-    """
+    """As ``ServiceLimits``, for requests of candidates."""
 
     kind: ClassVar[str] = "ranker"
     max_candidates: int = 1000
+    """Of a request."""
     max_batch_candidates: int = 4096
+    """Of one forward pass, over all requests in it; at least max_candidates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,19 +29,21 @@ from serve_apps.served_retriever import NewItem, Retrieved, RetrieveRequest, Ser
 
 @dataclass(frozen=True)
 class RetrieverService(ServiceLimits):
-    """As ``ServiceLimits``, and max_batch: requests of one forward pass. beams: least width of the beam search.
-
-    items_folder: of the cluster's head node, where changes of items are kept; default: a new folder among temporary files.
-    max_added: items that a version takes.
-    """
+    """As ``ServiceLimits``, for histories."""
 
     kind: ClassVar[str] = "retriever"
     max_body_bytes: int = 256 * 1024
+    """Of a request."""
     max_batch: int = 64
+    """Requests of one forward pass."""
     beams: int = 20
+    """Least width of the beam search."""
     max_added: int = 10_000
+    """Items that a version takes beside its own."""
     index: IndexConfig = field(default_factory=IndexConfig)
+    """Of the dense vectors."""
     items_folder: str | None = None
+    """Of the cluster's head node, where changes of items are kept; None = a new folder among temporary files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,22 +17,26 @@ _LOGITS = 4 * 2**20  # products of an exact search at a time: 16 MB
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """method: "exact" compares all; "hnsw" walks a graph of ``links`` neighbours a node; "ivf_pq" compares codes of
-    ``code_bytes`` bytes in ``probes`` of ``lists`` clusters, and the ``rerank`` * k best again by 8 bits a dimension.
-
-    links, build_effort, search_effort: of HNSW (its M, efConstruction, efSearch).
-    lists: None = about 4 * sqrt(items). rerank: 0 = codes decide alone.
-    """
+    """How the nearest of many vectors are found."""
 
     method: Literal["exact", "hnsw", "ivf_pq"] = "exact"
+    """"exact" compares all; "hnsw" walks a graph; "ivf_pq" compares codes of clusters near the query."""
     links: int = 32
+    """Neighbours of a node of HNSW (M)"""
     build_effort: int = 80
+    """Of HNSW (efConstruction)"""
     search_effort: int = 64
+    """Of HNSW (efSearch)"""
     lists: int | None = None
+    """Clusters of IVF-PQ; None = about 4 * sqrt(items)"""
     probes: int = 32
+    """Clusters that a query looks into."""
     code_bytes: int = 32
+    """Of an item's code."""
     rerank: int = 10
+    """The best rerank * k by codes are compared again by 8 bits a dimension; 0 = codes decide alone."""
     threads: int = 1
+    """CPU threads of a search."""
 
     def __post_init__(self) -> None:
         for name in ("links", "build_effort", "search_effort", "probes", "code_bytes", "threads"):
