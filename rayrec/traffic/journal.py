@@ -1,0 +1,115 @@
+"""An append-only file of records, each on disk when ``append`` returns; what a crash left unfinished is cut off at opening.
+
+A record is its length and CRC-32 (4 bytes each, little-endian), then its bytes.
+"""
+
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from rayrec.errors import DiskError, UserError
+from rayrec.files import raise_disk_error
+
+MAX_RECORD_BYTES = 64 << 20
+_HEAD = struct.Struct("<II")
+
+
+class JournalError(UserError):
+    """A journal that another process writes, or a record too long for one."""
+
+
+class Journal:
+    """One writer; opening takes the file's lock. Not for several threads at once. ``records``: how many it holds."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DiskError, or JournalError while another process has it open."""
+        self.path = path
+        new = not path.exists()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise_disk_error(error, path)
+            raise
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.records, self._bytes = _whole_part(path)
+            self._cut()
+            if new:
+                sync_folder(path.parent)
+        except BlockingIOError:
+            os.close(self._file)
+            raise JournalError(f"{path}: another process writes this journal") from None
+        except OSError as error:
+            os.close(self._file)
+            raise_disk_error(error, path)
+            raise
+
+    def append(self, records: Sequence[bytes]) -> None:
+        """Write all of them with one fsync. Raises DiskError, and then none of them is there, now or after a restart."""
+        if any(len(record) > MAX_RECORD_BYTES for record in records):
+            raise JournalError(f"{self.path}: a record may have {MAX_RECORD_BYTES:,} bytes at most")
+        text = b"".join(_HEAD.pack(len(record), zlib.crc32(record)) + record for record in records)
+        try:
+            self._cut()  # what an append that failed may have left
+            view = memoryview(text)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fsync(self._file)
+        except OSError as error:
+            with suppress(OSError):  # tried again before the next append
+                self._cut()
+            raise_disk_error(error, self.path)
+            raise DiskError(f"{self.path}: cannot be written: {error.strerror}") from error
+        self._bytes += len(text)
+        self.records += len(records)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _cut(self) -> None:
+        if os.fstat(self._file).st_size > self._bytes:
+            os.ftruncate(self._file, self._bytes)
+            os.fsync(self._file)
+
+
+def read_journal(path: Path) -> Iterator[bytes]:
+    """Records in order up to the first one that is not whole; also while another process appends."""
+    with path.open("rb") as file:
+        while len(head := file.read(_HEAD.size)) == _HEAD.size:
+            length, check = _HEAD.unpack(head)
+            if length > MAX_RECORD_BYTES:
+                return
+            record = file.read(length)
+            if len(record) < length or zlib.crc32(record) != check:
+                return
+            yield record
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were made, renamed or removed in a folder outlast a power cut."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _whole_part(path: Path) -> tuple[int, int]:
+    """Whole records, and the bytes that they take."""
+    records = size = 0
+    for record in read_journal(path):
+        records, size = records + 1, size + _HEAD.size + len(record)
+    return records, size

@@ -1,0 +1,44 @@
+"""What was shown lately, to tell feedback on it from feedback on what never was: rebuilt from the log of decisions at a start."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rayrec.traffic.decisions import POSITION, TIME, decision_tables
+
+
+@dataclass
+class ShownItems:
+    """Items by request, for ``keep_ms`` after they were shown and of at most ``max_requests``, the newest: memory is bounded."""
+
+    keep_ms: int
+    max_requests: int = 1_000_000
+    _shown: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)
+
+    @staticmethod
+    def read(decisions: Path, keep_ms: int, now_ms: int, max_requests: int = 1_000_000) -> "ShownItems":
+        """From a log of decisions."""
+        shown = ShownItems(keep_ms, max_requests)
+        for table in decision_tables(decisions, (TIME, POSITION, "served_request", "served_item")):
+            columns = (table.column(name).to_pylist() for name in ("served_request", TIME, "served_item", POSITION))
+            for request, time_ms, item, position in zip(*columns, strict=True):
+                if position >= 0 and now_ms - time_ms <= keep_ms:
+                    shown.add(request, time_ms, (item,))
+        return shown
+
+    def add(self, request: str, time_ms: int, items: Sequence[str]) -> None:
+        """Items that are in a reply; more of the same request add to it."""
+        _, before = self._shown.get(request, (time_ms, frozenset()))
+        self._shown[request] = (time_ms, before.union(items))
+        while len(self._shown) > self.max_requests:
+            del self._shown[next(iter(self._shown))]
+
+    def time_of(self, request: str, item: str, now_ms: int) -> int | None:
+        """When it was shown, Unix ms; None = never, or too long ago to be known."""
+        while self._shown:  # the oldest go first
+            oldest = next(iter(self._shown))
+            if now_ms - self._shown[oldest][0] <= self.keep_ms:
+                break
+            del self._shown[oldest]
+        time_ms, items = self._shown.get(request, (0, frozenset()))
+        return time_ms if item in items else None
