@@ -40,6 +40,7 @@ def ray_session() -> Iterator[None]:
     from serve_apps.front import prepare_front
 
     prepare_front()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as an own Ray of a job has it
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
     yield
     ray.shutdown()

@@ -15,6 +15,7 @@ from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences import Interactions, ItemTable, SequenceData, leave_one_out, write_sequences
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
+from rayrec.families.retriever.evaluation import EachMethod, EvaluateRetriever
 from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
 from rayrec.families.retriever.semantic_id_files import read_semantic_ids, write_semantic_ids
 from rayrec.families.retriever.task import ModelName, RetrievalConfig
@@ -128,6 +129,29 @@ def test_every_model_trains_is_judged_and_comes_back_from_its_bundle(
     found = judged(folders, bundle, "generative" if model in ("depth", "tiger") else "dense")
     assert found["in_set"] == pytest.approx(test["in_set"], abs=1e-9)
     assert found["cold"] == pytest.approx(test["cold"], abs=1e-9)
+
+
+def test_a_comparison_judges_each_method_at_each_width_and_generative_at_the_least_alone(
+    folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle]
+) -> None:
+    liger, sasrec = trained("liger"), trained("sasrec")
+    found = EachMethod((3, 5)).judge_each(liger.path)
+    assert set(found) == {
+        "dense",
+        "generative 3",
+        "hybrid 3",
+        "hybrid 5",
+    }  # wider, the hybrid's searches are generative's
+    for group, metrics in judged(folders, liger, "dense").items():
+        assert found["dense"].metrics[group] == pytest.approx(metrics, abs=1e-9)
+    assert all(one.split == "test" for one in found.values())
+    (alone,) = EachMethod((3, 5)).judge_each(sasrec.path).items()
+    assert alone[0] == ""  # one method, one width: nothing to tell apart
+    assert alone[1].costs["parameters"] == sum(p.numel() for p in sasrec.model.parameters())
+    widths = EvaluateRetriever(beams=(3, 5)).judge(liger.path)
+    assert {(one.method, one.beams) for one in widths} - {("dense", None)} == {
+        (method, beams) for method in ("generative", "hybrid") for beams in (3, 5)
+    }
 
 
 def test_hybrid_ranks_cold_items_at_least_as_well_as_dense_alone(
