@@ -50,7 +50,7 @@ class Lab:
     problems: int = 20
     """Independent data sets ("seeds") of each cell."""
     features: int = 20
-    """d."""
+    """d, columns of the matrix."""
     signal: float = 2.0
     """Length of the true weights (logistic)."""
     rows: tuple[int, ...] = (30, 50, 100, 200, 500, 1000)

@@ -17,23 +17,30 @@ _NEWTON_STEPS = 30
 
 @dataclass(frozen=True)
 class LinearWorld:
-    """student_features, teacher_features: numbers that both see, that the teacher alone sees, all standard normal.
-
-    student_effect, teacher_effect: norms of w_s and w_t. candidates: of a request; the ``shown`` best are shown.
-    unlabeled_per_shown: candidates drawn at random from all of a request for each one shown.
-    """
+    """Requests whose shown candidates are chosen by a teacher that sees more than the student."""
 
     student_features: int = 8
+    """Numbers that both see, standard normal."""
     teacher_features: int = 8
+    """Numbers that the teacher alone sees, standard normal."""
     student_effect: float = 0.8
+    """Norm of w_s, the true weights of what both see."""
     teacher_effect: float = 0.7
+    """Norm of w_t, the true weights of what the teacher alone sees."""
     intercept: float = -2.4
+    """Of the true logit."""
     candidates: int = 50
+    """Of a request; the ``shown`` best are shown."""
     shown: int = 2
+    """Impressions of a request."""
     selection_noise: float = 0.6
+    """Standard deviation of what is added to the true logit to choose them."""
     unlabeled_per_shown: int = 4
+    """Candidates drawn at random from all of a request for each one shown."""
     requests: int = 20_000
+    """That are learned from."""
     seed: int = 0
+    """Of weights, candidates and labels."""
 
 
 @dataclass(frozen=True)

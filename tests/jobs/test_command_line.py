@@ -47,6 +47,8 @@ from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.methods.perturbation import PerturbationConfig
 from rayrec.typed_json import ConfigError
+from studies.miscalibration import Miscalibration
+from studies.perturbation_lab import Lab
 
 COMMANDS: dict[str, Any] = {
     **{f"train {family.word}": Train[family.experiment] for family in FAMILIES},
@@ -79,6 +81,8 @@ JOBS: dict[str, Any] = {
         "import_text": [import_text.ImportParquet, import_text.ImportAmazon2018],
         "keep_labels": [keep_labels.KeepLabels],
         "memory": [memory.LanguageModelMemory, memory.RankerMemory],
+        "miscalibration": [Miscalibration],
+        "perturbation_lab": [Lab],
         "score_log": [score_log.ScoreLog],
         "select_features": [select_features.SelectFeatures],
         "semantic_ids": [semantic_ids.MakeSemanticIds],
@@ -114,7 +118,9 @@ def classes_of(command: Any) -> set[type]:
 
 
 def test_every_job_with_options_is_looked_at_here() -> None:
-    jobs = {file.stem for file in Path(cluster.__file__).parent.glob("*.py") if "def main(" in file.read_text()}
+    jobs = {
+        file.stem for file in Path(cluster.__file__).parent.glob("*.py") if '__name__ == "__main__"' in file.read_text()
+    }
     assert jobs == {name.split()[0] for name in JOBS} | FAMILY_JOBS
 
 
