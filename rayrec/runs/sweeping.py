@@ -142,7 +142,14 @@ def apply_parameters(experiment: E, parameters: Mapping[str, Any]) -> E:
         if not isinstance(place, dict):
             raise ConfigError(f"{path!r} is no field of an experiment")
         place[leaf] = value
-    return from_plain(type(experiment), plain, f"the experiment with {', '.join(parameters)}")
+    changed = from_plain(type(experiment), plain, f"the experiment with {', '.join(parameters)}")
+    for path in parameters:  # reading drops fields of earlier versions; asked for now, they are mistakes
+        place = to_plain(changed)
+        for part in path.split("."):
+            if part not in place:
+                raise ConfigError(f"{path!r} is no field of an experiment")
+            place = place[part]
+    return changed
 
 
 Shown = Callable[["FinishedSweep"], None]
