@@ -41,7 +41,7 @@ class Serve(Generic[L]):
     service: L
     """Limits and size of the family's application."""
     model: str = MODEL
-    """Models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder."""
+    """models:/NAME@ALIAS, models:/NAME/VERSION, or a bundle folder."""
     host: str = "127.0.0.1"
     """Beyond loopback only with a token in $RAYREC_TOKEN."""
     port: int = 8000
