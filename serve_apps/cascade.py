@@ -64,7 +64,6 @@ class CascadeService(ServiceLimits):
     kind: ClassVar[str] = "cascade"
     path: ClassVar[str | None] = "serve_apps.cascade"
     deployments: ClassVar[tuple[str, ...]] = ("Cascade", "Retrieve", "Early", "Late")
-    replicas: int = 1
     max_body_bytes: int = 256 * 1024
     deadline_ms: int = 10_000
     retriever: RetrieverStageSize = field(default_factory=RetrieverStageSize)

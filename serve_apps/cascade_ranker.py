@@ -58,7 +58,7 @@ class StagedRanker:
         if not own.keys() | ask.columns.keys() >= set(self.columns):
             return NeedsColumns(self.columns)
         columns = {name: values for name, values in ask.columns.items() if name not in own}
-        return self.ranker.requests.of_columns(ask.context, columns, len(ask.rows), own)
+        return self.ranker.requests.of_columns(ask.context, columns, len(ask.rows), own, ask.order_by)
 
 
 class RankerStage(Replica[RankerStageSize, StagedRanker, RankRequest, Ranked]):

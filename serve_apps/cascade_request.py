@@ -1,6 +1,6 @@
 """What ``POST /v1/recommend`` takes."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -8,6 +8,7 @@ from serve_apps.served_retriever import MAX_LIST, MAX_NAME, RetrieveRequest
 
 MAX_RETRIEVED, MAX_FEATURES, MAX_ATTRIBUTES, MAX_VALUES = 1_000, 10_000, 16, 100
 _Value = Annotated[str, Field(max_length=1_024)] | bool | int | float
+_OrderBy = Annotated[str, Field(max_length=MAX_NAME)] | Annotated[dict[str, float], Field(max_length=MAX_FEATURES)]
 _Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
@@ -24,6 +25,11 @@ class RecommendRequest(RetrieveRequest):
     )
     retrieve: int = Field(200, ge=1, le=MAX_RETRIEVED, description="How many candidates the retriever gives")
     early: int = Field(50, ge=1, le=MAX_RETRIEVED, description="How many of them the early ranker passes on")
+    order_by: dict[Literal["early", "late"], _OrderBy] = Field(
+        default_factory=dict,
+        description="By ranker: a task, or exponents by task, the score being the product of probability ** exponent; "
+        "default: its first task",
+    )
     where: dict[_Name, _Value | Annotated[list[_Value], Field(max_length=MAX_VALUES)]] = Field(
         default_factory=dict,
         max_length=MAX_ATTRIBUTES,

@@ -27,13 +27,15 @@ class RankAsk:
     """C candidates of one request.
 
     table: digest of the items' features, "" for none: then all that the ranker reads of them stands in ``columns``. rows: (C,)
-    int64, of that table. columns: raw values, one a candidate, of features that are not encoded.
+    int64, of that table. columns: raw values, one a candidate, of features that are not encoded. order_by: see ``RankRequests``,
+    None = by the first task.
     """
 
     context: Mapping[str, Any]
     table: str
     rows: NDArray[np.int64]
     columns: Mapping[str, Sequence[Any]]
+    order_by: str | Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ class _Run:
         for _ in range(2):
             of_items = table.columns(rows[kept], [name for name in names if name in kinds])
             own = of_items | {name: [pairs[name][i] for i in chosen] for name in names if name in pairs}
-            ask = RankAsk(self._request.context, digest, rows[kept], own)
+            ask = RankAsk(self._request.context, digest, rows[kept], own, self._request.order_by.get(stage))
             answer: Scored | NeedsColumns | None = await self._in_time(stage, self._stages.rank(stage, ask))
             if not isinstance(answer, NeedsColumns):
                 return answer

@@ -119,7 +119,7 @@ $("ask").addEventListener("submit", async (event) => {
     show(told);
     const late = told.late.length ? ` Late: ${told.late.join(", ")}; the order is that of the stage before.` : "";
     say(`${told.items.length} items in ${Math.round(told.timings_ms.total)} ms, of ${told.trace.length} candidates.${late}`, told.late.length > 0);
-    $("answer").focus();
+    if (event.submitter) $("answer").focus(); // not for a link: its reader begins at the top
   } catch (error) { say(String(error.message), true); }
 });
 

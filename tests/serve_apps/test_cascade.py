@@ -160,6 +160,16 @@ def test_the_answer_and_its_trace_are_those_of_the_three_stages_asked_one_by_one
     assert reply.headers["x-rayrec-model"] == "retriever/1 features/1 early/1 late/1"
 
 
+def test_each_ranker_orders_by_what_the_request_says(cascade: ServedCascade, stages: PlainStages) -> None:
+    plain = ask(cascade, stages, early=40).decision
+    other = ask(cascade, stages, early=40, order_by={"early": "buy", "late": {"click": 1, "buy": 0.5}}).decision
+    assert other.scores["early"] == pytest.approx(plain.probabilities["early"]["buy"], nan_ok=True)
+    late = plain.probabilities["late"]
+    assert other.scores["late"] == pytest.approx(late["click"] * late["buy"] ** 0.5, nan_ok=True)
+    shown = [other.scores["late"][i] for i in np.argsort(other.position) if other.position[i] >= 0]
+    assert shown == sorted(other.scores["late"][np.isfinite(other.scores["late"])], reverse=True)[:5]
+
+
 def test_a_decision_holds_what_the_rankers_read_and_where_each_candidate_came(
     cascade: ServedCascade, stages: PlainStages
 ) -> None:
@@ -293,6 +303,9 @@ def test_a_stage_that_fails_is_a_503_by_kind(cascade: ServedCascade, stages: Pla
         ({"k": 0}, ["body", "k"]),
         ({"retrieve": 1_001}, ["body", "retrieve"]),
         ({"deadline_ms": 0}, ["body", "deadline_ms"]),
+        ({"order_by": {"late": "sell"}}, ["body", "order_by"]),
+        ({"order_by": {"late": {"click": 11}}}, ["body", "order_by"]),
+        ({"order_by": {"middle": "click"}}, ["body", "order_by", "middle"]),
         ({"retreive": 10}, ["body", "retreive"]),
     ],
     ids=lambda value: ".".join(map(str, value[1:])) if isinstance(value, list) else "",

@@ -35,7 +35,7 @@ def deployed(ray_session: None, parts: Parts) -> Iterator[DeployedService]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    with serving(CascadeService(), "127.0.0.1", port) as service:
+    with serving(CascadeService(replicas=2), "127.0.0.1", port) as service:
         service.deploy(parts.references())
         yield service
 
@@ -74,6 +74,16 @@ def test_a_served_answer_is_that_of_plain_calls(deployed: DeployedService, parts
     metrics = httpx.get(f"{deployed.url}/metrics").text
     for stage in ("retrieve", "early", "late"):  # counted by the stages' own processes
         assert f'rayrec_stage_batch_requests_count{{stage="{stage}"}}' in metrics
+
+
+def test_a_deadline_that_nobody_can_keep_is_a_503_and_harms_no_later_request(deployed: DeployedService) -> None:
+    with httpx.Client(base_url=deployed.url, timeout=30) as client:
+        for _ in range(10):
+            hurried = client.post("/v1/recommend", json={**ASK, "deadline_ms": 1})
+            assert (hurried.status_code, hurried.headers["retry-after"]) == (503, "1"), hurried.text
+            assert client.post("/v1/recommend", json=ASK).status_code == 200
+        metrics = client.get("/metrics").text
+    assert 'rayrec_stage_late_total{stage="retrieve"} 10.0' in metrics
 
 
 def test_an_item_that_is_taken_out_is_in_no_answer_from_its_reply_on(deployed: DeployedService) -> None:
