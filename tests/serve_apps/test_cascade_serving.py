@@ -149,6 +149,7 @@ def test_every_part_is_refreshed_under_load_and_no_answer_is_wrong(
     assert seen == right.keys()
 
 
+@pytest.mark.slow
 def test_a_killed_replica_of_a_stage_costs_time_or_a_503_and_no_answer_is_wrong(
     deployed: DeployedService, parts: Parts, tmp_path: Path
 ) -> None:
