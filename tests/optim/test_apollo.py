@@ -91,10 +91,14 @@ def test_500_steps_equal_apollo_torch_with_the_same_projections(
     assert relative_difference(ours, start) > 0.3
 
 
-def test_vectors_follow_torch_adamw() -> None:
+@pytest.mark.parametrize("eps", [1e-8, 0.1])
+@pytest.mark.parametrize("fused", [True, False])
+def test_vectors_follow_torch_adamw(monkeypatch: pytest.MonkeyPatch, eps: float, *, fused: bool) -> None:
+    if not fused:
+        monkeypatch.setattr("rayrec.optim.apollo_update._FUSED_DEVICES", ())
     ours, theirs = parameters([(7,), (3, 5)]), parameters([(7,), (3, 5)])
-    optimizer = Apollo([{"params": ours, "kind": "adamw", "eps": 1e-8}], lr=0.01, weight_decay=0.1)
-    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
+    optimizer = Apollo([{"params": ours, "kind": "adamw", "eps": eps}], lr=0.01, weight_decay=0.1)
+    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, eps=eps)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         set_gradients(theirs, generator)
