@@ -37,7 +37,7 @@ def test_rolled_decisions_are_a_log_that_training_streams(tmp_path: Path) -> Non
         log.roll()
     opened = Log.open(tmp_path)
     assert opened.rows("train") == 8
-    [batch] = LogStream(opened, "train", StreamConfig(8, shuffle=False, reader="in_process")).epoch_batches()
+    [batch] = LogStream(opened, "train", StreamConfig(8, shuffle=False)).epoch_batches()
     assert batch.labels.isnan().all()
     assert batch.labels.shape == (8, 2)
     table = pq.read_table(list(opened.files("train")))
