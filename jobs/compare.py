@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -104,7 +104,7 @@ class Compare:
     """Of the runs that choose among candidates, in place of the plan's."""
     settings: tuple[str, ...] = ()
     """PATH=VALUE, on top of the plan's own: the same plan for another log, say."""
-    split: str = "test"
+    split: Literal["valid", "test"] = "test"
     """On which arms are judged."""
     status: bool = False
     """Train nothing, print what is done and what is left, and write the report of it."""
