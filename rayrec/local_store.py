@@ -9,9 +9,10 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Literal
 
 from rayrec.errors import UserError
 from rayrec.files import locked, make_folder, raise_disk_error, whole_file
@@ -170,10 +171,19 @@ def _holds(file: Path, run_id: str) -> bool:
 
 def _read(file: Path, query: str, *values: str) -> list[tuple[str, ...]]:
     try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
-            return connection.execute(query, values).fetchall()
+        try:
+            return _rows(file, "ro", query, values)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            return _rows(file, "rw", query, values)  # a killed writer left a journal, which only who may write can undo
     except sqlite3.Error as error:
         raise StoreError(f"{file}: is no tracking store of MLflow ({error}); move it away to begin a new one") from None
+
+
+def _rows(file: Path, mode: Literal["ro", "rw"], query: str, values: Sequence[str]) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode={mode}", uri=True, timeout=30)) as connection:
+        return connection.execute(query, values).fetchall()
 
 
 @contextmanager

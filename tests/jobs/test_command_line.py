@@ -46,6 +46,7 @@ from rayrec.methods.balancing.famo import Famo
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.methods.perturbation import PerturbationConfig
+from rayrec.runs.closing_the_loop import CloseTheLoop
 from rayrec.typed_json import ConfigError
 from studies.miscalibration import Miscalibration
 from studies.perturbation_lab import Lab
@@ -61,6 +62,7 @@ JOBS: dict[str, Any] = {
     for job, commands in {
         "build_preference_benchmark": [build_preference_benchmark.BuildBenchmark],
         "bundle_item_features": [bundle_item_features.BundleItemFeatures],
+        "close_the_loop": [CloseTheLoop],
         "cluster": [cluster.Start, cluster.Stop],
         "compare": [compare.Compare],
         "compare_retrieval": [compare_retrieval.CompareRetrieval],

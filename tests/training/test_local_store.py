@@ -75,6 +75,32 @@ def test_a_job_that_is_killed_while_tables_are_made_leaves_nothing_in_the_way(tm
     assert not list(file.parent.glob(".mlflow.db.*"))
 
 
+def test_a_store_whose_writer_was_killed_in_the_middle_is_read_and_written_again(runs: Path) -> None:
+    """The journal that it leaves must be undone before anyone reads, which a connection that may only read cannot do."""
+    file = runs / "mlflow.db"
+    Tracker().start("before", {"a": 1})
+    writer = (
+        "import os, signal, sqlite3, sys\n"
+        "store = sqlite3.connect(sys.argv[1])\n"
+        "store.execute('pragma cache_size = 1')\n"
+        "store.execute('begin immediate')\n"
+        "store.execute('create table filler (x)')\n"
+        "store.executemany('insert into filler values (?)', [('x' * 1000,)] * 2000)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", writer, str(file)], check=False)
+    assert file.with_name("mlflow.db-journal").stat().st_size > 0
+    with (
+        closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as reader,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
+        reader.execute("select count(*) from runs")
+    Tracker().start("after", {"a": 2})
+    with closing(sqlite3.connect(file)) as store:
+        assert store.execute("select count(*) from runs").fetchone() == (2,)
+        assert store.execute("select 1 from sqlite_master where name = 'filler'").fetchall() == []
+
+
 def test_a_store_spoiled_before_is_made_anew_unless_it_holds_runs(runs: Path) -> None:
     file = runs / "mlflow.db"
 
