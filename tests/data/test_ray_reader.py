@@ -81,7 +81,7 @@ TWO_WORKERS = """
     import numpy as np, pyarrow as pa, ray
     from rayrec.data.log import Log, LogWriter
     from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
-    from rayrec.data.log.streams import StreamConfig, StreamPosition, ZippedStreams
+    from rayrec.data.log.streams import Reading, StreamConfig, StreamPosition, ZippedStreams
 
     path, rows = Path(sys.argv[1]), 300_000
     names = [f"c{i}" for i in range(39)]
@@ -96,7 +96,9 @@ TWO_WORKERS = """
     class Worker:
         def __init__(self, rank):
             log = Log.open(path)
-            self.streams = ZippedStreams.open(log, log, 2.0, StreamConfig(), rank=rank, world_size=2, epochs=2)
+            config = StreamConfig(batch_size=4096)
+            place = {"rank": rank, "world_size": 2, "epochs": 2}
+            self.streams = ZippedStreams.open(log, log, 2.0, config, reading=Reading("ray"), **place)
             self.pairs = None
 
         def step(self):
