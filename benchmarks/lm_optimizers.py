@@ -32,8 +32,9 @@ from rayrec.reporting import Section, Table, write_page
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig, RunOptions, Worker
+from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
+from rayrec.training.worker import RunOptions, Worker
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 Results = dict[str, dict[str, float | list[float]]]

@@ -29,7 +29,8 @@ from rayrec.data.log.streams import StreamPosition
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
-from rayrec.training.loop import LoopConfig, RunOptions, TrainingData, Worker, run_training
+from rayrec.training.loop import LoopConfig, run_training
+from rayrec.training.worker import RunOptions, TrainingData, Worker
 
 CRITEO_FIELD_SIZES = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10, 5652, 2173, 4,

@@ -18,9 +18,9 @@ from rayrec.runs.fitting import fit
 from rayrec.runs.run_folder import FinishedRun
 from rayrec.training.checkpoint import metric_names
 from rayrec.training.experiment import Experiment, ScalingOptions
-from rayrec.training.loop import RunOptions
 from rayrec.training.task import COUNTS
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions
 
 E = TypeVar("E", bound=Experiment)
 

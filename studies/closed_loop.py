@@ -42,8 +42,9 @@ from rayrec.traffic.feedback import Feedback, FeedbackLog, Outcome
 from rayrec.traffic.gate import GateConfig
 from rayrec.traffic.joining import JoinConfig, join
 from rayrec.traffic.shown import ShownItems
-from rayrec.training.loop import LoopConfig, RunOptions
+from rayrec.training.loop import LoopConfig
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions
 from rayrec.typed_json import from_json, to_json
 
 _WINDOW_MS = 3_600_000

@@ -31,8 +31,9 @@ from rayrec.models.content_encoder import ContentEncoderConfig
 from rayrec.models.embsum import EmbsumConfig
 from rayrec.models.spar import SparConfig
 from rayrec.optim import OptimizerConfig
-from rayrec.training.loop import LoopConfig, Worker, run_training
+from rayrec.training.loop import LoopConfig, run_training
 from rayrec.training.reporters import CheckpointWriter
+from rayrec.training.worker import Worker
 from studies.content_states import KeptTask, kept_states
 
 METRICS = ("auc", "mrr", "ndcg@5", "ndcg@10")

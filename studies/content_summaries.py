@@ -23,7 +23,8 @@ from rayrec.errors import told
 from rayrec.metrics.rouge import rouge
 from rayrec.models.embsum import Embsum
 from rayrec.text.user_interests import extractive_interests
-from rayrec.training.loop import Worker, run_training
+from rayrec.training.loop import run_training
+from rayrec.training.worker import Worker
 from studies.content_rankers import ContentStudy, Nowhere, experiment_of, written_ids
 from studies.content_states import KeptTask, kept_states
 

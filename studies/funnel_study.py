@@ -48,8 +48,9 @@ from rayrec.methods.inverse_propensity import InversePropensity
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig, RunOptions, Worker
+from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
+from rayrec.training.worker import RunOptions, Worker
 from rayrec.typed_json import from_json, to_json
 
 Say = Callable[[str], None]

@@ -33,10 +33,10 @@ from rayrec.runs.run_folder import RunRecord, only_one
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import check_streams, train_here
 from rayrec.training.judging import Judged
-from rayrec.training.loop import Worker
 from rayrec.training.metric_queue import has_unsent, keep_unsent, send_unsent
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -7,10 +7,11 @@ from rayrec.families.table import AnyExperiment
 from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, only_one, open_run
 from rayrec.training.checkpoint import newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, train_here
-from rayrec.training.loop import RunOptions, Worker, check_workers
+from rayrec.training.loop import check_workers
 from rayrec.training.metric_queue import MetricQueue
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions, Worker
 from rayrec.typed_json import ConfigError
 
 

@@ -19,10 +19,10 @@ from rayrec.runs.cluster import connect, gpus, joined_cluster
 from rayrec.runs.endings import clear_endings, ends_run, has_ended, raise_ending
 from rayrec.runs.run_folder import RunRecord
 from rayrec.training.experiment import ScalingOptions, train_here
-from rayrec.training.loop import Worker
 from rayrec.training.metric_queue import MetricQueue
 from rayrec.training.reporters import RayTrainReporter
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import Worker
 from rayrec.typed_json import from_plain, to_plain
 
 ABORT_SECONDS = 20.0  # for workers to end after Ctrl-C

@@ -18,9 +18,9 @@ from rayrec.families.table import AnyExperiment
 from rayrec.files import locked, make_folder, write_text_atomically
 from rayrec.registry import runs_folder
 from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
-from rayrec.training.loop import RunOptions
 from rayrec.training.metric_queue import send_unsent
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions
 from rayrec.typed_json import ConfigError, from_json, to_json
 
 if TYPE_CHECKING:

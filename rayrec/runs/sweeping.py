@@ -40,10 +40,11 @@ from rayrec.runs.sweep_state import KeepAndShow, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, finish_here, train_here
-from rayrec.training.loop import OBJECTIVE, RunOptions, Worker
+from rayrec.training.loop import OBJECTIVE
 from rayrec.training.metric_queue import MetricQueue, send_unsent
 from rayrec.training.reporters import FolderReporter, RayTuneReporter
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions, Worker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
 E = TypeVar("E", bound=AnyExperiment)

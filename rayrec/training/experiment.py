@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from rayrec.data.log.streams import StreamPosition
 from rayrec.optim import OptimizerConfig
-from rayrec.training.loop import LoopConfig, MetricLog, Say, TrainingData, Worker, finish_training, run_training
+from rayrec.training.loop import LoopConfig, MetricLog, Say, finish_training, run_training
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import Task
+from rayrec.training.worker import TrainingData, Worker
 
 
 class Experiment(Protocol):

@@ -8,9 +8,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from rayrec.data.log.streams import Reading, StreamPosition
+from rayrec.data.log.streams import StreamPosition
 from rayrec.errors import DivergedError
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
 from rayrec.training.checkpoint import (
@@ -30,7 +30,8 @@ from rayrec.training.checkpoint import (
     write_checkpoint,
 )
 from rayrec.training.reporters import Reporter
-from rayrec.training.task import COUNTS, AnyBatch, Evaluation, Mergeable, Task
+from rayrec.training.task import COUNTS, Evaluation, Mergeable, Task
+from rayrec.training.worker import B, EvaluationStream, TrainingData, TrainingStream, Worker
 from rayrec.typed_json import ConfigError, reads_earlier, without
 
 OBJECTIVE = "objective"  # the reported metric: the task's objective at the best evaluation so far
@@ -73,84 +74,6 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is run, not what model comes out: it may go on with others of them."""
-
-    threads: int | None = None
-    """Intra-op CPU threads of a worker; None = its share of the machine's CPUs under Ray, torch's setting elsewhere."""
-    progress_seconds: float = 5.0
-    """At least so long between two lines of progress."""
-    reader: Literal["ray", "in_process"] = "ray"
-    """Who brings the rows of logs: Ray Data tasks, or a thread of each training process."""
-    read_ahead: int = 2
-    """Row groups (65,536 rows each in imported logs) that the in-process reader stays ahead."""
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "read_ahead"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-
-    @property
-    def here(self) -> "RunOptions":
-        """The same without Ray."""
-        return replace(self, reader="in_process")
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Which of how many workers this is, its device, and how it runs."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    options: RunOptions = field(default_factory=lambda: RunOptions(reader="in_process"))
-
-    @property
-    def reading(self) -> Reading:
-        """How its streams of logs read."""
-        return Reading(self.options.reader, self.options.read_ahead)
-
-
-B = TypeVar("B", bound=AnyBatch)
-B_co = TypeVar("B_co", bound=AnyBatch, covariant=True)
-
-
-class TrainingStream(Protocol[B_co]):
-    """Training batches, each beside a batch of unlabeled rows or None; ``rayrec.data.log.streams.ZippedStreams`` is one.
-
-    ``position`` is the place behind the batch yielded last; ``epoch_batches`` yields the rest of the current epoch.
-    """
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    @property
-    def position(self) -> StreamPosition: ...
-
-    def epoch_batches(self) -> Iterator[tuple[B_co, B_co | None]]: ...
-
-    def close(self) -> None: ...
-
-
-class EvaluationStream(Protocol[B_co]):
-    """Each ``epoch_batches()`` is one pass over a split."""
-
-    def epoch_batches(self) -> Iterator[B_co]: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class TrainingData(Generic[B]):
-    """How this worker opens its streams: training from a position for so many epochs, or so many passes over a split."""
-
-    open_training: Callable[[StreamPosition, int], TrainingStream[B]]
-    open_evaluation: Callable[[str, int], EvaluationStream[B]]
-    splits: tuple[str, ...]
 
 
 Say = Callable[[str], None]

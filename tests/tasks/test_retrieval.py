@@ -30,8 +30,9 @@ from rayrec.retrieval.rqvae import RqVaeConfig
 from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig, Worker
+from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
+from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError
 
 ITEMS, COLD = 30, 29

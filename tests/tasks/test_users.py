@@ -22,8 +22,9 @@ from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig, Worker
+from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
+from rayrec.training.worker import Worker
 from serve_apps.item_changes import ItemChanges
 from serve_apps.served_retriever import Retrieved, RetrieveRequest, ServedRetriever
 

@@ -22,10 +22,11 @@ from rayrec.runs.endings import clear_endings, ends_run, has_ended, raise_ending
 from rayrec.runs.fitting import fit
 from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
-from rayrec.training.loop import LoopConfig, RunOptions, Worker
+from rayrec.training.loop import LoopConfig
 from rayrec.training.metric_queue import MetricQueue, send_unsent
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions, Worker
 from rayrec.typed_json import ConfigError, from_plain, to_json, to_plain
 
 

@@ -37,9 +37,10 @@ from rayrec.models.tiger import TigerConfig
 from rayrec.optim import OptimizerConfig
 from rayrec.retrieval.semantic_ids import resolve_collisions
 from rayrec.training.checkpoint import best_weights
-from rayrec.training.loop import LoopConfig, TrainingData, Worker, run_training
+from rayrec.training.loop import LoopConfig, run_training
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.task import Task
+from rayrec.training.worker import TrainingData, Worker
 from tests.tasks.test_ranking_distillation import batch_of
 
 SHARES = (slice(0, 1), slice(1, 6), slice(6, 8), slice(8, 12))

@@ -28,8 +28,9 @@ from rayrec.runs.sweeping import SweepSpace, apply_parameters
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, best_weights, read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig, Worker
+from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
+from rayrec.training.worker import Worker
 from rayrec.typed_json import to_json
 from tune_spaces import find_space
 

@@ -22,9 +22,10 @@ from rayrec.models.ranker import RankerArchitecture
 from rayrec.runs.fitting import fit
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
-from rayrec.training.loop import LoopConfig, RunOptions, Worker
+from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions, Worker
 from rayrec.typed_json import ConfigError, from_json
 
 ROOT = Path(__file__).parents[2]

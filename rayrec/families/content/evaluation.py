@@ -9,7 +9,7 @@ from rayrec.families.content.experiment import ContentExperiment
 from rayrec.reporting import Table
 from rayrec.reporting.page import number
 from rayrec.training.judging import judge_stream
-from rayrec.training.loop import Worker
+from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError, from_plain
 
 SHOWN = ("auc", "mrr", "ndcg@5", "ndcg@10")

@@ -20,7 +20,8 @@ from rayrec.models.content_inputs import ContentBatch
 from rayrec.models.content_ranker import ContentRanker, ContentShape
 from rayrec.optim import OptimizerConfig
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.loop import LoopConfig, TrainingData, Worker
+from rayrec.training.loop import LoopConfig
+from rayrec.training.worker import TrainingData, Worker
 from rayrec.typed_json import ConfigError, to_plain
 
 SPLITS = ("train", "valid", "test")

@@ -17,7 +17,8 @@ from rayrec.models.llama import SHAPES, LlamaConfig, ShapeName
 from rayrec.optim import OptimizerConfig
 from rayrec.text.tokenizer import TextTokenizer
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.loop import LoopConfig, TrainingData, Worker
+from rayrec.training.loop import LoopConfig
+from rayrec.training.worker import TrainingData, Worker
 from rayrec.typed_json import to_plain
 
 

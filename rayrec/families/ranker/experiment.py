@@ -16,7 +16,8 @@ from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.families.ranker.teaching import TaughtStreams
 from rayrec.optim import OptimizerConfig
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.loop import LoopConfig, TrainingData, Worker
+from rayrec.training.loop import LoopConfig
+from rayrec.training.worker import TrainingData, Worker
 from rayrec.typed_json import ConfigError, to_plain
 
 EVALUATION_BATCH_ROWS = 16_384

@@ -27,7 +27,8 @@ from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.optim import OptimizerConfig
 from rayrec.text.prompt_tokens import EncoderTexts, read_encoder_texts
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.loop import LoopConfig, TrainingData, Worker
+from rayrec.training.loop import LoopConfig
+from rayrec.training.worker import TrainingData, Worker
 from rayrec.typed_json import ConfigError, to_plain
 
 SPLITS = ("train", "valid", "test")

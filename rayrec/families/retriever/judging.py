@@ -9,7 +9,7 @@ from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.task import RetrievalTask
 from rayrec.retrieval.searching import HEADS, Method, Searcher
 from rayrec.training.judging import Judged
-from rayrec.training.loop import Worker
+from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError
 
 

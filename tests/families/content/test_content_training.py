@@ -29,8 +29,8 @@ from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.judging import judge_stream
-from rayrec.training.loop import Worker
 from rayrec.training.reporters import FolderReporter
+from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError, to_plain
 
 MODELS = ("two_tower", "nrms", "miner", "spar", "embsum")
