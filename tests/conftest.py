@@ -124,12 +124,14 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow_store: Pa
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An own disk of 16 MB; skips where mounting is not permitted."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An own disk of 16 MB, or as many as a test gives by ``parametrize("small_disk", [1], indirect=True)``; skips where
+    mounting is not permitted."""
     place = tmp_path / "disk"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], capture_output=True)
-    if done.returncode:
+    size = f"size={getattr(request, 'param', 16)}m"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,18 +15,6 @@ from safetensors.torch import save_file
 
 from rayrec.errors import DiskError
 from rayrec.files import make_folder, whole_file, whole_folder, write_text_atomically
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An own disk of 1 MB; skips where mounting is not permitted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
-    if done.returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -91,6 +78,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_but_not_that_of_a_liv
     assert [path.name for path in target.iterdir()] == ["whole"]
 
 
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
 def test_every_writer_says_in_one_line_that_a_disk_is_full(small_disk: Path) -> None:
     big = torch.zeros(1_000_000)
     writers = {
@@ -110,6 +98,7 @@ def test_every_writer_says_in_one_line_that_a_disk_is_full(small_disk: Path) -> 
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
 def test_a_disk_that_is_mounted_read_only_is_one_line_with_the_folder(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(DiskError, match=r"/disk: its disk is mounted read-only$"):

@@ -1,4 +1,5 @@
-"""An append-only file of records, each on disk when ``append`` returns; what a crash left unfinished is cut off at opening.
+"""An append-only file of records, each on disk when ``append`` returns; what a crash left unfinished is cut off at opening, and
+a record that is damaged in front of whole ones, which no crash leaves, is refused: nothing that was accepted is cut off.
 
 A record is its length and CRC-32 (4 bytes each, little-endian), then its bytes.
 """
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from rayrec.errors import DiskError, UserError
 from rayrec.files import raise_disk_error
@@ -20,14 +22,14 @@ _HEAD = struct.Struct("<II")
 
 
 class JournalError(UserError):
-    """A journal that another process writes, or a record too long for one."""
+    """A journal that another process writes or that is damaged, or a record that is empty or too long for one."""
 
 
 class Journal:
     """One writer; opening takes the file's lock. Not for several threads at once. ``records``: how many it holds."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DiskError, or JournalError while another process has it open."""
+        """Raises DiskError, or JournalError while another process has it open and for a damaged one, which stays as it is."""
         self.path = path
         new = not path.exists()
         try:
@@ -44,6 +46,9 @@ class Journal:
         except BlockingIOError:
             os.close(self._file)
             raise JournalError(f"{path}: another process writes this journal") from None
+        except JournalError:
+            os.close(self._file)
+            raise
         except OSError as error:
             os.close(self._file)
             raise_disk_error(error, path)
@@ -51,8 +56,8 @@ class Journal:
 
     def append(self, records: Sequence[bytes]) -> None:
         """Write all of them with one fsync. Raises DiskError, and then none of them is there, now or after a restart."""
-        if any(len(record) > MAX_RECORD_BYTES for record in records):
-            raise JournalError(f"{self.path}: a record may have {MAX_RECORD_BYTES:,} bytes at most")
+        if any(not 0 < len(record) <= MAX_RECORD_BYTES for record in records):
+            raise JournalError(f"{self.path}: a record has 1 to {MAX_RECORD_BYTES:,} bytes")
         text = b"".join(_HEAD.pack(len(record), zlib.crc32(record)) + record for record in records)
         try:
             self._cut()  # what an append that failed may have left
@@ -86,16 +91,34 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[bytes]:
-    """Records in order up to the first one that is not whole; also while another process appends."""
+    """Records in order up to the first one that is not whole; also while another process appends. Raises JournalError when a
+    whole one stands behind that."""
     with path.open("rb") as file:
-        while len(head := file.read(_HEAD.size)) == _HEAD.size:
-            length, check = _HEAD.unpack(head)
-            if length > MAX_RECORD_BYTES:
-                return
-            record = file.read(length)
-            if len(record) < length or zlib.crc32(record) != check:
-                return
+        while (found := _next(file)) is not None:
+            record, whole = found
+            if not whole:
+                break
             yield record
+        else:
+            return
+        start = file.tell() - _HEAD.size - len(record)
+        while (found := _next(file)) is not None:
+            if found[1]:
+                raise JournalError(
+                    f"{path}: the record at byte {start:,} is damaged, and whole ones stand behind it; move the file away, "
+                    "or put a copy of it back"
+                )
+
+
+def _next(file: BinaryIO) -> tuple[bytes, bool] | None:
+    """The bytes of the record that begins here, and whether they are what was written; None for what is none: the end, or the
+    zeros of blocks that a power cut left unwritten."""
+    head = file.read(_HEAD.size)
+    length, check = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
+    if not 0 < length <= MAX_RECORD_BYTES:
+        return None
+    record = file.read(length)
+    return None if len(record) < length else (record, zlib.crc32(record) == check)
 
 
 def sync_folder(folder: Path) -> None:

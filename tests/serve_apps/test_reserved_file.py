@@ -2,10 +2,8 @@
 
 import errno
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,22 +34,8 @@ print("survived", b"rayrec_requests_total" in metrics.page().body)
 """
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """1 MB in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounts a small disk")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], check=False).returncode:
-        pytest.skip("may not mount")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("order", ["metrics first", "disk full first"])
+@pytest.mark.parametrize("small_disk", [2], indirect=True)
 def test_metrics_on_a_full_disk_leave_their_process_alive(small_disk: Path, order: str) -> None:
     (small_disk / "m").mkdir()
     done = subprocess.run(

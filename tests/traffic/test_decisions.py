@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -177,17 +176,7 @@ def test_parquet_that_the_disk_refuses_waits_in_journals(tmp_path: Path, monkeyp
     assert requests_of(list(decision_tables(tmp_path))) == ["r0", "r1", "r2", "r3"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
 def test_on_a_disk_of_one_megabyte_what_was_accepted_is_there_and_every_file_is_whole(small_disk: Path) -> None:
     accepted: list[str] = []
     with open_log(small_disk, roll_rows=40) as log:
@@ -224,3 +213,36 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     assert list(decision_tables(tmp_path)) == []
     with pytest.raises(SchemaError, match="another schema"):
         DecisionLog(tmp_path, SCHEMA, ("early",))
+
+
+def test_a_damaged_record_with_whole_ones_behind_it_is_told_and_nothing_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path) as journal:
+        journal.append([b"first", b"second", b"third"])
+    whole = path.read_bytes()
+    second = len(b"first") + 8
+    for place in (second + 4, second + 9):  # of its checksum, of its bytes
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        for use in (Journal, lambda file: list(read_journal(file))):
+            with pytest.raises(JournalError, match=rf"journal: the record at byte {second} is damaged"):
+                use(path)
+        assert path.read_bytes() == damaged
+    path.write_bytes(whole)
+    with Journal(path) as journal:  # the refused ones hold no lock
+        assert journal.records == 3
+
+
+def test_the_zeros_that_a_power_cut_leaves_are_no_records(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path) as journal:
+        journal.append([b"first"])
+        with pytest.raises(JournalError, match="a record has 1 to"):
+            journal.append([b""])
+    with path.open("ab") as file:
+        file.write(bytes(4096))
+    assert list(read_journal(path)) == [b"first"]
+    with Journal(path) as journal:
+        journal.append([b"second"])
+    assert list(read_journal(path)) == [b"first", b"second"]
