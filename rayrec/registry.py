@@ -115,6 +115,11 @@ class Registry:
             self.client.set_registered_model_alias(name, alias, version)
         return ResolvedModel(self._download(name, version), name, version)
 
+    def version_made_of(self, run_id: str, name: str) -> str | None:
+        """The newest version of model ``name`` that a run's bundle was registered as; None where there is none."""
+        found = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        return max((str(version.version) for version in found), key=int, default=None)
+
     def point_alias(self, name: str, alias: str, version: str) -> None:
         """Make ``models:/name@alias`` mean another version: how a new model goes live, or an old one comes back."""
         from mlflow.exceptions import MlflowException

@@ -30,8 +30,8 @@ from rayrec.traffic.decisions import USER
 from rayrec.traffic.gate import GateConfig, Verdict, judge, log_losses
 from rayrec.traffic.joining import JoinConfig, JoinedLogs, join
 from rayrec.training.experiment import ScalingOptions
-from rayrec.training.loop import RunOptions
 from rayrec.training.tracking import Tracker
+from rayrec.training.worker import RunOptions
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json
 
 
@@ -133,7 +133,10 @@ def gate_and_promote(
     finished: FinishedRun, in_force: str, version: str, log: Log, task: str | None, gate: GateConfig
 ) -> LoopResult:
     """Compare a trained run with ``version`` of models:/NAME@ALIAS ``in_force``, log the verdict in MLflow, and move the alias to
-    it if the gate lets it. Raises ConfigError when the alias has moved since: what was compared is not in force any more."""
+    it if the gate lets it; what a killed one had done already is not done twice.
+
+    Raises ConfigError when the alias has moved since: what was compared is not in force any more.
+    """
     tracker, (name, alias) = Tracker(), alias_of(in_force)
     old = tracker.resolve(f"models:/{name}/{version}").path
     verdict = compare(finished.bundle, old, log, task, gate)
@@ -143,15 +146,16 @@ def gate_and_promote(
         tracker.tag(finished.mlflow_run, {"verdict": verdict.line, "in_force": f"models:/{name}/{version}"})
     if not verdict.promote:
         return LoopResult(verdict, finished.mlflow_run, None)
-    found = tracker.version_of(in_force)[1]
-    if found != version:
+    found, registered = tracker.version_of(in_force)[1], tracker.version_made_of(finished.mlflow_run, name)
+    if found not in (version, registered):
         raise ConfigError(
             f"{in_force} is version {found} by now, but the new one was compared with version {version}: nothing is promoted; "
             "begin again under another name"
         )
-    registered = tracker.register(finished.mlflow_run, name, alias=None)
-    tracker.point_alias(name, alias, registered.version)
-    return LoopResult(verdict, finished.mlflow_run, registered.version)
+    if registered is None:
+        registered = tracker.register(finished.mlflow_run, name, alias=None).version
+    tracker.point_alias(name, alias, registered)
+    return LoopResult(verdict, finished.mlflow_run, registered)
 
 
 def experiment_on(logs: JoinedLogs, in_force: Path, file: Path | None) -> RankerExperiment:

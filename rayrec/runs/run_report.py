@@ -50,7 +50,8 @@ def learning_curves(progress: Progress) -> Figure:
         for split, color in (("train", "#98a2b3"), ("valid", "#1d6fb8")):
             _draw(panel, [p for p in curves if p.task == task and p.split == split], split, color)
         panel.set(title=task, xlabel="epoch", ylabel=metric.replace("_", " "))
-        panel.legend(frameon=False)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False)
     return figure
 
 

@@ -60,16 +60,3 @@ def test_a_finished_loop_tells_its_verdict_again_and_does_nothing(
         close_the_loop(replace(command, task="conversion"))
     with pytest.raises(ConfigError, match="must be models:/NAME@ALIAS"):
         close_the_loop(replace(command, name="other", in_force="folder"))
-
-
-def test_nothing_is_promoted_over_a_version_that_it_was_not_compared_with(
-    closed: ClosedLoopResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAYREC_RUNS", str(RUNS[0]))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = runs_folder() / f"{ROUND}-loop"
-    (folder / "result.json").unlink()  # as if it had been killed before its end, and another version had gone live
-    record = from_json(LoopRecord, (folder / "loop.json").read_bytes(), "loop.json")
-    with pytest.raises(ConfigError, match="nothing is promoted"):
-        close_the_loop(record.command)
-    assert Tracker().version_of(record.command.in_force)[1] == closed.in_force
