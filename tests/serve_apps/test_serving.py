@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -18,9 +19,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
+from ray.serve.generated.serve_pb2 import ASGIRequest
+from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
 from jobs.serve import FollowedModel
 from rayrec.data.log import Log
@@ -34,6 +38,8 @@ from serve_apps.front import haproxy_is_front
 from serve_apps.model_reference import ModelReference
 from serve_apps.ranker import RankerService
 from serve_apps.served_ranker import load_ranker
+
+REPLICA = ("ray::ServeReplica", "ray::SERVE_REPLICA")  # titles of a replica's process: idle, and answering
 
 ASK = """
 import socket, sys
@@ -156,7 +162,7 @@ def test_half_sent_bodies_and_huge_headers_hold_up_nobody(deployed: DeployedServ
 def test_nothing_of_a_service_is_reached_from_another_network_namespace(deployed: DeployedService) -> None:
     if not haproxy_is_front():
         pytest.skip("no HAProxy here")
-    served = ("haproxy", "ray::ServeReplica", "ray::HAProxyManager", "ray::ProxyActor", "ray::ServeController")
+    served = ("haproxy", *REPLICA, "ray::HAProxyManager", "ray::ProxyActor", "ray::ServeController")
     mine = [
         p
         for p in psutil.Process().children(recursive=True)
@@ -182,6 +188,34 @@ def test_nothing_of_a_service_is_reached_from_another_network_namespace(deployed
         assert answers == [str(control.server_port)], listening
     finally:
         run(["ip", "netns", "del", name])
+
+
+class Marks:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_what_replicas_tell_each_other_is_not_unpickled_from_one_without_rays_token(
+    deployed: DeployedService, tmp_path: Path, token: str | None
+) -> None:
+    replicas = [p for p in psutil.Process().children(recursive=True) if " ".join(p.cmdline()).startswith(REPLICA)]
+    ports = {c.laddr.port for p in replicas for c in p.net_connections("tcp") if c.status == "LISTEN"}
+    evil = pickle.dumps(Marks(tmp_path / "unpickled"))
+    request = ASGIRequest(pickled_request_metadata=evil, request_args=evil)
+    metadata = None if token is None else (("authorization", f"Bearer {token}"),)
+    answers = Counter()
+    for port in ports:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as refused:
+            ASGIServiceStub(channel).HandleRequest(request, timeout=10, metadata=metadata)
+        answers[refused.value.code()] += 1
+    assert answers[grpc.StatusCode.UNAUTHENTICATED] >= len(replicas) > 0, answers
+    assert not (tmp_path / "unpickled").exists()
 
 
 def test_an_alias_that_moves_brings_its_version_into_force(
