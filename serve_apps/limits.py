@@ -34,6 +34,8 @@ class ServiceLimits:
     """Hex digest of the bearer token; default: of $RAYREC_TOKEN where the application is built."""
     metrics_folder: str | None = None
     """Where replicas of a machine share their metrics; default: a new one among temporary files."""
+    request_log: str | None = None
+    """Folder in which each replica writes a JSON line a request: time, id, path, status, ms, model; default: none is written."""
 
     def __post_init__(self) -> None:
         for name in ("replicas", "max_body_bytes", "max_running", "max_waiting"):
@@ -50,7 +52,8 @@ class ServiceLimits:
 
     def in_folder(self, folder: Path) -> "ServiceLimits":
         """With all that a service keeps on disk in ``folder``, unless it is said otherwise."""
-        return replace(self, metrics_folder=self.metrics_folder or str(folder / "metrics"))
+        log = None if self.request_log is None else str(Path(self.request_log).resolve())  # replicas run elsewhere
+        return replace(self, metrics_folder=self.metrics_folder or str(folder / "metrics"), request_log=log)
 
 
 class Room:

@@ -16,6 +16,7 @@ from serve_apps.access import access_check, name_check
 from serve_apps.docs_page import docs_page
 from serve_apps.limits import Room, ServiceLimits
 from serve_apps.refusals import RequestError
+from serve_apps.request_log import RequestLog
 from serve_apps.serving_metrics import ANSWERING, Observed, ServingMetrics
 
 HEALTH, MODEL, METRICS = "/healthz", "/v1/model", "/metrics"
@@ -185,5 +186,6 @@ def service_app(
         metrics=metrics,
         paths=frozenset({*paths, HEALTH, MODEL, METRICS}),
         label=lambda: service.current.label,
+        log=RequestLog(limits.request_log, metrics.log_lines_lost.inc),
     )
     return app, guarded, Room(limits)

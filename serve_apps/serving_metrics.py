@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_apps.request_log import GIVEN_HEADER, REQUEST_ID_HEADER, RequestLog, request_id
 from serve_apps.reserved_file import reserve_metrics
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
@@ -70,6 +71,9 @@ class ServingMetrics:
         self.without_features = Counter(
             "rayrec_candidates_without_features", "Retrieved items that the feature table lacks", registry=r
         )
+        self.log_lines_lost = Counter(
+            "rayrec_request_log_lines_lost", "Requests whose line the log's disk did not take", registry=r
+        )
         self.load_failures = Counter("rayrec_model_load_failures", "Versions that could not be loaded", registry=r)
 
     def page(self) -> Response:
@@ -86,14 +90,17 @@ class ServingMetrics:
 
 
 class Observed:
-    """ASGI middleware: counts and times requests, and names the served model in a header of each reply (URL-quoted).
+    """ASGI middleware: counts, times and logs requests, and names the request and the served model (URL-quoted) in headers of
+    each reply.
 
     paths: those told apart in the metrics; "/v1/items/{item}" stands for all below "/v1/items/". label: the version
     in force, for replies that no version has answered.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ServingMetrics, paths: frozenset[str], label: Callable[[], str]) -> None:
-        self._app, self._metrics, self._paths, self._label = app, metrics, paths, label
+    def __init__(
+        self, app: ASGIApp, metrics: ServingMetrics, paths: frozenset[str], label: Callable[[], str], log: RequestLog
+    ) -> None:
+        self._app, self._metrics, self._paths, self._label, self._log = app, metrics, paths, label, log
         self._below = {path.partition("{")[0]: path for path in paths if "{" in path}
 
     def _label_of(self, path: str) -> str:
@@ -106,13 +113,15 @@ class Observed:
             await self._app(scope, receive, send)
             return
         path = self._label_of(scope["path"])
-        status = 500
+        status, model = 500, ""
+        name = request_id(Headers(scope=scope).get(GIVEN_HEADER))
 
         async def send_named(message: Message) -> None:
-            nonlocal status
+            nonlocal status, model
             if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)[MODEL_HEADER] = quote(scope.get(ANSWERING) or self._label(), safe="/ ")
+                status, model = message["status"], scope.get(ANSWERING) or self._label()
+                headers = MutableHeaders(scope=message)
+                headers[MODEL_HEADER], headers[REQUEST_ID_HEADER] = quote(model, safe="/ "), name
             await send(message)
 
         started = perf_counter()
@@ -121,5 +130,14 @@ class Observed:
             await self._app(scope, receive, send_named)
         finally:
             self._metrics.running.dec()
-            self._metrics.seconds.labels(path).observe(perf_counter() - started)
+            seconds = perf_counter() - started
+            self._metrics.seconds.labels(path).observe(seconds)
             self._metrics.requests.labels(path, str(status)).inc()
+            line = {
+                "id": name,
+                "method": scope["method"],
+                "path": path,
+                "status": status,
+                "ms": round(1e3 * seconds, 3),
+            }
+            self._log.write({**line, "model": model})

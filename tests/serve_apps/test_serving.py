@@ -81,6 +81,13 @@ def test_answers_are_those_of_the_bundle(
     assert httpx.post(f"{deployed.url}/v1/rank", json={"candidates": [{"age": "old"}]}).status_code == 422
 
 
+def test_a_request_keeps_its_id_all_the_way(deployed: DeployedService, body: dict[str, Any]) -> None:
+    reply = httpx.post(f"{deployed.url}/v1/rank", json=body, headers={"x-request-id": "order-17"})
+    assert reply.headers["x-rayrec-request"] == "order-17"
+    other = httpx.post(f"{deployed.url}/v1/rank", json=body)
+    assert other.headers["x-rayrec-request"] == other.headers["x-request-id"]  # Ray's own
+
+
 def test_a_burst_is_answered_or_refused_with_retry_after(deployed: DeployedService, body: dict[str, Any]) -> None:
     large = {**body, "candidates": body["candidates"] * 40}
     with httpx.Client(limits=httpx.Limits(max_connections=64), timeout=30) as client, ThreadPoolExecutor(64) as pool:
