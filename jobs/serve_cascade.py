@@ -80,7 +80,7 @@ class Part:
         service = self.running.deployed.service
         assert isinstance(service, CascadeService)
         changed = replace(self.running.references, **{self.name: ModelReference(str(folder))})
-        return load_served_cascade(changed, service.mapped)
+        return load_served_cascade(changed, service.mapped, service.logged_as)
 
 
 def run_cascade(command: ServeCascade, stop: threading.Event, connected: Callable[[], None] = lambda: None) -> None:
@@ -97,7 +97,7 @@ def run_cascade(command: ServeCascade, stop: threading.Event, connected: Callabl
         service = deployed.service
         assert isinstance(service, CascadeService)
         with refusing_version("the cascade"):
-            served = load_served_cascade(references, service.mapped)
+            served = load_served_cascade(references, service.mapped, service.logged_as)
         deployed.deploy(references)
         print(f"serving {references.label} at {deployed.url}, try:", flush=True)
         print(f"  {try_line(deployed.url, example(references, served))}", flush=True)

@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.retriever.bundle import load_retriever
+from rayrec.traffic.feedback import Feedback, Outcome
 from rayrec.typed_json import from_plain
 from serve_apps.cascade_api import RECOMMEND, build_cascade_app
 from serve_apps.cascade_ranker import RankerStage, RankerStageSize
@@ -38,7 +39,6 @@ from serve_apps.cascade_stages import (
     StageError,
 )
 from serve_apps.cascade_versions import CascadeReferences
-from serve_apps.decision import Decided, told_to_nobody
 from serve_apps.example_request import example_row
 from serve_apps.item_journal import Availability, KeeperAway
 from serve_apps.item_keeper import ItemFollower
@@ -47,6 +47,8 @@ from serve_apps.refusals import RequestError
 from serve_apps.replica import deployed_as, ingress, prepared, replica_environment
 from serve_apps.served_cascade import Recommended, ServedCascade, load_served_cascade
 from serve_apps.served_retriever import NewItem
+from serve_apps.traffic import Recorder, TrafficOptions
+from serve_apps.traffic_keeper import KeptTraffic
 from serve_apps.version_holder import VersionHolder
 
 _ASKED_TWICE = (ray.exceptions.RayActorError, DeploymentUnavailableError)
@@ -58,7 +60,7 @@ class CascadeService(ServiceLimits):
     """As ``ServiceLimits`` for what is reached over HTTP. retriever, early, late: the sizes of the stages.
 
     deadline_ms: of requests that set none. state_folder: of each machine, where features are mapped from, and of the cluster's
-    head node, where changes of items are kept; default: a new folder among temporary files.
+    head node, where changes of items are kept; default: a new folder among temporary files. traffic: the log of decisions.
     """
 
     kind: ClassVar[str] = "cascade"
@@ -70,6 +72,7 @@ class CascadeService(ServiceLimits):
     early: RankerStageSize = field(default_factory=RankerStageSize)
     late: RankerStageSize = field(default_factory=RankerStageSize)
     state_folder: str | None = None
+    traffic: TrafficOptions = field(default_factory=TrafficOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,13 +81,25 @@ class CascadeService(ServiceLimits):
     def in_folder(self, folder: Path) -> "CascadeService":
         kept = super().in_folder(folder)
         assert isinstance(kept, CascadeService)
-        return replace(kept, state_folder=str(Path(self.state_folder or folder / "state").resolve()))
+        traffic = self.traffic
+        if traffic.folder is not None:
+            traffic = replace(traffic, folder=str(Path(traffic.folder).resolve()))
+        return replace(kept, state_folder=str(Path(self.state_folder or folder / "state").resolve()), traffic=traffic)
 
     @property
     def mapped(self) -> Path:
         """Folder of the files that replicas of a machine map into memory."""
         assert self.state_folder is not None
         return Path(self.state_folder) / "mapped"
+
+    @property
+    def traffic_folder(self) -> str | None:
+        return self.traffic.folder
+
+    @property
+    def logged_as(self) -> RankingStage | None:
+        """The ranker in whose columns decisions are kept; None where none are."""
+        return None if self.traffic.folder is None else self.traffic.ranker
 
     @property
     def kept_items(self) -> str:
@@ -166,7 +181,7 @@ def _straight(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
 @serve.deployment
 @serve.ingress()
 class Cascade(VersionHolder[CascadeService, ServedCascade]):
-    """What is reached over HTTP. ``decided`` is told of every answered request."""
+    """What is reached over HTTP."""
 
     def __init__(
         self,
@@ -178,11 +193,15 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
         super().__init__(limits)
         self._stages = HandledStages(retrieve, early, late)
         self.items = ItemFollower(limits.kept_items)
-        self.decided: Decided = told_to_nobody
+        traffic = limits.traffic
+        self.recorder = (
+            None if traffic.folder is None else Recorder(KeptTraffic(traffic.folder, traffic.window_s), traffic.wait_ms)
+        )
 
     def load_configured(self, user_config: dict[str, Any]) -> ServedCascade:
         """The table of features, mapped, and what the rankers read, but not the rankers."""
-        return load_served_cascade(from_plain(CascadeReferences, user_config, "user_config"), self.limits.mapped)
+        references = from_plain(CascadeReferences, user_config, "user_config")
+        return load_served_cascade(references, self.limits.mapped, self.limits.logged_as)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """A replica that does not know which items are out answers nobody."""
@@ -205,15 +224,19 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
     async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
         """Raises RequestError, StageError, NothingInTime."""
         found = await served.recommend(request, self._stages, self.items.changes, self.limits.deadline_ms)
-        self.decided(found.decision)
-        return found
+        return found if self.recorder is None else await self.recorder.recorded(served.writer, found)
+
+    async def feedback(self, event: Feedback) -> Outcome:
+        """Raises FeedbackError, Away."""
+        assert self.recorder is not None  # else there is no such route
+        return await self.recorder.accept(event)
 
     async def stages(self) -> Mapping[str, Mapping[str, int]]:
         """Raises StageError."""
         return await self._stages.labels()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_cascade_app(self, self.metrics, self.limits)
+        return build_cascade_app(self, self.metrics, self.limits, feedback=self.recorder is not None)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

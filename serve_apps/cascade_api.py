@@ -11,10 +11,12 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
+from rayrec.traffic.feedback import Feedback, Outcome
 from serve_apps.availability_api import ITEM, add_availability, refusing_change
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import StageError
 from serve_apps.decision import Decision
+from serve_apps.feedback_api import FEEDBACK, add_feedback
 from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
 from serve_apps.playground import add_playground
@@ -63,6 +65,9 @@ class RecommendReply(BaseModel):
     unknown: dict[str, dict[str, int]] = Field(
         description="By stage and feature: values that its vocabulary does not have; empty when none"
     )
+    logged: bool | None = Field(
+        None, description="Whether this decision is on disk, so that feedback on it is known; absent where none is kept"
+    )
     trace: list[Candidate] | None = Field(None, description="All candidates in the retriever's order, where asked for")
 
 
@@ -88,16 +93,23 @@ class CascadeService(Protocol):
         """Whether all replicas have it. Raises ItemRefused, KeeperAway."""
         ...
 
+    async def feedback(self, event: Feedback) -> Outcome:
+        """Raises FeedbackError, Away."""
+        ...
 
-def build_cascade_app(service: CascadeService, metrics: ServingMetrics, limits: ServiceLimits) -> FastAPI:
-    """Routes of a cascade. The OpenAPI document names the features that the rankers in force read from a request."""
+
+def build_cascade_app(
+    service: CascadeService, metrics: ServingMetrics, limits: ServiceLimits, *, feedback: bool = False
+) -> FastAPI:
+    """Routes of a cascade. The OpenAPI document names the features that the rankers in force read from a request. feedback:
+    whether it is taken."""
     straight: dict[str, Handler] = {}
     app, guarded, room = service_app(
         "rayrec cascade",
         service,
         metrics,
         limits,
-        paths=[RECOMMEND, STAGES, ITEMS, ITEM],
+        paths=[RECOMMEND, STAGES, ITEMS, ITEM, FEEDBACK],
         straight=straight,
         document=_document,
     )
@@ -160,6 +172,8 @@ def build_cascade_app(service: CascadeService, metrics: ServingMetrics, limits: 
                     raise unavailable(error) from None
 
     add_availability(app, service, guarded, room, limits)
+    if feedback:
+        add_feedback(app, service, guarded, room, limits, metrics)
     add_playground(app, limits)
     straight[RECOMMEND] = recommend
     return app
@@ -186,6 +200,8 @@ def reply(found: Recommended, *, trace: bool) -> dict[str, Any]:
         "late": list(decision.late),
         "unknown": {stage: counts for stage, counts in found.unknown.items() if counts},
     }
+    if found.logged is not None:
+        told["logged"] = found.logged
     if trace and found.titles is not None:
         told["trace"] = _trace(decision, found.titles)
     return told
@@ -214,6 +230,8 @@ def _count(found: Recommended, metrics: ServingMetrics) -> None:
     decision = found.decision
     for stage, milliseconds in found.milliseconds.items():
         metrics.stage_seconds.labels(stage).observe(milliseconds / 1e3)
+    if found.logged is not None:
+        metrics.decisions.labels("kept" if found.logged else "unkept").inc()
     for stage in decision.late:
         metrics.stage_late.labels(stage).inc()
     metrics.without_features.inc(decision.reached.count("without_features"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ class Decision:
     items: (N,) names. reached: (N,). position: (N,) int64, place in the reply from 0, -1 = not in it.
     scores: by stage, (N,) float64, NaN where a candidate was not scored. probabilities: by stage and task, the same.
     columns: raw values of the items' features that the rankers read, by name, (N,), None where an item has no row or no value.
+    arm: of the experiment in traffic that the user is in.
     """
 
     request: str
@@ -37,13 +38,4 @@ class Decision:
     scores: Mapping[str, NDArray[np.float64]]
     probabilities: Mapping[str, Mapping[str, NDArray[np.float64]]]
     columns: Mapping[str, Sequence[Any]]
-
-
-class Decided(Protocol):
-    """Who is told of decisions. Called in the event loop before the reply is sent: quick, and it raises nothing."""
-
-    def __call__(self, decision: Decision) -> None: ...
-
-
-def told_to_nobody(decision: Decision) -> None:
-    """Where nobody listens."""
+    arm: str = "all"

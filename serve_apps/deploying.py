@@ -25,6 +25,7 @@ from serve_apps.item_keeper import end_keeper
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import one_line
+from serve_apps.traffic_keeper import end_traffic_keeper
 
 _LOGGING = {"log_level": "ERROR", "enable_access_log": False}  # requests are counted in the metrics
 _SHUTDOWN_S = 30
@@ -131,6 +132,8 @@ def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedSe
             _shut_down()
             if own.kept_items is not None:
                 end_keeper(own.kept_items)
+            if own.traffic_folder is not None:
+                end_traffic_keeper(own.traffic_folder)
 
 
 def connect_to_serve(*, num_cpus: int | None = None) -> None:

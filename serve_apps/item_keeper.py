@@ -31,7 +31,7 @@ _GONE_S = 3 * _OPEN_S  # a follower that did not ask for so long is gone
 _ALL_S = 2.0  # how long a change waits for all followers
 _ALONE_S = 60.0
 _AGAIN_S = 0.2
-_HEAD = {"node:__internal_head__": 0.001}
+HEAD = {"node:__internal_head__": 0.001}
 
 
 class ItemKeeper:
@@ -122,7 +122,7 @@ def keeper_of(folder: str) -> ActorHandle[Any]:
         max_restarts=-1,
         max_concurrency=10_000,
         num_cpus=0,
-        resources=_HEAD,
+        resources=HEAD,
     ).remote(folder)
     return found
 

@@ -50,6 +50,11 @@ class ServiceLimits:
         """Folder of what changed about items, see ``item_keeper``; None for a service whose items do not change."""
         return None
 
+    @property
+    def traffic_folder(self) -> str | None:
+        """Folder of decisions and feedback, see ``traffic_keeper``; None for a service that keeps none."""
+        return None
+
     def in_folder(self, folder: Path) -> "ServiceLimits":
         """With all that a service keeps on disk in ``folder``, unless it is said otherwise."""
         log = None if self.request_log is None else str(Path(self.request_log).resolve())  # replicas run elsewhere

@@ -36,6 +36,7 @@ from serve_apps.decision import Decision, Reached
 from serve_apps.item_changes import ItemChanges
 from serve_apps.item_columns import ItemColumns
 from serve_apps.refusals import Problem, RequestError
+from serve_apps.traffic_decisions import DecisionWriter
 
 T = TypeVar("T")
 RANKERS: tuple[RankingStage, ...] = ("early", "late")
@@ -54,6 +55,7 @@ class Recommended:
     """decision: the whole of it. shown: rows of its candidates in the order of the reply. milliseconds: by stage.
 
     unknown: values that vocabularies do not have, by stage and feature. titles: of the candidates, for people; only for a trace.
+    logged: whether the decision is known to be on disk; None where none is kept.
     """
 
     decision: Decision
@@ -61,16 +63,19 @@ class Recommended:
     milliseconds: Mapping[str, float]
     unknown: Mapping[str, Mapping[str, int]]
     titles: Sequence[str] | None
+    logged: bool | None = None
 
 
 @dataclass(frozen=True)
 class ServedCascade:
-    """label: of all four versions. features_label: of the table's. schemas: of the rankers, by stage."""
+    """label: of all four versions. features_label: of the table's. schemas: of the rankers, by stage. writer: of decisions for
+    their log, None where none is kept."""
 
     label: str
     features_label: str
     features: ItemTable
     schemas: Mapping[RankingStage, LogSchema]
+    writer: DecisionWriter | None = None
     read: Mapping[RankingStage, tuple[str, ...]] = field(init=False)
     context: frozenset[str] = field(init=False)
 
@@ -88,7 +93,8 @@ class ServedCascade:
         object.__setattr__(self, "context", frozenset(context))
 
     def describe(self) -> dict[str, Any]:
-        """The features that a request brings, with a value that each takes, and those that the table holds."""
+        """The features that a request brings, with a value that each takes, those that the table holds, and how decisions are
+        logged."""
         asked = {f.name: f for schema in self.schemas.values() for f in schema.features if f.name in self.context}
         kept = {name: f for name, f in sorted(asked.items()) if not isinstance(f, TextFeature)}
         return {
@@ -97,6 +103,7 @@ class ServedCascade:
             "lists": [name for name, f in kept.items() if isinstance(f, SequenceFeature)],
             "numbers": [name for name, f in kept.items() if isinstance(f, DenseFeature)],
             "example": {name: _some_value(f) for name, f in kept.items()},
+            "logged": None if self.writer is None else self.writer.told(),
             "features": {"version": self.features_label, **described(self.features.schema)},
         }
 
@@ -125,15 +132,19 @@ class ServedCascade:
             raise RequestError(problems)
 
 
-def load_served_cascade(references: CascadeReferences, mapped: Path) -> ServedCascade:
-    """The table of features, mapped, and what the rankers read, but not the rankers.
+def load_served_cascade(
+    references: CascadeReferences, mapped: Path, logged_as: RankingStage | None = None
+) -> ServedCascade:
+    """The table of features, mapped, and what the rankers read, but not the rankers. logged_as: the ranker in whose columns
+    decisions are kept.
 
     Raises BundleError, RegistryError or ItemFeaturesError when there is nothing that can be served.
     """
     found = references.resolve()
     schemas = {stage: read_ranker_schema(getattr(found, stage).model) for stage in RANKERS}
     table = load_item_features(found.features.model, mapped)
-    return ServedCascade(str(found.label), str(found.features.label), table, schemas)
+    writer = None if logged_as is None else DecisionWriter(schemas[logged_as])
+    return ServedCascade(str(found.label), str(found.features.label), table, schemas, writer)
 
 
 class _Run:

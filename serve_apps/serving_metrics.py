@@ -74,6 +74,19 @@ class ServingMetrics:
         self.log_lines_lost = Counter(
             "rayrec_request_log_lines_lost", "Requests whose line the log's disk did not take", registry=r
         )
+        # Of the log of decisions.
+        self.decisions = Counter(
+            "rayrec_decisions",
+            "Answers, by whether they are known to be on disk: kept, unkept",
+            ("outcome",),
+            registry=r,
+        )
+        self.feedback = Counter(
+            "rayrec_feedback",
+            "Events: accepted, duplicate, conflicting, late, unknown, wrong, unkept",
+            ("outcome",),
+            registry=r,
+        )
         self.load_failures = Counter("rayrec_model_load_failures", "Versions that could not be loaded", registry=r)
 
     def page(self) -> Response:

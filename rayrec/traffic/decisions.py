@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -27,9 +27,11 @@ from rayrec.files import make_folder, whole_file
 from rayrec.traffic.journal import Journal, read_journal, sync_folder
 
 USER, POSITION, TIME = "served_user", "served_position", "served_ms"
-TEXTS = ("served_request", "served_user_name", "served_item", "served_arm", "served_models", "served_stage")
+TEXTS = (
+    "served_request", "served_asked", "served_user_name", "served_item", "served_arm", "served_models", "served_stage",
+)  # fmt: skip
 """Columns beside those of the schema, all text: logs carry numbers only."""
-_SCORE = "served_score_"
+SCORE, PREDICTED = "served_score_", "served_predicted_"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class LoggedDecision:
     request: its id. time_ms: Unix time in ms. user: None = unknown. models: version by stage.
     items: (N,) names. stages: (N,) the last stage each reached. position: (N,) place in the reply from 0, -1 = not shown.
     scores: by stage, (N,), NaN = not scored there. features: N rows of the schema's features, encoded.
+    predicted: by task, (N,), probabilities of the last ranker that answered. asked: the same for the same question.
     """
 
     request: str
@@ -51,6 +54,8 @@ class LoggedDecision:
     position: ArrayLike
     scores: Mapping[str, ArrayLike]
     features: pa.Table
+    predicted: Mapping[str, ArrayLike] = field(default_factory=dict)
+    asked: str = ""
 
 
 def decision_schema(schema: LogSchema, stages: Sequence[str]) -> LogSchema:
@@ -58,7 +63,8 @@ def decision_schema(schema: LogSchema, stages: Sequence[str]) -> LogSchema:
 
     Weights and extras are of the log that the ranker was trained on, and are left out. stages: that give scores.
     """
-    extras = (USER, POSITION, TIME, *(f"{_SCORE}{stage}" for stage in stages))
+    predicted = (f"{PREDICTED}{task}" for task in schema.task_names)
+    extras = (USER, POSITION, TIME, *(f"{SCORE}{stage}" for stage in stages), *predicted)
     made = tuple(m for m in schema.made_of_labels if m.column not in schema.extras)
     found = replace(
         schema,
@@ -69,7 +75,7 @@ def decision_schema(schema: LogSchema, stages: Sequence[str]) -> LogSchema:
         extras=extras,
         made_of_labels=made,
     )
-    taken = sorted({field.name for field in arrow_schema(found)} & set(TEXTS))
+    taken = sorted({column.name for column in arrow_schema(found)} & set(TEXTS))
     if taken:
         raise SchemaError(f"schema {schema.name!r}: columns that a log of decisions needs itself: {', '.join(taken)}")
     return found
@@ -127,7 +133,13 @@ class DecisionLog:
     def append(self, decisions: Sequence[LoggedDecision]) -> None:
         """Accept decisions: all of them are on disk when this returns. Raises DiskError (nothing was accepted), LogError for
         one that does not fit the schema."""
-        tables = [self._table(decision) for decision in decisions]
+        self.append_tables([decision_table(decision, self.schema, self.stages) for decision in decisions])
+
+    def append_tables(self, tables: Sequence[pa.Table]) -> None:
+        """``append`` of what ``decision_table`` made by this schema. Raises DiskError, LogError for a table of another one."""
+        for table in tables:
+            if not table.schema.equals(self.arrow_schema):
+                raise LogError(f"{self.folder}: a decision in other columns than those of its schema.json")
         with self._lock:
             self._journal.append([_ipc(table) for table in tables])
             self._rows += sum(table.num_rows for table in tables)
@@ -140,6 +152,11 @@ class DecisionLog:
             self._roll()
             if self.trouble is not None:
                 raise DiskError(self.trouble)
+
+    @property
+    def there(self) -> bool:
+        """Whether its open file is in its place still."""
+        return self._journal.there
 
     def close(self) -> None:
         """Let go of the folder; journals are read where the next process opens it."""
@@ -179,52 +196,63 @@ class DecisionLog:
             sync_folder(self.folder / "train")
         journal.unlink()
 
-    def _table(self, decision: LoggedDecision) -> pa.Table:
-        count = len(decision.items)
-        if not count:
-            raise LogError(f"request {decision.request!r}: a decision without candidates")
-        absent = [f.name for f in self.schema.features if f.name not in decision.features.column_names]
-        if absent:
-            raise LogError(f"request {decision.request!r}: features are absent: {', '.join(absent)}")
-        if unknown := sorted(decision.scores.keys() - set(self.stages)):
-            raise LogError(f"request {decision.request!r}: scores of stages that this log lacks: {', '.join(unknown)}")
-        assert self.schema.timestamp is not None
-        assert self.schema.request_id is not None
-        columns = {
-            self.schema.timestamp: np.full(count, decision.time_ms),
-            self.schema.request_id: np.full(count, number_of(decision.request)),
-            USER: pa.array([None if decision.user is None else number_of(decision.user)] * count, pa.int64()),
-            POSITION: np.asarray(decision.position, np.int64),
-            TIME: np.full(count, decision.time_ms),
-            "served_request": [decision.request] * count,
-            "served_user_name": [decision.user] * count,
-            "served_item": list(decision.items),
-            "served_arm": [decision.arm] * count,
-            "served_models": [json.dumps(dict(decision.models), sort_keys=True)] * count,
-            "served_stage": list(decision.stages),
-        }
-        columns |= {f"{_SCORE}{stage}": np.asarray(scores, np.float64) for stage, scores in decision.scores.items()}
-        arrays = []
-        for field in self.arrow_schema:
-            if field.name in columns:
-                array = pa.array(columns[field.name], type=field.type, from_pandas=True)
-            elif field.name in decision.features.column_names:
-                array = decision.features.column(field.name).combine_chunks().cast(field.type)
-            else:
-                array = pa.nulls(count, field.type)  # labels; scores of a stage that did not answer
-            if len(array) != count:
-                raise LogError(f"request {decision.request!r}: {field.name} has {len(array)} values of {count} items")
-            arrays.append(array)
-        labels = {task.column for task in self.schema.tasks} & set(decision.features.column_names)
-        if labels:
-            raise LogError(
-                f"request {decision.request!r}: labels are not known when serving: {', '.join(sorted(labels))}"
-            )
-        return pa.table(arrays, schema=self.arrow_schema)
+
+def decision_table(decision: LoggedDecision, schema: LogSchema, stages: Sequence[str]) -> pa.Table:
+    """Its rows, in the columns of a log of decisions. schema: a ``decision_schema`` of these stages. Raises LogError."""
+    count = len(decision.items)
+    if not count:
+        raise LogError(f"request {decision.request!r}: a decision without candidates")
+    given = {name: decision.features.column(name) for name in decision.features.column_names}
+    absent = [f.name for f in schema.features if f.name not in given]
+    if absent:
+        raise LogError(f"request {decision.request!r}: features are absent: {', '.join(absent)}")
+    if unknown := sorted(decision.scores.keys() - set(stages)):
+        raise LogError(f"request {decision.request!r}: scores of stages that this log lacks: {', '.join(unknown)}")
+    if unknown := sorted(decision.predicted.keys() - set(schema.task_names)):
+        raise LogError(f"request {decision.request!r}: predictions of tasks that this log lacks: {', '.join(unknown)}")
+    assert schema.timestamp is not None
+    assert schema.request_id is not None
+    columns = {
+        schema.timestamp: np.full(count, decision.time_ms),
+        schema.request_id: np.full(count, number_of(decision.request)),
+        USER: pa.array([None if decision.user is None else number_of(decision.user)] * count, pa.int64()),
+        POSITION: np.asarray(decision.position, np.int64),
+        TIME: np.full(count, decision.time_ms),
+        "served_request": [decision.request] * count,
+        "served_asked": [decision.asked] * count,
+        "served_user_name": [decision.user] * count,
+        "served_item": list(decision.items),
+        "served_arm": [decision.arm] * count,
+        "served_models": [json.dumps(dict(decision.models), sort_keys=True)] * count,
+        "served_stage": list(decision.stages),
+    }
+    columns |= {f"{SCORE}{stage}": np.asarray(scores, np.float64) for stage, scores in decision.scores.items()}
+    columns |= {f"{PREDICTED}{task}": np.asarray(p, np.float64) for task, p in decision.predicted.items()}
+    wanted = _columns(schema)
+    arrays = []
+    for column in wanted:
+        if column.name in columns:
+            array = pa.array(columns[column.name], type=column.type, from_pandas=True)
+        elif column.name in given:
+            array = given[column.name].combine_chunks().cast(column.type)
+        else:
+            array = pa.nulls(count, column.type)  # labels; scores of a stage that did not answer
+        if len(array) != count:
+            raise LogError(f"request {decision.request!r}: {column.name} has {len(array)} values of {count} items")
+        arrays.append(array)
+    labels = {task.column for task in schema.tasks} & given.keys()
+    if labels:
+        raise LogError(f"request {decision.request!r}: labels are not known when serving: {', '.join(sorted(labels))}")
+    return pa.table(arrays, schema=wanted)
 
 
-def decision_tables(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """All accepted decisions, oldest first, a table of bounded size each; also while a service goes on writing."""
+def decision_tables(
+    folder: Path, columns: Sequence[str] | None = None, since_ms: int | None = None
+) -> Iterator[pa.Table]:
+    """All accepted decisions, oldest first, a table of bounded size each; also while a service goes on writing.
+
+    since_ms: files that hold older ones only are passed over unread.
+    """
     seen: set[int] = set()
     while True:  # a journal may become a part meanwhile: looked for in this order, none is missed or read twice
         parts = {int(p.stem.removeprefix("part-")): p for p in (folder / "train").glob("part-*.parquet")}
@@ -243,8 +271,17 @@ def decision_tables(folder: Path, columns: Sequence[str] | None = None) -> Itera
                     table = pa.concat_tables(tables)
                     yield table if columns is None else table.select(list(columns))
                 continue
-        for batch in pq.ParquetFile(_part(folder, number)).iter_batches(ROW_GROUP_ROWS, columns=columns):
-            yield pa.Table.from_batches([batch])
+        part = pq.ParquetFile(_part(folder, number))
+        if since_ms is None or _newest(part) >= since_ms:
+            for batch in part.iter_batches(ROW_GROUP_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def _newest(part: pq.ParquetFile) -> int:
+    """Time of its newest decision in ms, by the file's statistics."""
+    groups = [part.metadata.row_group(i) for i in range(part.metadata.num_row_groups)]
+    columns = (group.column(i) for group in groups for i in range(group.num_columns))
+    return max(int(column.statistics.max) for column in columns if column.path_in_schema == TIME)
 
 
 def _columns(schema: LogSchema) -> pa.Schema:

@@ -104,6 +104,11 @@ class FeedbackLog:
             self.counts[outcome] += 1
             return outcome
 
+    @property
+    def there(self) -> bool:
+        """Whether its open file is in its place still."""
+        return self._journal.there
+
     def close(self) -> None:
         """Let go of the folder."""
         self._journal.close()

@@ -59,6 +59,8 @@ class Journal:
         if any(not 0 < len(record) <= MAX_RECORD_BYTES for record in records):
             raise JournalError(f"{self.path}: a record has 1 to {MAX_RECORD_BYTES:,} bytes")
         text = b"".join(_HEAD.pack(len(record), zlib.crc32(record)) + record for record in records)
+        if not self.there:
+            raise DiskError(f"{self.path}: was taken away while it was open")
         try:
             self._cut()  # what an append that failed may have left
             view = memoryview(text)
@@ -83,6 +85,14 @@ class Journal:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def there(self) -> bool:
+        """Whether the file has its name still: what is written to one that has none any more is lost."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except OSError:
+            return False
 
     def _cut(self) -> None:
         if os.fstat(self._file).st_size > self._bytes:

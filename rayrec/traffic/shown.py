@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from rayrec.traffic.decisions import POSITION, TIME, decision_tables
 
 
@@ -19,11 +21,14 @@ class ShownItems:
     def read(decisions: Path, keep_ms: int, now_ms: int, max_requests: int = 1_000_000) -> "ShownItems":
         """From a log of decisions."""
         shown = ShownItems(keep_ms, max_requests)
-        for table in decision_tables(decisions, (TIME, POSITION, "served_request", "served_item")):
-            columns = (table.column(name).to_pylist() for name in ("served_request", TIME, "served_item", POSITION))
-            for request, time_ms, item, position in zip(*columns, strict=True):
-                if position >= 0 and now_ms - time_ms <= keep_ms:
-                    shown.add(request, time_ms, (item,))
+        columns = (TIME, POSITION, "served_request", "served_item")
+        for table in decision_tables(decisions, columns, since_ms=now_ms - keep_ms):
+            table = table.filter(
+                pc.and_(pc.greater_equal(table[POSITION], 0), pc.greater_equal(table[TIME], now_ms - keep_ms))
+            )
+            rows = (table.column(name).to_pylist() for name in ("served_request", TIME, "served_item"))
+            for request, time_ms, item in zip(*rows, strict=True):
+                shown.add(request, time_ms, (item,))
         return shown
 
     def add(self, request: str, time_ms: int, items: Sequence[str]) -> None:
@@ -32,6 +37,9 @@ class ShownItems:
         self._shown[request] = (time_ms, before.union(items))
         while len(self._shown) > self.max_requests:
             del self._shown[next(iter(self._shown))]
+
+    def __contains__(self, request: str) -> bool:
+        return request in self._shown
 
     def time_of(self, request: str, item: str, now_ms: int) -> int | None:
         """When it was shown, Unix ms; None = never, or too long ago to be known."""

@@ -24,6 +24,7 @@ from serve_apps.refusals import RequestError
 from serve_apps.served_cascade import ServedCascade
 from serve_apps.served_ranker import load_ranker
 from serve_apps.served_retriever import ServedRetriever, load_served_retriever
+from serve_apps.traffic_decisions import DecisionWriter
 from tests.serve_apps.local_items import LocalItems
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
 
@@ -125,6 +126,9 @@ class PlainStages:
         return Refused(ranked.problems) if isinstance(ranked, RequestError) else scored(staged.ranker, ranked)
 
 
-def served_cascade(references: CascadeReferences, stages: PlainStages) -> ServedCascade:
-    schemas = {stage: staged.ranker.bundle.schema for stage, staged in stages.rankers.items()}
-    return ServedCascade(str(references.label), str(references.features.label), stages.features, schemas)
+def served_cascade(
+    references: CascadeReferences, stages: PlainStages, logged_as: RankingStage | None = None
+) -> ServedCascade:
+    schemas: dict[RankingStage, Any] = {stage: staged.ranker.bundle.schema for stage, staged in stages.rankers.items()}
+    writer = None if logged_as is None else DecisionWriter(schemas[logged_as])
+    return ServedCascade(str(references.label), str(references.features.label), stages.features, schemas, writer)

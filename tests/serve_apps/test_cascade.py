@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayrec.retrieval.index import IndexConfig
+from rayrec.traffic.feedback import Feedback, Outcome
 from serve_apps.cascade_api import build_cascade_app
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import RankAsk, RankingStage, RetrieveAsk, StageError
@@ -121,6 +122,9 @@ class InProcess:
 
     async def set_available(self, change: Availability) -> bool:
         return bool(await self._stages.items.set_available(change))
+
+    async def feedback(self, event: Feedback) -> Outcome:
+        raise AssertionError("this service takes none")
 
 
 def post(app: FastAPI, body: Any, path: str = "/v1/recommend", method: str = "POST") -> httpx.Response:

@@ -13,14 +13,20 @@ from typing import Any
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
+import ray
 
+from rayrec.traffic.decisions import number_of
+from rayrec.traffic.joining import JoinConfig, join
 from serve_apps.cascade import CascadeService
 from serve_apps.cascade_api import reply
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.deploying import DeployedService, DeploymentError, serving
 from serve_apps.model_reference import ModelReference
+from serve_apps.traffic import TrafficOptions
+from serve_apps.traffic_keeper import traffic_keeper_of
 from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_parts
 from tests.serve_apps.test_cascade import ASK
 
@@ -31,11 +37,17 @@ def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
 
 
 @pytest.fixture(scope="module")
-def deployed(ray_session: None, parts: Parts) -> Iterator[DeployedService]:
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("traffic")
+
+
+@pytest.fixture(scope="module")
+def deployed(ray_session: None, parts: Parts, traffic: Path) -> Iterator[DeployedService]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    with serving(CascadeService(replicas=2), "127.0.0.1", port) as service:
+    kept = CascadeService(replicas=2, traffic=TrafficOptions(str(traffic), window_s=60, wait_ms=5_000))
+    with serving(kept, "127.0.0.1", port) as service:
         service.deploy(parts.references())
         yield service
 
@@ -104,6 +116,44 @@ def test_an_item_that_is_taken_out_is_in_no_answer_from_its_reply_on(deployed: D
         again = client.post("/v1/recommend", json={**ASK, "k": 6}).json()["items"]
         assert [item["item"] for item in again] == six
         assert client.put("/v1/items/new", json={"available": 1}).status_code == 422
+
+
+def test_feedback_on_served_answers_becomes_labels_and_outlives_the_owner_of_the_log(
+    deployed: DeployedService, traffic: Path, tmp_path: Path
+) -> None:
+    with httpx.Client(base_url=deployed.url, timeout=30) as client:
+
+        def say(reply: dict[str, Any], place: int) -> httpx.Response:
+            event = {"request": reply["request"], "item": reply["items"][place]["item"], "labels": {"click": 1}}
+            return client.post("/v1/feedback", json=event)
+
+        replies = [client.post("/v1/recommend", json={**ASK, "user": f"user-{i}"}).json() for i in range(12)]
+        assert all(reply["logged"] for reply in replies)
+        for i, reply in enumerate(replies):
+            told = say(reply, i % 5)
+            assert (told.status_code, told.json()["outcome"]) == (200, "accepted"), told.text
+        assert say(replies[0] | {"request": "0" * 32}, 0).status_code == 404
+
+        keeper = traffic_keeper_of(str(traffic.resolve()), 60)
+        os.kill(ray.get(keeper.process.remote()), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while (again := say(replies[3], 3)).status_code == 503:  # Ray starts it again; it reads its files
+            assert "Retry-After" in again.headers
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert again.json()["outcome"] == "duplicate"
+        assert say(replies[4], 0).json()["outcome"] == "accepted"  # on what was decided before
+        assert client.post("/v1/recommend", json=ASK).json()["logged"] is True
+        folder = client.get("/v1/model").json()["logged"]["folder"]
+    book, now_ms = traffic / folder, time.time_ns() // 1_000_000
+    done = join(book / "decisions", book / "feedback", tmp_path / "joined", JoinConfig(60), now_ms + 61_000)
+    clicked = {(number_of(reply["request"]), i % 5) for i, reply in enumerate(replies)} | {
+        (number_of(replies[4]["request"]), 0)
+    }
+    rows = [
+        row for split in done.labeled.splits for f in done.labeled.files(split) for row in pq.read_table(f).to_pylist()
+    ]
+    assert {(row["request"], row["served_position"]) for row in rows if row["click"] == 1} == clicked
 
 
 def test_every_part_is_refreshed_under_load_and_no_answer_is_wrong(

@@ -1,0 +1,99 @@
+"""What a replica of a cascade does with its decisions and with feedback on them. Knows nothing of Ray or HTTP."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from rayrec.data.log import LogError
+from rayrec.data.log.encoding import EncodingError
+from rayrec.traffic.feedback import Feedback, Outcome
+from rayrec.traffic.ledger import Away, Book, WrittenDecision
+from serve_apps.decision import Decision
+from serve_apps.refusals import one_line
+from serve_apps.served_cascade import Recommended
+from serve_apps.traffic_decisions import DecisionWriter
+
+logger = logging.getLogger("ray.serve")
+_MOST_UNDER_WAY = 256
+
+
+@dataclass(frozen=True)
+class TrafficOptions:
+    """Whether decisions are logged, and feedback on them is taken."""
+
+    folder: str | None = None
+    """Of the cluster's head node, where decisions and feedback are kept; default: nothing is."""
+    ranker: Literal["early", "late"] = "late"
+    """The ranker that is to be trained on them: they are kept in its columns."""
+    window_s: float = 86_400.0
+    """Feedback on an item that was shown longer ago, in seconds, is late."""
+    wait_ms: int = 250
+    """How long an answer waits for its decision to be on disk; then it goes out and says that it is not logged."""
+
+    def __post_init__(self) -> None:
+        if not self.window_s > 0:
+            raise ValueError(f"window_s must be above 0, not {self.window_s}")
+        if self.wait_ms < 1:
+            raise ValueError(f"wait_ms must be at least 1, not {self.wait_ms}")
+
+
+class TrafficOwner(Protocol):
+    """Who keeps decisions and feedback, wherever it runs."""
+
+    async def keep(self, book: Book, decision: WrittenDecision) -> None:
+        """Returns when it is on disk. Raises Away."""
+        ...
+
+    async def accept(self, feedback: Feedback) -> Outcome:
+        """Raises FeedbackError, and Away when it cannot be kept now."""
+        ...
+
+
+class Recorder:
+    """Of one replica: hands decisions to their owner, and never lets an answer wait for it long or fail by it."""
+
+    def __init__(self, owner: TrafficOwner, wait_ms: int) -> None:
+        self._owner, self._wait_s = owner, wait_ms / 1e3
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._told = ""
+
+    async def kept(self, writer: DecisionWriter, decision: Decision) -> bool:
+        """Whether the decision is known to be on disk, from where feedback on it is known. Why it is not stands in the log."""
+        try:
+            made = writer.written(decision)
+            if made is None:
+                return False  # nothing was shown
+            if len(self._under_way) >= _MOST_UNDER_WAY:
+                raise Away(f"{_MOST_UNDER_WAY} decisions of this replica are on their way already")
+            task = asyncio.create_task(self._owner.keep(writer.book, made))
+            self._under_way.add(task)
+            task.add_done_callback(self._arrived)
+            async with asyncio.timeout(self._wait_s):
+                await asyncio.shield(task)
+        except TimeoutError:
+            return self._unkept(f"not on disk within {1e3 * self._wait_s:g} ms")
+        except (Away, EncodingError, LogError) as error:
+            return self._unkept(one_line(error))
+        self._told = ""
+        return True
+
+    async def recorded(self, writer: DecisionWriter | None, found: Recommended) -> Recommended:
+        """The answer, which says whether it is logged."""
+        assert writer is not None  # loaded with the version where there is a recorder
+        return replace(found, logged=await self.kept(writer, found.decision))
+
+    async def accept(self, feedback: Feedback) -> Outcome:
+        """Raises FeedbackError, Away."""
+        return await self._owner.accept(feedback)
+
+    def _arrived(self, task: "asyncio.Task[None]") -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # of one that nobody waits for any more
+
+    def _unkept(self, why: str) -> bool:
+        if why != self._told:
+            logger.error(f"decisions are not logged: {why}")
+        self._told = why
+        return False
