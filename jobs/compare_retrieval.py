@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
-from matplotlib.figure import Figure
 
 from jobs.command_line import read
 from rayrec.errors import told
@@ -21,6 +20,7 @@ from rayrec.families.retriever.evaluation import EachMethod
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.task import ModelName
 from rayrec.reporting import Section
+from rayrec.reporting.page import blank_figure
 from rayrec.runs.comparing import Judging, run_comparison
 from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions
 
@@ -88,7 +88,7 @@ def rows_of(state: ComparisonState) -> list[Row]:
 
 def quality_against_cost(rows: Sequence[Row]) -> Section:
     """The widths of one method are points of one line."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = blank_figure(9, 3.8)
     for place, column in enumerate(("in_set ndcg@10", "cold ndcg@10"), 1):
         panel = figure.add_subplot(1, 2, place)
         lines: dict[str, list[tuple[float, float, str]]] = {}

@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rayrec.data.log import Log
@@ -16,12 +15,15 @@ from rayrec.families.ranker.bundle import load_bundle
 from rayrec.metrics.paired import MeanEstimate, mean_estimate
 from rayrec.registry import ResolvedModel
 from rayrec.reporting import Section, Table
-from rayrec.reporting.page import number, text_table
+from rayrec.reporting.page import blank_figure, number, text_table
 from rayrec.runs.run_folder import FinishedRun
 from rayrec.runs.run_report import run_sections
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweeping import FinishedSweep
 from studies.funnel_study import ArmResult, judge_student, predict_candidates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Answers = Mapping[str, tuple[dict[str, Any], dict[str, Any]]]
 
@@ -124,10 +126,10 @@ def _introduction(gained: Gained, log: Log, registered: Mapping[str, ResolvedMod
     )
 
 
-def _figures(gained: Gained) -> dict[str, Figure]:
+def _figures(gained: Gained) -> dict[str, "Figure"]:
     if gained.truth is None:
         return {}
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = blank_figure(6.4, 4.2)
     panel = figure.add_subplot()
     for (name, found), color in zip(gained.truth.items(), ("#98a2b3", "#1d6fb8", "#d1495b"), strict=False):
         predicted, true = zip(*found.candidates.deciles, strict=True)

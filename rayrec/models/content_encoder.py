@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel
 
 from rayrec.models.content_inputs import Texts
 from rayrec.models.t5 import T5Config, T5Encoder
@@ -197,6 +196,8 @@ class _Pretrained(Body):
     """A Hugging Face encoder, or the encoder of an encoder-decoder."""
 
     def __init__(self, config: ContentEncoderConfig, where: str, shape: Mapping[str, Any] | None) -> None:
+        from transformers import AutoConfig, AutoModel  # seconds of imports
+
         super().__init__()
         try:
             if shape is not None:

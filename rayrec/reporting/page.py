@@ -5,15 +5,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table as Drawn
 from rich.text import Text
 
 from rayrec.files import whole_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DPI = 110
 
@@ -34,12 +36,14 @@ class Section:
     heading: str
     text: str = ""
     table: Table | None = None
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, "Figure"] = field(default_factory=dict)
     code: str = ""
 
 
 def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
     """Write ``<folder>/report.html`` and ``<folder>/<figure>.png``, whole or not at all; returns the page's path."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("rayrec.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -54,6 +58,15 @@ def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
         )
         (partial / "report.html").write_text(page, encoding="utf-8")
     return folder / "report.html"
+
+
+def blank_figure(width: float, height: float) -> "Figure":
+    """To draw on; inches."""
+    from matplotlib.figure import (
+        Figure,  # a second of imports, which jobs that draw nothing and their workers do without
+    )
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def number(value: float | None, digits: int = 5) -> str:

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from rayrec.metrics.paired import MeanEstimate, PairedDifference, holm, mean_estimate, paired_difference
 from rayrec.reporting import Section, Table
-from rayrec.reporting.page import number
+from rayrec.reporting.page import blank_figure, number
 from rayrec.runs.comparison import ComparisonState, TrialKey, describe_left
 from rayrec.training.checkpoint import Progress
 from rayrec.training.judging import Judged
 from rayrec.training.task import COUNTS
 from rayrec.typed_json import to_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OVERALL = "mean of tasks"
 SIGNIFICANT = 0.05
@@ -174,15 +176,14 @@ def adjusted(found: Sequence[Outcome]) -> dict[tuple[str, str], float]:
     return dict(zip(known, holm(list(known.values())), strict=True))
 
 
-def difference_plot(found: Sequence[Outcome], baseline: str) -> Figure:
+def difference_plot(found: Sequence[Outcome], baseline: str) -> "Figure":
     """One panel a task: each arm's mean difference to the baseline with its interval, the baseline at 0."""
     judged = [outcome for outcome in found if outcome.difference is not None]
     tasks = list(dict.fromkeys(outcome.task for outcome in judged))
     arms = list(dict.fromkeys(outcome.arm for outcome in judged))
     count = max(len(tasks), 1)
     columns = min(count, 3)
-    size = (4.2 * columns, (0.9 + 0.32 * max(len(arms), 1)) * ceil(count / columns))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = blank_figure(4.2 * columns, (0.9 + 0.32 * max(len(arms), 1)) * ceil(count / columns))
     starred = told_apart(found)
     for i, task in enumerate(tasks):
         panel = figure.add_subplot(ceil(count / columns), columns, i + 1)

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from rayrec.reporting import Section, Table
-from rayrec.reporting.page import number
+from rayrec.reporting.page import blank_figure, number
 from rayrec.training.checkpoint import CurvePoint, Progress, metric_names
 from rayrec.typed_json import to_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def run_sections(progress: Progress, config: Any) -> tuple[Section, ...]:
@@ -39,7 +40,7 @@ def run_sections(progress: Progress, config: Any) -> tuple[Section, ...]:
     return tuple(sections)
 
 
-def learning_curves(progress: Progress) -> Figure:
+def learning_curves(progress: Progress) -> "Figure":
     """The task's first curve metric by epoch, one panel a task: training (mean between evaluations) and validation."""
     judged = [point for point in progress.curve if point.task]
     metric = judged[0].metric if judged else ""
@@ -55,8 +56,10 @@ def learning_curves(progress: Progress) -> Figure:
     return figure
 
 
-def calibration(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
+def calibration(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> "Figure":
     """One panel a task; both axes logarithmic where all values allow it, so that rare events show."""
+    from matplotlib.ticker import NullFormatter
+
     figure, panels = _panels(max(len(curves), 1), square=True)
     for (task, bins), panel in zip(curves.items(), panels, strict=False):
         points = np.array([b[:2] for b in bins]).reshape(-1, 2)
@@ -82,17 +85,17 @@ def _final(split: str, tasks: Mapping[str, Mapping[str, float | None]]) -> Secti
     return Section(f"Metrics, {split} split", table=Table(("task", *names), rows))
 
 
-def _draw(panel: Axes, points: Sequence[CurvePoint], label: str, color: str) -> None:
+def _draw(panel: "Axes", points: Sequence[CurvePoint], label: str, color: str) -> None:
     known = [(p.epoch, p.value) for p in points if p.value is not None]
     if known:
         epochs, values = zip(*known, strict=True)
         panel.plot(epochs, values, "o-", label=label, color=color, markersize=3)
 
 
-def _panels(count: int, *, square: bool = False) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, *, square: bool = False) -> "tuple[Figure, list[Axes]]":
     columns = min(count, 3)
     rows = ceil(count / columns)
-    figure = Figure(figsize=(4.0 * columns, (3.8 if square else 3.0) * rows), layout="constrained")
+    figure = blank_figure(4.0 * columns, (3.8 if square else 3.0) * rows)
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)

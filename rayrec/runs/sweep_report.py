@@ -1,13 +1,16 @@
 """The report of a sweep: every trial, and what each swept parameter did to the objective."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from rayrec.reporting import Section, Table
-from rayrec.reporting.page import number
+from rayrec.reporting.page import blank_figure, number
 from rayrec.runs.sweep_trial import Trial, ranked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def sweep_sections(trials: Sequence[Trial], winner: str, objective: str, mode: str) -> tuple[Section, ...]:
@@ -38,13 +41,13 @@ def sweep_sections(trials: Sequence[Trial], winner: str, objective: str, mode: s
     )
 
 
-def sweep_plot(trials: Sequence[Trial], winner: str, objective: str) -> Figure:
+def sweep_plot(trials: Sequence[Trial], winner: str, objective: str) -> "Figure":
     """Objective against each swept parameter; hollow: stopped early, ring: the winner."""
     paths = sorted({path for trial in trials for path in trial.parameters})
     count = max(len(paths), 1)
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.0 * columns, 3.0 * rows), layout="constrained")
+    figure = blank_figure(4.0 * columns, 3.0 * rows)
     judged = [trial for trial in trials if trial.objective is not None]
     for i, path in enumerate(paths):
         panel = figure.add_subplot(rows, columns, i + 1)

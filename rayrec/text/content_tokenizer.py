@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer
 
 from rayrec.text.encoder import MINILM, EncoderError, minilm_folder
 
@@ -60,6 +59,8 @@ def load_tokenizer(model: str) -> ContentTokenizer:
     """Of "minilm", an encoder's folder or hub id, or a file ``spiece.model`` of T5. Raises EncoderError when there is none."""
     if model.endswith(".model"):
         return _t5(Path(model))
+    from transformers import AutoTokenizer  # seconds of imports
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(minilm_folder() if model == MINILM else model)
         backend = tokenizer.backend_tokenizer

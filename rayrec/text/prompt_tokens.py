@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from rayrec.text.encoder import MINILM, EncoderError, minilm_folder
 
@@ -66,6 +65,8 @@ class PromptTokenizer:
 
 def read_encoder_texts(model: str) -> EncoderTexts:
     """Raises EncoderError when there is no such encoder, or its tokenizer has no JSON form."""
+    from transformers import AutoConfig, AutoTokenizer  # seconds of imports, here and below
+
     where = minilm_folder() if model == MINILM else model
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, use_fast=True)
@@ -81,6 +82,8 @@ def read_encoder_texts(model: str) -> EncoderTexts:
 
 def load_text_encoder(model: str, layers: int | None) -> nn.Module:
     """The encoder with its weights, the first ``layers`` of them."""
+    from transformers import AutoModel
+
     where = minilm_folder() if model == MINILM else model
     try:
         found = AutoModel.from_pretrained(where, use_safetensors=True)
@@ -91,6 +94,8 @@ def load_text_encoder(model: str, layers: int | None) -> nn.Module:
 
 def empty_text_encoder(texts: EncoderTexts, layers: int | None) -> nn.Module:
     """The same without weights, to load a bundle's into. Nothing is fetched and no code of the file is run."""
+    from transformers import AutoConfig, AutoModel
+
     given: dict[str, Any] = json.loads(texts.model)
     kind = given.pop("model_type", None)
     if not isinstance(kind, str):

@@ -6,11 +6,10 @@ Axis 2 is judged by m@k: the share of rows whose target is among the first k und
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +23,9 @@ from rayrec.families.retriever.task import RetrievalTask
 from rayrec.metrics.ranking import PARTS, RankingMetrics, target_ranks
 from rayrec.retrieval.searching import Method, Searcher
 from rayrec.typed_json import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Ranks = Callable[[HistoryBatch], Tensor]  # (B,) of the targets
 CUTOFFS = (5, 10)
@@ -120,8 +122,10 @@ def nearest_ranks(items: NDArray[np.float32]) -> Ranks:
     return ranks
 
 
-def star_plot(results: Mapping[str, Sequence[AxisResult]]) -> Figure:
+def star_plot(results: Mapping[str, Sequence[AxisResult]]) -> "Figure":
     """One polygon a model. Each axis is scaled by the best model on it, whose value stands at its end."""
+    from matplotlib.figure import Figure  # a second of imports
+
     if not results:
         raise ConfigError("a star plot needs at least one model")
     values = {name: [one.shown for one in found] for name, found in results.items()}
