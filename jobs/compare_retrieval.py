@@ -18,7 +18,7 @@ from jobs.command_line import read
 from rayrec.errors import told
 from rayrec.families.retriever.evaluation import EachMethod
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.task import ModelName
+from rayrec.families.retriever.task import HistoryItems, ModelName
 from rayrec.reporting import Section
 from rayrec.reporting.page import blank_figure
 from rayrec.runs.comparing import Judging, run_comparison
@@ -41,6 +41,8 @@ class CompareRetrieval:
     """Of the runs; each seeds weights, order of rows and draws."""
     beams: tuple[int, ...] = (20, 40, 100)
     """Widths at which the generative and hybrid methods are judged."""
+    history: tuple[HistoryItems, ...] = ("ranked", "excluded")
+    """Items of the history are candidates like all others, or none."""
     status: bool = False
     """Train nothing, report what is there."""
     trials: Annotated[TrialOptions, tyro.conf.arg(name="")] = field(
@@ -63,7 +65,10 @@ def run(command: CompareRetrieval) -> list[Row]:
     base = command.experiment.absolute()
     arms = {str(model): replace(base, retrieval=replace(base.retrieval, model=model)) for model in command.models}
     comparison = Comparison(arms, command.models[0], command.seeds)
-    judging = Judging(wanted=EachMethod(command.beams), sections=lambda state: (quality_against_cost(rows_of(state)),))
+    judging = Judging(
+        wanted=EachMethod(command.beams, command.history),
+        sections=lambda state: (quality_against_cost(rows_of(state)),),
+    )
     state = run_comparison(command.name, comparison, command.trials, judging, status=command.status)
     rows = rows_of(state)
     print(json.dumps({row.name: dict(zip(COLUMNS, row.means, strict=True)) for row in rows}))

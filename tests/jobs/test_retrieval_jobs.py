@@ -127,7 +127,7 @@ def test_embedding_goes_on_where_it_was_and_feeds_ids_comparison_and_evaluation(
     assert "Items that share 1 code" in (tmp_path / "ids" / "report" / "report.html").read_text()
 
     compare = compare_retrieval.CompareRetrieval(
-        "compared", experiment(sequences, tmp_path / "ids"), seeds=(0,), beams=(10,)
+        "compared", experiment(sequences, tmp_path / "ids"), seeds=(0,), beams=(10,), history=("ranked",)
     )
     rows = compare_retrieval.run(compare)
     assert [row.name for row in rows] == [
@@ -144,6 +144,9 @@ def test_embedding_goes_on_where_it_was_and_feeds_ids_comparison_and_evaluation(
     assert "seed 0" not in out
     assert set(json.loads(out.splitlines()[-1])) == {row.name for row in rows}
     assert (runs / "compared" / "report" / "quality_against_cost.png").is_file()
+    both = compare_retrieval.run(replace(compare, history=("ranked", "excluded")))
+    assert [row.name for row in both][:2] == ["sasrec", "sasrec excluded"]
+    assert [row.name for row in both][-2:] == ["liger hybrid 10", "liger hybrid excluded 10"]
     wider = compare_retrieval.run(replace(compare, beams=(5, 10)))
     assert [row.name for row in wider][2:] == [
         "tiger generative 5", "tiger generative 10", "liger dense", "liger generative 5", "liger hybrid 5", "liger hybrid 10"

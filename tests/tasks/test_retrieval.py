@@ -19,6 +19,7 @@ from rayrec.families.retriever.evaluation import EachMethod, EvaluateRetriever
 from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
 from rayrec.families.retriever.semantic_id_files import read_semantic_ids, write_semantic_ids
 from rayrec.families.retriever.task import ModelName, RetrievalConfig
+from rayrec.metrics.ranking import ABSENT
 from rayrec.models.depth_retriever import DepthRetrieverConfig
 from rayrec.models.liger import LigerConfig
 from rayrec.models.sasrec import SASRecConfig
@@ -153,6 +154,37 @@ def test_a_comparison_judges_each_method_at_each_width_and_generative_at_the_lea
     assert {(one.method, one.beams) for one in widths} - {("dense", None)} == {
         (method, beams) for method in ("generative", "hybrid") for beams in (3, 5)
     }
+
+
+@pytest.mark.parametrize(("model", "method"), [("sasrec", "dense"), ("tiger", "generative"), ("liger", "hybrid")])
+def test_with_the_history_excluded_a_target_rises_by_the_items_of_it_that_stood_above(
+    folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle], model: ModelName, method: Method
+) -> None:
+    wanted, bundle = experiment(folders, model), trained(model)
+    task = wanted.task()
+    batch = next(wanted.data(Worker()).open_evaluation("test", 1).epoch_batches())
+    batch.target[:5] = batch.history[:5, -1]  # taken a second time
+    searcher = task.searcher(bundle.model.eval())
+    found = searcher.search(batch.asked, ITEMS, method, beams=ITEMS).items.tolist()
+    excluded = task.ranks(searcher, batch, method, ITEMS, "excluded").tolist()
+    assert (task.ranks(searcher, batch, method, ITEMS)[:5] != ABSENT).any()
+    assert excluded[:5] == [ABSENT] * 5
+    for row, (items, target) in enumerate(zip(found, batch.target.tolist(), strict=True)):
+        if row >= 5:
+            left = [item for item in items if item not in batch.history[row].tolist()][:10]  # beams: the depth of lists
+            assert excluded[row] == (left.index(target) + 1 if target in left else ABSENT)
+    both = EvaluateRetriever(beams=(10,), history=("ranked", "excluded")).judge(bundle.path)
+    assert [one.history for one in both if one.method == method] == ["ranked", "excluded"]
+    ranked, without = (one.metrics["all"]["recall@5"] or 0.0 for one in both if one.method == method)
+    assert without >= ranked  # nobody here takes an item twice
+
+
+def test_the_history_is_ranked_or_excluded_or_once_each(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for wrong in ((), ("excluded", "excluded")):
+        with pytest.raises(ConfigError, match="history: ranked or excluded, or once each"):
+            EachMethod((5,), wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="history: the axes of a benchmark are judged with it ranked"):
+        EvaluateRetriever(benchmark=tmp_path, history=("excluded",))
 
 
 def test_hybrid_ranks_cold_items_at_least_as_well_as_dense_alone(

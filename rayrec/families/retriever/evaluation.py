@@ -16,6 +16,7 @@ from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import Judgement, judge
 from rayrec.families.retriever.preferences import benchmark_features
 from rayrec.families.retriever.steering import AxisResult, judge_axes, popularity_ranks, ranks_of, star_plot
+from rayrec.families.retriever.task import HistoryItems
 from rayrec.reporting import Table
 from rayrec.reporting.page import number
 from rayrec.retrieval.searching import HEADS, Method
@@ -33,6 +34,9 @@ class EvaluateRetriever:
     """Which targets."""
     beams: tuple[int, ...] = (20,)
     """Widths of the beam search."""
+    history: tuple[HistoryItems, ...] = ("ranked",)
+    """Items of the history are "ranked" like all others, or "excluded" from the candidates (a target among them is a
+    miss); or once each."""
     sequences: Path | None = None
     """Folder of the sequences; None = those it was trained on."""
     benchmark: Path | None = None
@@ -45,9 +49,12 @@ class EvaluateRetriever:
 
     def __post_init__(self) -> None:
         _check_beams(self.beams)
+        _check_history(self.history)
+        if self.benchmark is not None and self.history != ("ranked",):
+            raise ConfigError("history: the axes of a benchmark are judged with it ranked")
 
     def judge(self, folder: Path, *, least_generative: bool = False) -> list[Judgement]:
-        """One judgement by method and width. Raises BundleError or ConfigError that names what does not fit.
+        """One judgement by method, protocol of the history and width. Raises BundleError or ConfigError of what does not fit.
 
         least_generative: of a model with a hybrid method, ``generative`` at the least width alone: the searches are the same.
         """
@@ -55,8 +62,9 @@ class EvaluateRetriever:
         task = experiment.task()
         searcher = task.searcher(bundle.model)
         return [
-            judge(experiment, task, searcher, method, split=self.split, beams=beams)
+            judge(experiment, task, searcher, method, split=self.split, beams=beams, history=history)
             for method in searcher.methods
+            for history in self.history
             for beams in self._widths(method, least_generative and "hybrid" in searcher.methods)
         ]
 
@@ -118,11 +126,11 @@ class EvaluateRetriever:
     def _of_comparison(self) -> "EachMethod | OnAxes":
         if self.split != "test" or self.sequences is not None or self.beside or self.star is not None:
             raise ConfigError(
-                "a comparison can ask for beams or a benchmark; split, sequences, beside and star are for jobs.evaluate"
+                "a comparison asks for beams and history, or a benchmark; split, sequences, beside and star are for jobs.evaluate"
             )
         if self.benchmark is not None:
             return OnAxes(self.benchmark, self.beams[0])
-        return EachMethod(self.beams)
+        return EachMethod(self.beams, self.history)
 
     def judge_default(self, folder: Path, beams: int) -> tuple[RetrieverBundle, tuple[AxisResult, ...]]:
         """On the axes, by the last method that the model has: LIGER's hybrid."""
@@ -159,7 +167,7 @@ class EvaluateRetriever:
             ))  # fmt: skip
         rows = []
         for one in self.judge(folder):
-            name = one.method if one.beams is None else f"{one.method} {one.beams}"
+            name = " ".join(_way(one, several=True))
             for group, metrics in one.metrics.items():
                 cells = (number(metrics[metric], 4) for metric in SHOWN)
                 rows.append((name, group, f"{metrics['users']:,.0f}", *cells, f"{one.milliseconds:.3f}"))
@@ -171,31 +179,41 @@ class EachMethod:
     """Each method that a model has on the test targets, those that search the trie at each of ``beams``.
 
     Of a model that has both, ``generative`` is judged at the least width alone: its searches are the hybrid's.
+    history: as of ``EvaluateRetriever``.
     """
 
     beams: tuple[int, ...]
+    history: tuple[HistoryItems, ...] = ("ranked",)
 
     def __post_init__(self) -> None:
         _check_beams(self.beams)
+        _check_history(self.history)
 
     def check(self, experiment: RetrieverExperiment) -> None:
         """Nothing: every retriever has a method, on the sequences that it is trained on."""
 
     def judge_each(self, bundle: Path) -> dict[str, Judged]:
-        """By method, where there are several, and width."""
-        judgements = EvaluateRetriever(beams=self.beams).judge(bundle, least_generative=True)
+        """By method, where there are several, "excluded" where items of the history were, and width."""
+        judgements = EvaluateRetriever(beams=self.beams, history=self.history).judge(bundle, least_generative=True)
         parameters = sum(p.numel() for p in load_retriever(bundle).model.parameters())
-        several = len(judgements) > 1
-        return {
-            " ".join(([one.method] if several else []) + ([] if one.beams is None else [str(one.beams)])):
-            one.as_judged("test", parameters)
-            for one in judgements
-        }  # fmt: skip
+        several = len(judgements) > len(self.history)
+        return {" ".join(_way(one, several)): one.as_judged("test", parameters) for one in judgements}
+
+
+def _way(one: Judgement, several: bool) -> tuple[str, ...]:
+    """The words that tell a judgement from others of its model. several: its method is among them."""
+    excluded = ("excluded",) if one.history == "excluded" else ()
+    return (*((one.method,) if several else ()), *excluded, *(() if one.beams is None else (str(one.beams),)))
 
 
 def _check_beams(beams: tuple[int, ...]) -> None:
     if not beams or min(beams) < 1:
         raise ConfigError(f"beams: at least one width, each at least 1, not {list(beams)}")
+
+
+def _check_history(history: tuple[HistoryItems, ...]) -> None:
+    if not history or len(set(history)) < len(history):
+        raise ConfigError(f"history: ranked or excluded, or once each, not {list(history)}")
 
 
 def _check_encoder(place: Path, benchmark: Benchmark, encoder: str, reads: str) -> None:

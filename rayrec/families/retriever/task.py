@@ -22,6 +22,8 @@ from rayrec.retrieval.searching import Method, Searcher
 from rayrec.training.task import Evaluation, LeftOut, Loss, Summary
 from rayrec.typed_json import ConfigError
 
+HistoryItems = Literal["ranked", "excluded"]
+"""Whether items of the history are candidates like all others, or none (a target among them is a miss then)."""
 ModelName = Literal["sasrec", "depth", "tiger", "dense", "liger", "mender_emb", "mender_tok", "extended_lm"]
 
 
@@ -173,13 +175,19 @@ class RetrievalTask:
         self._searcher.weights_changed()  # the model may have been trained on since the last batch
         return self.ranks(self._searcher, batch, model.judged_by)
 
-    def ranks(self, searcher: Searcher[Any], batch: HistoryBatch, method: Method, beams: int | None = None) -> Tensor:
+    def ranks(
+        self, searcher: Searcher[Any], batch: HistoryBatch, method: Method, beams: int | None = None,
+        history: HistoryItems = "ranked",
+    ) -> Tensor:  # fmt: skip
         """Ranks (B,) of the targets among the ``list_depth`` items that the method finds first; ABSENT beyond.
 
-        Ties count against the target. Raises ConfigError when the model lacks a head.
+        history: of the items that are read of it, see ``HistoryItems``. Ties count against the target.
+        Raises ConfigError when the model lacks a head.
         """
-        depth = self.config.list_depth
-        found = searcher.search(batch.asked, depth + 1, method, beams=beams)  # one more shows a tie at the end
+        depth, barred = self.config.list_depth, batch.history if history == "excluded" else None
+        found = searcher.search(
+            batch.asked, depth + 1, method, beams=beams, barred=barred
+        )  # one more: a tie at the end
         ranks = list_ranks(found.items, batch.target, found.scores)
         return ranks.masked_fill(ranks > depth, ABSENT)
 
