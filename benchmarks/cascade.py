@@ -69,7 +69,7 @@ CONTEXT = ("segment", "device", "hour", "weekday")
 class CascadeBenchmark:
     """clients: at a time. seconds: of each measurement. repeats: of each, interleaved; medians are reported.
 
-    retrieve, early, k: the cut-offs. index: of the retriever. plain: requests of the plain calls, a repeat.
+    retrieve, early, k: the cut-offs. index: of the retriever. plain: requests of the plain calls, a repeat. seed: of the weights.
     """
 
     clients: tuple[int, ...] = (1, 8, 32)
@@ -83,6 +83,7 @@ class CascadeBenchmark:
     replicas: int = 1
     plain: int = 150
     index: IndexConfig = field(default_factory=IndexConfig)
+    seed: int = 0
 
 
 def main(config: CascadeBenchmark) -> None:
@@ -199,7 +200,7 @@ def write_parts(folder: Path, config: CascadeBenchmark) -> CascadeReferences:
     early = RankerArchitecture(embedding_dim=8, interaction="none", trunk=(16,), tower=())
     late = RankerArchitecture(embedding_dim=16, cross_layers=2, trunk=(128, 64), tower=(32,))
     for name, architecture in (("early", early), ("late", late)):
-        torch.manual_seed(0)
+        torch.manual_seed(config.seed)
         task = RankingTask(schema, RankingConfig(architecture))
         parts = ranker_parts(task.build(), task.model_config, schema)
         write_bundle(folder / name, parts, metrics={}, run_config={})

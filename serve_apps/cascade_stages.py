@@ -89,6 +89,9 @@ class StageError(Exception):
         super().__init__(f"{stage}: {kind}")
         self.stage, self.kind = stage, kind
 
+    def __reduce__(self) -> tuple[Any, ...]:  # Ray hands it from process to process
+        return type(self), (self.stage, self.kind)
+
 
 class Stages(Protocol):
     """The three models, wherever they run. Each raises StageError."""

@@ -19,6 +19,7 @@ from rayrec.families.table import family_of
 from rayrec.runs.cluster import connect, joined_cluster
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
+from serve_apps.cascade_stages import StageError
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.front import READY_S, listen_options, prepare_front
 from serve_apps.item_keeper import end_keeper
@@ -81,16 +82,24 @@ class DeployedService:
         client.wait_for_proxies_serving()
         self._check_served(reference.label, deadline)
         if isinstance(reference, CascadeReferences):
-            self._check_stages(reference)
+            self._check_stages(reference, deadline)
 
     def count_refused_version(self) -> None:
         """In the metrics of one replica, and so of all. Never raises: telling of a refusal must not end the service."""
         with suppress(Exception):
             serve.get_app_handle(self.service.kind).count_refused_version.remote().result(timeout_s=10)
 
-    def _check_stages(self, wanted: CascadeReferences) -> None:
-        """Every replica of every stage tells what it serves."""
-        found: dict[str, dict[str, int]] = serve.get_app_handle(self.service.kind).stages.remote().result(timeout_s=30)
+    def _check_stages(self, wanted: CascadeReferences, deadline: float) -> None:
+        """Every replica of every stage tells what it serves; one that is just started again is waited for until the deadline."""
+        handle = serve.get_app_handle(self.service.kind)
+        while True:
+            try:
+                found: dict[str, dict[str, int]] = handle.stages.remote().result(timeout_s=30)
+                break
+            except (StageError, ray.exceptions.RayError, TimeoutError) as error:
+                if time.monotonic() > deadline:
+                    raise DeploymentError(f"a stage does not tell what it serves: {one_line(error)}") from None
+                time.sleep(0.5)
         for stage, reference in (("retrieve", wanted.retriever), ("early", wanted.early), ("late", wanted.late)):
             if reference.label is not None and found[stage].keys() != {reference.label}:
                 others = ", ".join(sorted(found[stage].keys() - {reference.label}))

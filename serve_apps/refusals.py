@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,9 @@ class RequestError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(f"{'.'.join(map(str, p.loc))}: {p.msg}" for p in problems[:3]))
         self.problems = tuple(problems[:SHOWN_PROBLEMS])
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Ray hands it from process to process
+        return type(self), (self.problems,)
 
     @staticmethod
     def of(error: ValidationError) -> "RequestError":

@@ -1,16 +1,29 @@
 """How a job ends: one line for what the user can mend, 130 after Ctrl-C, a traceback for faults of the program only."""
 
+import ast
 import errno
+import pickle
 from pathlib import Path
 
 import pytest
 
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
+from rayrec.data.log.value_checks import ValueProblem
 from rayrec.errors import DiskError, UserError, disk_trouble, told
 from rayrec.registry import RegistryError
+from rayrec.text.chat_endpoint import ChatError
 from rayrec.typed_json import ConfigError
+from serve_apps.cascade_stages import StageError
 from serve_apps.deploying import DeploymentError
+from serve_apps.refusals import Problem, RequestError
+
+OF_THEIR_OWN = (
+    StageError("early", "died"),
+    RequestError([Problem(("body", "k"), "is too large", "too_large")]),
+    ValueProblem(3, "column 'x': is infinite"),
+    ChatError("no such model", hopeless=True),
+)
 
 
 @pytest.mark.parametrize("kind", [BundleError, ConfigError, LogError, RegistryError, DeploymentError, DiskError])
@@ -61,3 +74,24 @@ def _caused_by(error: Exception) -> Exception:
     outer = RuntimeError("training failed")
     outer.__cause__ = error
     return outer
+
+
+@pytest.mark.parametrize("error", OF_THEIR_OWN, ids=lambda error: type(error).__name__)
+def test_an_error_is_the_same_in_another_process(error: Exception) -> None:
+    other = pickle.loads(pickle.dumps(error))  # noqa: S301 (its own)
+    assert type(other) is type(error)
+    assert (str(other), vars(other)) == (str(error), vars(error))
+
+
+def test_every_error_that_says_more_than_a_line_is_looked_at() -> None:
+    """Those with fields of their own are the ones that a pickle may not bring back."""
+    top, found = Path(__file__).parents[1], set()
+    for file in (f for room in ("rayrec", "serve_apps", "jobs") for f in (top / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and any(
+                isinstance(m, ast.FunctionDef) and m.name == "__init__" for m in node.body
+            ):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                if any(base.endswith(("Error", "Exception")) for base in bases):
+                    found.add(node.name)
+    assert found == {type(error).__name__ for error in OF_THEIR_OWN}

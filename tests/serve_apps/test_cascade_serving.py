@@ -218,12 +218,7 @@ def test_a_killed_replica_of_a_stage_costs_time_or_a_503_and_no_answer_is_wrong(
         thread.start()
     try:
         for name in ("Early", "Retrieve"):
-            (pid,) = [
-                p.pid
-                for p in psutil.Process().children(recursive=True)
-                if f"ServeReplica:cascade:{name}" in " ".join(p.cmdline())
-            ]
-            os.kill(pid, signal.SIGKILL)
+            kill_replica(name)
             before, deadline = len(answers), time.monotonic() + 120
             while sum(answer.status_code == 200 for answer in answers[before + 3 :]) < 6:
                 assert time.monotonic() < deadline, [answer.text for answer in answers[before:]][:3]
@@ -238,3 +233,24 @@ def test_a_killed_replica_of_a_stage_costs_time_or_a_503_and_no_answer_is_wrong(
             assert int(answer.headers["retry-after"]) >= 1
         elif not answer.json()["late"]:
             assert same(answer.json(), right)
+
+
+@pytest.mark.slow
+def test_a_version_comes_into_force_while_a_stage_is_being_started_again(
+    deployed: DeployedService, parts: Parts
+) -> None:
+    deployed.deploy(parts.references())
+    kill_replica("Retrieve")
+    deployed.deploy(parts.references(late=True))
+    answer = httpx.post(f"{deployed.url}/v1/recommend", json={**ASK, "deadline_ms": 30_000}, timeout=60)
+    assert answer.json()["models"]["late"] == "late/2"
+
+
+def kill_replica(stage: str) -> None:
+    """The only one."""
+    (pid,) = [
+        p.pid
+        for p in psutil.Process().children(recursive=True)
+        if f"ServeReplica:cascade:{stage}" in " ".join(p.cmdline())
+    ]
+    os.kill(pid, signal.SIGKILL)

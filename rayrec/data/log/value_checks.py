@@ -5,6 +5,7 @@ reading them takes. Only where something seems wrong the rows are looked for.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,9 @@ class ValueProblem(LogError):
     def __init__(self, row: int, what: str) -> None:
         super().__init__(f"row {row}: {what}")
         self.row, self.what = row, what
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Ray hands it from process to process
+        return type(self), (self.row, self.what)
 
 
 def check_values(table: pa.Table, schema: LogSchema) -> None:
