@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,16 +58,22 @@ def test_each_line_of_the_page_runs_and_another_ray_of_the_machine_is_not_touche
         steps.append(f"printf '%s\\n' {_quoted('$ ' + command)}")
         steps.append(_SERVED.format(line=command) if command.startswith("python -m jobs.serve") else command)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYREC_", "PYTHONPATH"))}
-    done = subprocess.run(
+    bash = subprocess.Popen(
         ["bash", "-c", "\n".join(steps)],
         cwd=clone, env=environment | {"RAYREC_DATA": str(data_root)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=900, check=False,
+        text=True, start_new_session=True,
     )  # fmt: skip
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert re.search(r'"order": ?\[\d', done.stdout)
-    assert "failed" not in done.stdout.partition("ray job list")[2].partition("$ ")[0].lower()
-    assert "stopped: http://127.0.0.1:" in done.stdout
+    try:
+        out = bash.communicate(timeout=1800)[0]
+    finally:
+        if bash.poll() is None:  # neither the cluster nor what it serves outlives this test
+            os.killpg(bash.pid, signal.SIGTERM)
+            print(bash.communicate(timeout=120)[0])
+    print(out)
+    assert bash.returncode == 0, out[-4000:]
+    assert re.search(r'"order": ?\[\d', out)
+    assert "failed" not in out.partition("ray job list")[2].partition("$ ")[0].lower()
+    assert "stopped: http://127.0.0.1:" in out
     assert ray.get(bystander.process.remote()) == process
 
 
