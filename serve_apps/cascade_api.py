@@ -21,10 +21,10 @@ from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
 from serve_apps.playground import add_playground
 from serve_apps.refusals import parse_body
-from serve_apps.retrieval_api import ITEMS, body_of
+from serve_apps.retrieval_api import ITEMS
 from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
 from serve_apps.served_retriever import NewItem
-from serve_apps.service_api import REFUSALS, Handler, answering, service_app
+from serve_apps.service_api import REFUSALS, Handler, answering, body_of, service_app
 from serve_apps.serving_metrics import ANSWERING, ServingMetrics
 
 RECOMMEND, STAGES = "/v1/recommend", "/v1/stages"

@@ -4,11 +4,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from serve_apps.content_request import ContentRequest, GivenContent, RankedContent, body_of
+from serve_apps.content_request import ContentRequest, GivenContent, RankedContent
 from serve_apps.limits import ServiceLimits
 from serve_apps.refusals import Problem, RequestError, parse_body
 from serve_apps.served_content import ServedContent
-from serve_apps.service_api import REFUSALS, Service, answering, service_app
+from serve_apps.service_api import REFUSALS, Service, answering, body_of, service_app
 from serve_apps.serving_metrics import ServingMetrics
 
 RANK = "/v1/content/rank"

@@ -1,7 +1,7 @@
 """What a client of a content ranker sends, and what it gets."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -70,7 +70,3 @@ class RankedContent:
     interest: str | None
     summary: str | None
     stored: str | None
-
-
-def body_of(kind: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}

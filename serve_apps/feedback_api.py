@@ -11,8 +11,7 @@ from rayrec.traffic.feedback import Feedback, FeedbackError, Outcome
 from rayrec.traffic.ledger import Away
 from serve_apps.limits import Room, ServiceLimits
 from serve_apps.refusals import Problem, RequestError, parse_body
-from serve_apps.retrieval_api import body_of
-from serve_apps.service_api import REFUSALS, Refusal
+from serve_apps.service_api import REFUSALS, Refusal, body_of
 from serve_apps.serving_metrics import ServingMetrics
 
 FEEDBACK = "/v1/feedback"

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel
 
 from serve_apps.availability_api import ITEM, add_availability, refusing_change
 from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
 from serve_apps.refusals import parse_body
 from serve_apps.served_retriever import NewItem, Retrieved, RetrieveRequest, ServedRetriever
-from serve_apps.service_api import REFUSALS, Service, answering, service_app
+from serve_apps.service_api import REFUSALS, Service, answering, body_of, service_app
 from serve_apps.serving_metrics import ServingMetrics
 
 RETRIEVE, ITEMS = "/v1/retrieve", "/v1/items"
@@ -52,8 +51,3 @@ def build_retrieval_app(service: RetrievalService, metrics: ServingMetrics, limi
 
     add_availability(app, service, guarded, room, limits)
     return app
-
-
-def body_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """What a route's document says of a body that it reads itself."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}

@@ -88,6 +88,12 @@ def answering(request: Request, service: Service[Served, Any, Any]) -> Served:
     return served
 
 
+def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """What a route's document says of a body that it reads itself."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 class Straight:
     """ASGI middleware that answers POSTs to some paths itself: what FastAPI does for a request takes as long as parsing its body.
 
@@ -115,6 +121,14 @@ class Straight:
         except RequestError as error:
             response = _refused(error)
         await response(scope, receive, send)
+
+
+def _share_parts(document: dict[str, Any]) -> None:
+    """What the schemas of bodies are made of goes to where their references look for it."""
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            if parts := content["schema"].pop("$defs", None):
+                document.setdefault("components", {}).setdefault("schemas", {}).update(parts)
 
 
 def _refused(error: RequestError) -> JSONResponse:
@@ -164,6 +178,7 @@ def service_app(
     def described(request: Request) -> dict[str, Any]:
         served = answering(request, service)
         found = get_openapi(title=title, version=served.label, routes=app.routes)
+        _share_parts(found)
         if document is not None:
             document(found, served)
         return found
