@@ -51,6 +51,10 @@ class LigerConfig:
     """Newest items that are read."""
     repeat_bias: bool = False
     """Learn one number that the cosines of the history's own items get on top (not in the papers), in the dense head."""
+    neighbours: int = 0
+    """Principal dimensions of the text in which the cosine of an item and the history's is added to the dense head's own,
+    of learned weight and fading with age (not in the paper). The axes are never trained: what the text alone knows of
+    unseen items stays. 0 = none."""
     embedding_std: float = 0.1
     """Of the token, place and level embeddings at the start: small beside the projected text, which knows more then."""
     absolute_positions: bool = True
@@ -69,6 +73,10 @@ class LigerConfig:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
         if min(self.generative_weight, self.dense_weight) < 0 or self.generative_weight + self.dense_weight == 0:
             raise ValueError("generative_weight and dense_weight must be at least 0, one of them above 0")
+        if self.neighbours < 0 or (self.neighbours and self.dense_weight == 0):
+            raise ValueError(
+                "neighbours must be at least 0, and belong to the dense head: dense_weight must be above 0"
+            )
         if self.dense_weight > 0 and not self.text:
             raise ValueError("dense_weight is above 0 but text is false: the dense head scores items by their text")
         if self.repeat_bias and self.dense_weight == 0:
@@ -87,6 +95,7 @@ class Liger(Retriever[Tensor | Personal]):
     item_tokens: Tensor
     item_text: Tensor
     seen: Tensor
+    axes: Tensor
 
     def __init__(self, items: ItemFeatures, config: LigerConfig) -> None:
         super().__init__()
@@ -111,6 +120,10 @@ class Liger(Retriever[Tensor | Personal]):
             self.projection = _TextProjection(items.text.shape[1], width, config)
         if config.repeat_bias:
             self.repeat = nn.Parameter(torch.zeros(()))
+        if config.neighbours:
+            self.register_buffer("axes", _principal_axes(items.text * items.seen.unsqueeze(1), config.neighbours))
+            self.neighbour_weight = nn.Parameter(torch.ones(()))
+            self.fading = nn.Parameter(0.5 ** torch.arange(config.max_length - 1, -1, -1.0))  # (L,), newest last
         if config.generative_weight > 0:
             self.decoder = T5Decoder(config.transformer)
             self.head = nn.Linear(width, items.num_tokens, bias=False)
@@ -187,7 +200,7 @@ class Liger(Retriever[Tensor | Personal]):
         projected = self.projection(self.item_text) if config.dense_weight > 0 else None
         states, real = self.encode(history, projected)
         if projected is not None:
-            parts["dense"] = self._dense_loss(states[:, -1], projected, items_of(history), target)
+            parts["dense"] = self._dense_loss(states, projected, items_of(history), target)
         if config.generative_weight > 0:
             tokens = self.item_tokens[target]  # (B, M)
             logits = self.head(self._decode(tokens[:, :-1], self.decoder.cache(states, real)))
@@ -195,20 +208,35 @@ class Liger(Retriever[Tensor | Personal]):
         return parts
 
     def query(self, history: Tensor | Personal) -> Tensor:
-        """What the dense head looks for: unit vectors (B, D) of histories (B, L)."""
-        return self._query(self.encode(history)[0])
+        """What the dense head looks for: unit vectors (B, D) of histories (B, L); with ``neighbours`` (B, D + A), the faded sum
+        of the history's texts behind them, of length ``neighbour_weight``."""
+        return self._query(self.encode(history)[0], items_of(history))
 
-    def _query(self, states: Tensor) -> Tensor:
-        return normalize(states[:, -1].float(), dim=1)
+    def _query(self, states: Tensor, history: Tensor) -> Tensor:
+        query = normalize(states[:, -1].float(), dim=1)
+        if not self.config.neighbours:
+            return query
+        history = history[:, -self.config.max_length :]
+        kin = self._kin(self.item_text[history]) * (history > 0).unsqueeze(2)  # (B, L, A)
+        faded = normalize((kin * self.fading[-history.shape[1] :].unsqueeze(1)).sum(1), dim=1)
+        return torch.cat([query, self.neighbour_weight * faded], 1)
+
+    def _kin(self, text: Tensor) -> Tensor:
+        """(..., E) to unit vectors (..., A) in the principal dimensions."""
+        return normalize(text.float() @ self.axes, dim=-1)
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
-        """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); row 0 belongs to no item."""
+        """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); with ``neighbours`` (n, D + A), those of the text
+        behind them. Row 0 belongs to no item."""
         text = self.item_text if rows is None else self.item_text[rows]
-        vectors: Tensor = normalize(self.projection(text).float(), dim=1)
-        return vectors
+        return self._vectors(self.projection(text), text)
+
+    def _vectors(self, projected: Tensor, text: Tensor) -> Tensor:
+        vectors = normalize(projected.float(), dim=1)
+        return torch.cat([vectors, self._kin(text)], 1) if self.config.neighbours else vectors
 
     def dense_scores(self, history: Tensor | Personal) -> Tensor:
-        """Cosines (B, N + 1), the repeat bias on top if there is one; -inf for padding."""
+        """Products (B, N + 1) of ``query`` and ``item_vectors``, the repeat bias on top if there is one; -inf for padding."""
         scores = self.query(history) @ self.item_vectors().T
         if self.config.repeat_bias:
             scores = shifted_scores(
@@ -232,7 +260,7 @@ class Liger(Retriever[Tensor | Personal]):
 
     def query_and_decoding(self, history: Tensor | Personal) -> tuple[Tensor, TupleDecoding]:
         states, real = self.encode(history)
-        return self._query(states), self._decoding(states, real)
+        return self._query(states, items_of(history)), self._decoding(states, real)
 
     def _decoding(self, states: Tensor, real: Tensor) -> TupleDecoding:
         return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(states, real))
@@ -251,21 +279,27 @@ class Liger(Retriever[Tensor | Personal]):
         states: Tensor = self.decoder(self.token_embedding(torch.cat([start, tokens], 1)), cache)
         return states
 
-    def _dense_loss(self, query: Tensor, projected: Tensor, history: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy () of (cosine + repeat bias) / temperature over the seen items."""
+    def _dense_loss(self, states: Tensor, projected: Tensor, history: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy () of (score + repeat bias) / temperature over the seen items."""
         rows = self.seen.nonzero().squeeze(1)
         place = torch.zeros_like(self.seen, dtype=torch.int64)  # 0: padding and cold items, which are no candidates
         place[rows] = torch.arange(1, len(rows) + 1, device=rows.device)
         known = self.seen[target]
         if not bool(known.any()):
-            return query.sum() * 0.0
+            return states.sum() * 0.0
         temperature = self.config.temperature
-        queries = normalize(query[known].float(), dim=1) / temperature
-        items = pad(normalize(projected[rows].float(), dim=1), (0, 0, 1, 0))
+        queries = self._query(states[known], history[known]) / temperature
+        items = pad(self._vectors(projected[rows], self.item_text[rows]), (0, 0, 1, 0))
         shifted, shift = None, None
         if self.config.repeat_bias:
             shifted, shift = place[once_each(history[known][:, -self.config.max_length :])], self.repeat / temperature
         return full_softmax_loss(queries, items, place[target[known]], shifted=shifted, shift=shift)
+
+
+def _principal_axes(text: Tensor, count: int) -> Tensor:
+    """(E, A) orthonormal, those along which the n embeddings (n, E) lie farthest out first; A is at most E. Rows of 0
+    count for nothing."""
+    return torch.linalg.eigh(text.double().T @ text.double()).eigenvectors.flip(1)[:, :count].float().contiguous()
 
 
 class _TextProjection(nn.Module):

@@ -1,6 +1,7 @@
 """TIGER, dense and LIGER: the heads against explicit formulas, who gets gradients, and invariances."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,6 +114,46 @@ def test_with_a_repeat_bias_loss_and_gradients_are_those_of_shifted_cosines() ->
         LigerConfig(T5, dense_weight=0.0, repeat_bias=True)
 
 
+def test_neighbours_add_the_cosines_of_faded_texts_in_principal_dimensions() -> None:
+    liger = model(replace(HYBRID, neighbours=4, repeat_bias=True))
+    liger.neighbour_weight.data.fill_(0.7)
+    liger.fading.data.copy_(torch.tensor([0.1, 0.2, 0.3, 0.5, 0.9]))
+    text, seen = liger.item_text.double(), liger.seen
+    axes = torch.linalg.svd(text[seen], full_matrices=False).Vh[:4]  # signs are free, cosines do not hang on them
+    kin = text @ axes.T
+    states, _ = liger.encode(HISTORY)
+    projected, scores = liger.projection(liger.item_text), liger.dense_scores(HISTORY)
+    for row, history in enumerate(HISTORY.tolist()):
+        weights = liger.fading.tolist()
+        asked = sum(w * kin[i] / kin[i].norm() for w, i in zip(weights, history, strict=True) if i)
+        for item in (1, 3, 40):
+            own = cosine_similarity(states[row, -1], projected[item], dim=0)
+            wanted = own + 0.7 * cosine_similarity(asked, kin[item], dim=0)
+            torch.testing.assert_close(scores[row, item], wanted.float(), rtol=1e-4, atol=1e-5)
+    target = torch.tensor([7, 12, 22])
+    expected = cross_entropy(scores[:, liger.seen] / HYBRID.temperature, liger.seen.cumsum(0)[target] - 1)
+    loss = liger.losses(HISTORY, target)["dense"]
+    torch.testing.assert_close(loss, expected)
+    names = [name for name, parameter in liger.named_parameters() if name in ("neighbour_weight", "fading", "repeat")]
+    for found, hand in zip(
+        torch.autograd.grad(loss, [liger.get_parameter(name) for name in names]),
+        torch.autograd.grad(expected, [liger.get_parameter(name) for name in names]),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, hand, rtol=1e-4, atol=1e-6)
+    assert len(names) == 3
+
+
+def test_an_item_added_later_has_its_neighbours_and_the_searcher_finds_them() -> None:
+    liger = model(replace(HYBRID, neighbours=6))
+    number = liger.add_items(liger.item_tokens[9:10], liger.item_text[9:10])
+    torch.testing.assert_close(liger.item_vectors()[number], liger.item_vectors()[9])
+    found = Searcher(liger).search(HISTORY, 7, "dense")
+    assert torch.equal(found.items, liger.dense_scores(HISTORY).topk(7).indices)
+    query, _ = liger.query_and_decoding(HISTORY)
+    assert torch.equal(query, liger.query(HISTORY))
+
+
 def test_cold_items_get_no_gradient_from_the_dense_loss() -> None:
     liger = model(LigerConfig(T5, projection=(12,), max_length=5, generative_weight=0.0))
     liger.item_text.requires_grad_()
@@ -216,6 +257,7 @@ def test_both_heads_learn_that_each_item_is_followed_by_the_next() -> None:
     [
         ({"text": False}, "scores items by their text"),
         ({"temperature": 0.0}, "temperature"),
+        ({"neighbours": 4, "dense_weight": 0.0}, "neighbours must be at least 0, and belong to the dense head"),
         ({"dense_weight": 0.0, "generative_weight": 0.0}, "one of them above 0"),
     ],
 )

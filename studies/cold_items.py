@@ -1,0 +1,221 @@
+"""Cold items: python -m studies.cold_items --base E.json --embeddings M --folder F
+
+Each draw takes a share of the items out of training and of the tokenizer, so that their targets are cold; trained on the rest:
+the dense retriever and LIGER as they are, and with neighbours, whose dense score never forgets what the text alone knows.
+Beside them stand the untrained neighbours by text. Each arm of a draw is trained once and its ranks kept in the folder. The
+tables pool the draws; intervals for cold targets are over items, for the others over users.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+from torch import Tensor
+
+from rayrec.data.sequences import leave_one_out, read_sequences, write_sequences
+from rayrec.data.sequences.batches import HistoryBatch
+from rayrec.data.sequences.held_out import without_items
+from rayrec.data.sequences.item_embeddings import read_embeddings
+from rayrec.errors import told
+from rayrec.families.retriever.bundle import load_retriever
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.score_ranking import Scores, best_decay, scored_ranks, text_neighbours
+from rayrec.families.retriever.semantic_id_files import write_semantic_ids
+from rayrec.families.retriever.task import HistoryItems
+from rayrec.families.table import read_experiment
+from rayrec.files import whole_file
+from rayrec.retrieval.semantic_tokenizer import fit_tokenizer, recommended_tokenizer
+from rayrec.runs.comparison import with_seed
+from rayrec.training.experiment import train_here
+from rayrec.training.reporters import FolderReporter
+from rayrec.training.worker import Worker
+from rayrec.typed_json import ConfigError
+
+Arm = Literal["dense", "liger", "dense-neighbours", "liger-neighbours"]
+PROTOCOLS: tuple[HistoryItems, ...] = ("ranked", "excluded")
+UNTRAINED = "neighbours by text, untrained"
+Ranks = Mapping[str, NDArray[np.int64]]
+"""user, target, cold (0 or 1), rank (of absent ones: the largest int64), each (E,)."""
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """Options of the study."""
+
+    base: Path
+    """JSON of a retriever experiment, whose sequences and semantic IDs are replaced by those of each draw."""
+    embeddings: Path
+    """Of jobs.embed_items."""
+    folder: Path
+    """Where draws, models and ranks are kept; a stopped study goes on."""
+    draws: int = 5
+    """Of held-out items; each also seeds its trainings."""
+    share: float = 0.1
+    """Of the items that training sees."""
+    arms: tuple[Arm, ...] = ("dense", "liger", "dense-neighbours", "liger-neighbours")
+    """What is trained."""
+    neighbours: int = 128
+    """Principal dimensions of the arms with neighbours."""
+    status: bool = False
+    """Train nothing, print what is there."""
+
+
+def run(command: ColdItems) -> dict[str, dict[int, Ranks]]:
+    """By method and protocol the ranks of each draw that is done."""
+    base = read_experiment(command.base.read_bytes(), str(command.base))
+    if not isinstance(base, RetrieverExperiment):
+        raise ConfigError(f"{command.base}: not of a retriever")
+    found: dict[str, dict[int, Ranks]] = {}
+    for draw in range(command.draws):
+        drawn = _drawn(command, base, draw)
+        for arm in (UNTRAINED, *command.arms):
+            file = command.folder / f"draw-{draw}" / f"{arm.split()[0]}.npz"
+            if not file.is_file() and not command.status:
+                ranks = _untrained(drawn) if arm == UNTRAINED else _trained(command, drawn, arm, file.with_suffix(""))
+                columns = {f"{way}/{name}": column for way, one in ranks.items() for name, column in one.items()}
+                with whole_file(file) as unfinished, unfinished.open("wb") as stream:
+                    np.savez_compressed(stream, **columns)
+                print(f"draw {draw}, {arm}: done", flush=True)
+            if file.is_file():
+                for way, one in _read(file).items():
+                    found.setdefault(way, {})[draw] = one
+    for protocol in PROTOCOLS:
+        print(*table(found, protocol), "", sep="\n")
+    return found
+
+
+def _read(file: Path) -> dict[str, Ranks]:
+    ways: dict[str, dict[str, NDArray[np.int64]]] = {}
+    with np.load(file, allow_pickle=False) as stored:
+        for name in stored.files:
+            way, _, column = name.rpartition("/")
+            ways.setdefault(way, {})[column] = stored[name]
+    return dict(ways)
+
+
+def _drawn(command: ColdItems, base: RetrieverExperiment, draw: int) -> RetrieverExperiment:
+    """The experiment on the sequences and semantic IDs of a draw, which are made where they are not there."""
+    folder = command.folder / f"draw-{draw}"
+    sequences, ids = folder / "sequences", folder / "ids"
+    if not sequences.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_sequences(sequences, without_items(read_sequences(base.sequences), command.share, draw))
+    if not ids.is_dir():
+        data = read_sequences(sequences)
+        embeddings, record = read_embeddings(command.embeddings, data.items)
+        seen = torch.from_numpy(leave_one_out(data.interactions).seen[1:])
+        made = fit_tokenizer(torch.from_numpy(embeddings), recommended_tokenizer(), seen=seen)
+        write_semantic_ids(ids, made, record.encoder, data.items.fingerprint)
+    seeded = with_seed(replace(base, sequences=sequences, semantic_ids=ids), draw)
+    assert isinstance(seeded, RetrieverExperiment)
+    return seeded.absolute()
+
+
+def _untrained(experiment: RetrieverExperiment) -> dict[str, Ranks]:
+    experiment = replace(experiment, retrieval=replace(experiment.retrieval, model="dense"))
+    features, depth, found = experiment.task().catalogue.features, experiment.retrieval.list_depth, {}
+    assert features is not None
+    for protocol in PROTOCOLS:
+        scores = text_neighbours(features.text, best_decay(experiment, features.text, history=protocol))
+        ranked = partial(_by_scores, scores=scores, depth=depth, history=protocol)
+        found[f"{UNTRAINED}/{protocol}"] = _ranks(experiment, ranked)
+    return found
+
+
+def _by_scores(batch: HistoryBatch, *, scores: Scores, depth: int, history: HistoryItems) -> Tensor:
+    return scored_ranks(scores(batch.history), batch, depth, history)
+
+
+def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, folder: Path) -> dict[str, Ranks]:
+    """By method and protocol; training goes on from its last checkpoint."""
+    retrieval = replace(experiment.retrieval, model="dense" if arm.startswith("dense") else "liger")
+    if arm.endswith("neighbours"):
+        retrieval = replace(retrieval, liger=replace(retrieval.liger, neighbours=command.neighbours))
+    experiment = replace(experiment, retrieval=retrieval)
+    if not (folder / "bundle").is_dir():
+        reporter = FolderReporter(folder / "checkpoints")
+        train_here(experiment, reporter, say=lambda text: print(f"{folder.parent.name} {arm}: {text}", flush=True))
+        checkpoint = reporter.latest()
+        assert checkpoint is not None
+        experiment.save_bundle(checkpoint, folder / "bundle")
+    task = experiment.task()
+    searcher, found = task.searcher(load_retriever(folder / "bundle").model), {}
+    for method in searcher.methods:
+        for protocol in PROTOCOLS:
+            name = f"{arm}/{protocol}" if arm.startswith("dense") else f"{arm}, {method}/{protocol}"
+            found[name] = _ranks(experiment, partial(task.ranks, searcher, method=method, history=protocol))
+    return found
+
+
+def _ranks(experiment: RetrieverExperiment, ranked: Callable[[HistoryBatch], Tensor]) -> Ranks:
+    seen, columns = experiment.task().catalogue.seen, []
+    for batch in experiment.data(Worker()).open_evaluation("test", 1).epoch_batches():
+        assert batch.row is not None
+        columns.append(torch.stack([batch.row, batch.target, (~seen[batch.target]).long(), ranked(batch).long()]))
+    return dict(zip(("user", "target", "cold", "rank"), torch.cat(columns, 1).numpy(), strict=True))
+
+
+def table(found: Mapping[str, Mapping[int, Ranks]], protocol: HistoryItems) -> list[str]:
+    """Markdown of the methods judged by ``protocol``; differences are paired by target."""
+    lines = [
+        f"| history {protocol} | draws | cold targets | cold R@10 | less untrained | in-set R@10 | less untrained |",
+        "| --- " * 7 + "|",
+    ]
+    base = found[f"{UNTRAINED}/{protocol}"]
+    for way, draws in found.items():
+        name, _, judged = way.rpartition("/")
+        if judged != protocol:
+            continue
+        cells = []
+        for cold, cluster in ((1, "target"), (0, "user")):
+            groups = [_of(one, cold, cluster) for one in draws.values()]
+            cells.append(_interval([_hits(one, cold) for one in draws.values()], groups))
+            less = [_hits(one, cold) - _hits(base[draw], cold) for draw, one in draws.items()]
+            cells.append(_interval(less, groups) if name != UNTRAINED else "")
+        count = sum(int((one["cold"] == 1).sum()) for one in draws.values())
+        lines.append(f"| {name} | {len(draws)} | {count} | {' | '.join(cells)} |")
+    return lines
+
+
+def _of(ranks: Ranks, cold: int, column: str) -> NDArray[np.int64]:
+    return ranks[column][ranks["cold"] == cold]
+
+
+def _hits(ranks: Ranks, cold: int, depth: int = 10) -> NDArray[np.float64]:
+    return (_of(ranks, cold, "rank") <= depth).astype(np.float64)
+
+
+def _interval(values: Sequence[NDArray[np.float64]], clusters: Sequence[NDArray[np.int64]]) -> str:
+    mean, low, high = clustered_mean(np.concatenate(values), np.concatenate(clusters))
+    return f"{mean:.4f} ({low:.4f} to {high:.4f})"
+
+
+def clustered_mean(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Mean of (n,) values and its 95 % interval when those of a cluster (n,) hang together, whatever way.
+
+    Variance sum over clusters of (sum of the cluster's residuals)^2 / n^2 * C / (C - 1) (Liang and Zeger 1986), t with C - 1
+    degrees of freedom.
+    """
+    mean = float(values.mean())
+    _, place = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(place, values - mean)
+    count = len(sums)
+    error = float(np.sqrt((sums**2).sum() * count / max(count - 1, 1))) / len(values)
+    reach = float(stdtrit(count - 1, 0.975)) * error if count > 1 else float("inf")
+    return mean, mean - reach, mean + reach
+
+
+def main() -> None:
+    with told():
+        run(tyro.cli(ColdItems, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()
