@@ -75,14 +75,14 @@ def run(command: ColdItems) -> dict[str, dict[int, Ranks]]:
     found: dict[str, dict[int, Ranks]] = {}
     for draw in range(command.draws):
         drawn = _drawn(command, base, draw)
-        for arm in (UNTRAINED, *command.arms):
-            file = command.folder / f"draw-{draw}" / f"{arm.split()[0]}.npz"
+        for arm in (None, *command.arms):
+            file = command.folder / f"draw-{draw}" / f"{arm or 'untrained'}.npz"
             if not file.is_file() and not command.status:
-                ranks = _untrained(drawn) if arm == UNTRAINED else _trained(command, drawn, arm, file.with_suffix(""))
+                ranks = _untrained(drawn) if arm is None else _trained(command, drawn, arm, file.with_suffix(""))
                 columns = {f"{way}/{name}": column for way, one in ranks.items() for name, column in one.items()}
                 with whole_file(file) as unfinished, unfinished.open("wb") as stream:
-                    np.savez_compressed(stream, **columns)
-                print(f"draw {draw}, {arm}: done", flush=True)
+                    np.savez_compressed(stream, allow_pickle=False, **columns)
+                print(f"draw {draw}, {arm or UNTRAINED}: done", flush=True)
             if file.is_file():
                 for way, one in _read(file).items():
                     found.setdefault(way, {})[draw] = one

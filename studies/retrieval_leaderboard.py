@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rayrec.errors import told
 from rayrec.families.retriever.bundle import load_retriever
-from rayrec.families.retriever.evaluation import EachMethod
+from rayrec.families.retriever.evaluation import EvaluateRetriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.score_ranking import (
     Scores,
@@ -71,7 +71,7 @@ def run(command: Leaderboard) -> dict[str, Entry]:
         raise ConfigError(f"{file}: no such file; make the comparison with jobs.compare")
     comparison = from_json(ComparisonRecord, file.read_bytes(), str(file)).comparison
     pairs = [_pair(text, tuple(comparison.arms)) for text in command.sums]
-    state = open_comparison(command.name, comparison, EachMethod((command.beams,), PROTOCOLS))
+    state = open_comparison(command.name, comparison, EvaluateRetriever(beams=(command.beams,), history=PROTOCOLS))
     if not state.done:
         raise ConfigError(f"{state.folder}: no trial is done that was judged at beams {command.beams} both ways")
     entries = {**_untrained(_experiment(state)), **_trained(state)}

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize, pad
 from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.streams import JudgedSequences
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.task import HistoryItems
+from rayrec.families.retriever.task import HistoryItems, RetrievalEvaluation
 from rayrec.metrics.ranking import ABSENT, target_ranks
 from rayrec.models.layers.item_softmax import shifted_scores
 from rayrec.retrieval.retriever import Retriever
@@ -113,7 +113,7 @@ def _judge(
     experiment: RetrieverExperiment, each: Callable[[Tensor], Iterable[tuple[K, Tensor]]], split: str, history: HistoryItems
 ) -> dict[K, Judged]:  # fmt: skip
     task, depth = experiment.task(), experiment.retrieval.list_depth
-    evaluations = {}
+    evaluations: dict[K, RetrievalEvaluation] = {}
     batches = experiment.data(Worker()).open_evaluation(split, 1)
     assert isinstance(batches, JudgedSequences)
     for batch in batches.epoch_batches():
