@@ -1,0 +1,55 @@
+"""The leaderboard study on a small comparison: every model both ways, what is untrained, and sums beside them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayrec.data.sequences import write_sequences
+from rayrec.families.retriever.evaluation import EvaluateRetriever
+from rayrec.families.retriever.semantic_id_files import write_semantic_ids
+from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
+from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.runs.comparing import Judging, run_comparison
+from rayrec.runs.comparison import Comparison, TrialOptions
+from rayrec.typed_json import ConfigError
+from studies.retrieval_leaderboard import PROTOCOLS, Leaderboard, run, table
+from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
+
+
+def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tmp_path: Path) -> None:
+    data = sequence_data()
+    sequences = write_sequences(tmp_path / "sequences", data)
+    torch.manual_seed(0)
+    made = fit_tokenizer(torch.randn(ITEMS, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 6, iterations=5)))
+    ids = write_semantic_ids(tmp_path / "ids", made, "random", data.items.fingerprint)
+    arms = {name: experiment((sequences, ids), name, epochs=1).absolute() for name in ("sasrec", "dense")}  # type: ignore[arg-type]
+    asked = EvaluateRetriever(beams=(10,), history=PROTOCOLS)
+    with pytest.raises(ConfigError, match="no such file; make the comparison with"):
+        run(Leaderboard("small"))
+    comparison = Comparison(arms, "sasrec", (0, 1))
+    state = run_comparison("small", comparison, TrialOptions(in_process=True), Judging(wanted=asked))
+    with pytest.raises(ConfigError, match="no trial is done that was judged at beams 20 both ways"):
+        run(Leaderboard("small", ("sasrec+text",)))
+    with pytest.raises(ConfigError, match=r"sums: ARM\+ARM or ARM\+text, not 'sasrec\+absent'"):
+        run(Leaderboard("small", ("sasrec+absent",), 10))
+    entries = run(Leaderboard("small", ("sasrec+dense", "sasrec+text"), 10))
+    assert list(entries) == [
+        "popularity", "neighbours by text", "sasrec", "dense", "sasrec + dense", "sasrec + text"
+    ]  # fmt: skip
+    for key, ways in state.further.items():
+        for protocol, way in zip(PROTOCOLS, ("", "excluded"), strict=True):
+            assert entries[key.arm].judged[protocol][key.seed] == ways[way]
+    for name in ("sasrec + dense", "sasrec + text"):
+        assert all(list(entries[name].judged[protocol]) == [0, 1] for protocol in PROTOCOLS)
+        for seed in (0, 1):  # validation may choose the model alone, so a sum is no worse than it there
+            share = next(one for one in entries[name].chosen if one.startswith(f"seed {seed} ranked"))
+            if share.endswith("share 0"):
+                alone = entries["sasrec"].judged["ranked"][seed].metrics["all"]
+                assert entries[name].judged["ranked"][seed].metrics["all"] == pytest.approx(alone)
+    lines = table(entries, "all", "sasrec")
+    values = [entries["dense"].judged["excluded"][seed].metrics["all"]["recall@10"] or 0.0 for seed in (0, 1)]
+    others = [entries["sasrec"].judged["excluded"][seed].metrics["all"]["recall@10"] or 0.0 for seed in (0, 1)]
+    means, less = (line.split(" | ") for line in lines if line.startswith("| dense |"))
+    assert means[4].startswith(f"{sum(values) / 2:.4f} (")
+    assert less[4].startswith(f"{sum(values) / 2 - sum(others) / 2:+.4f} (")
