@@ -5,8 +5,9 @@
 t5:     48 matrices 512 x 512, 12 of 2048 x 512, 12 of 512 x 2048, 30 vectors of 512 (37.8 M parameters).
 ranker: 320 small matrices of a multi-task ranker's layers and 320 vectors.
 
-APOLLO's rank is a quarter of the smaller dimension, Mini's is 1. All optimizers step the same parameters with the same
-gradients, without weight decay, in turn within each round; the table shows medians over the rounds.
+APOLLO's rank is a quarter of the smaller dimension, Mini's is 1; "mini compiled" is Mini by ``torch.compile``. All optimizers
+step the same parameters with the same gradients, without weight decay, in turn within each round; the table shows medians
+over the rounds.
 """
 
 import json
@@ -21,7 +22,8 @@ import tyro
 from torch import Tensor, nn
 
 from benchmarks.apollo_torch_peer import load_apollo_torch
-from rayrec.optim.apollo import Apollo
+from rayrec.optim.apollo import Apollo, Compiler
+from rayrec.optim.compiling import compiled_or_plain
 
 T5 = [(512, 512)] * 48 + [(2048, 512)] * 12 + [(512, 2048)] * 12 + [(512,)] * 30
 RANKER = [(64, 64)] * 120 + [(128, 64)] * 80 + [(64, 128)] * 80 + [(256, 128)] * 40 + [(64,)] * 200 + [(128,)] * 120
@@ -71,9 +73,9 @@ def optimizers(parameters: list[nn.Parameter]) -> dict[str, Callable[[], torch.o
         "mini": {"scale_type": "tensor", "scale": 128.0},
     }
 
-    def ours(name: str) -> torch.optim.Optimizer:
+    def ours(name: str, compiler: Compiler | None = None) -> torch.optim.Optimizer:
         own = {"params": matrices, "rank": ranks[name] or 0.25, **kinds[name]}
-        return Apollo([own, {"params": vectors, "kind": "adamw"}], lr=LEARNING_RATE)
+        return Apollo([own, {"params": vectors, "kind": "adamw"}], lr=LEARNING_RATE, compiler=compiler)
 
     def official(name: str) -> torch.optim.Optimizer:
         by_rank: dict[int, list[nn.Parameter]] = {}
@@ -88,6 +90,7 @@ def optimizers(parameters: list[nn.Parameter]) -> dict[str, Callable[[], torch.o
         "adamw foreach": lambda: torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, foreach=True),
         "apollo": lambda: ours("apollo"),
         "mini": lambda: ours("mini"),
+        "mini compiled": lambda: ours("mini", compiled_or_plain),
         "apollo-torch apollo": lambda: official("apollo"),
         "apollo-torch mini": lambda: official("mini"),
     }
@@ -113,15 +116,16 @@ def measure(shapes: list[tuple[int, ...]], options: Options) -> dict[str, tuple[
 
 def ratios(measured: dict[str, tuple[float, int]]) -> dict[str, dict[str, float]]:
     """Ours over each peer."""
+    own = ("apollo", "mini", "mini compiled")
 
     def over(index: int, peer: Callable[[str], str]) -> dict[str, float]:
-        return {name: round(measured[name][index] / measured[peer(name)][index], 4) for name in ("apollo", "mini")}
+        return {name: round(measured[name][index] / measured[peer(name)][index], 4) for name in own}
 
     return {
         "state_over_adamw": over(1, lambda name: "adamw fused"),
         "step_over_adamw_fused": over(0, lambda name: "adamw fused"),
         "step_over_adamw_foreach": over(0, lambda name: "adamw foreach"),
-        "step_over_apollo_torch": over(0, lambda name: f"apollo-torch {name}"),
+        "step_over_apollo_torch": over(0, lambda name: f"apollo-torch {name.removesuffix(' compiled')}"),
     }
 
 

@@ -40,7 +40,7 @@ def main(command: Indexes) -> None:
     vectors = clustered(command, command.vectors, generator)
     queries = clustered(command, command.queries, generator)
     hnsw = IndexConfig("hnsw", links=16, build_effort=40, search_effort=64, threads=command.threads)
-    ivf_pq = IndexConfig("ivf_pq", lists=1024, probes=16, code_bytes=32, rerank=10, threads=command.threads)
+    ivf_pq = IndexConfig("ivf_pq", lists=2048, probes=8, code_bytes=32, rerank=20, threads=command.threads)
     indexes, built = {}, {}
     for config in (IndexConfig("exact", threads=command.threads), hnsw, ivf_pq):
         name = config.method
@@ -54,7 +54,7 @@ def main(command: Indexes) -> None:
         "exact": ("exact", indexes["exact"].config),
         "hnsw, effort 64": ("hnsw", hnsw),
         "hnsw, effort 256": ("hnsw", replace(hnsw, search_effort=256)),
-        "ivf_pq, rerank 10": ("ivf_pq", ivf_pq),
+        "ivf_pq, rerank 20": ("ivf_pq", ivf_pq),
         "ivf_pq, rerank 40": ("ivf_pq", replace(ivf_pq, rerank=40)),
     }
     searches = {name: search for name, search in searches.items() if search[0] in indexes}

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rayrec.optim.random_projection import project, project_stack
+from rayrec.optim.random_projection import block_sum, project, project_stack
 
 ScaleType = Literal["channel", "tensor"]
 
@@ -99,7 +99,7 @@ def update_in_place(
     for view in views:
         # Norms of rows first: all threads bring the gradient into the caches, where the projection finds it.
         if channels is not None:
-            channels.append(_row_norms(view, exp_avg.dtype))
+            channels.append(_channel_norms(view, exp_avg.dtype, late is None and settings.scale_type == "tensor"))
         parts.append(project(view, projection, fused=late is not None))
     projected = (parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)).to(exp_avg.dtype)  # (k, *low)
     adam = _adam_direction(projected, exp_avg, exp_avg_sq, late, settings)
@@ -156,6 +156,16 @@ def update_adamw(
     for parameter, updated in zip(params, wide, strict=True):
         if updated is not parameter:
             parameter.copy_(updated)
+
+
+def _channel_norms(
+    matrix: Tensor,  # (m, n)
+    dtype: torch.dtype,
+    as_projected: bool,  # along the dimension in which ``project`` sums, so that a compiler makes one pass of both
+) -> Tensor:  # (m,), or (n,) of a wide matrix ``as_projected``
+    if as_projected and matrix.shape[0] < matrix.shape[1]:
+        return block_sum(matrix.to(dtype).square()).sqrt()
+    return _row_norms(matrix, dtype)
 
 
 def _row_norms(

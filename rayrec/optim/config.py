@@ -8,6 +8,7 @@ from torch import nn
 
 from rayrec.optim.apollo import Apollo
 from rayrec.optim.apollo_groups import apollo_param_groups
+from rayrec.optim.compiling import compiled_or_plain
 from rayrec.optim.galore import Galore
 from rayrec.optim.optimizer_chain import OptimizerChain
 from rayrec.optim.rowwise_adagrad import RowwiseAdagrad
@@ -80,18 +81,19 @@ class OptimizerConfig:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, compiled: bool = False) -> torch.optim.Optimizer:
     """One optimizer for all parameters of ``model`` that require gradients.
 
     With row-wise Adagrad the model's ``nn.Embedding`` tables are switched to sparse gradients, except on GPUs, where nccl
-    cannot reduce them.
+    cannot reduce them. compiled: APOLLO's updates are compiled (``compiled_or_plain``); other optimizers ignore it.
     """
     if config.embeddings == "rowwise_adagrad":
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = not module.weight.is_cuda
     if config.optimizer in ("apollo", "apollo_mini"):
-        return Apollo(_groups(model, config), lr=config.learning_rate, betas=(config.beta1, config.beta2))
+        betas, compiler = (config.beta1, config.beta2), compiled_or_plain if compiled else None
+        return Apollo(_groups(model, config), lr=config.learning_rate, betas=betas, compiler=compiler)
     return _build_chain(model, config)
 
 

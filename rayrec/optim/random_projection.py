@@ -14,6 +14,7 @@ Draw = Callable[[int, int, int, int], Tensor]
 
 # oneDNN's float32 product uses the widest vector units of every x86 CPU and all threads, even for one column.
 _one_dnn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_ROWS = 16  # of a matrix whose columns are summed at a time: they stay in the first cache
 _WORTH_A_CALL = 1 << 19  # elements of a matrix from where, for one column, its start-up time is regained
 
 
@@ -56,9 +57,14 @@ class ProjectionCache:
 def project(gradient: Tensor, projection: Tensor, *, fused: bool = True) -> Tensor:
     """Project the smaller dimension of one (m, n) matrix: G Pᵀ (m, r) when m >= n, else P G (r, n); P is (r, min(m, n)).
 
-    fused: may call oneDNN directly, which a compiler does better itself.
+    fused: may call oneDNN directly. Otherwise one row of P is sums of products, which a compiler takes in one pass together with
+    the norms (``block_sum``).
     """
     rows, columns = gradient.shape
+    if not fused and len(projection) == 1:
+        if rows >= columns:
+            return (gradient * projection).sum(1, keepdim=True)
+        return block_sum(gradient * projection.t()).unsqueeze(0)
     if fused and _one_dnn_linear is not None and gradient.dtype == torch.float32 and gradient.device.type == "cpu":
         if rows >= columns:
             if len(projection) > 1 or gradient.numel() >= _WORTH_A_CALL:
@@ -68,6 +74,14 @@ def project(gradient: Tensor, projection: Tensor, *, fused: bool = True) -> Tens
     if rows >= columns:
         return gradient @ projection.t()
     return projection @ gradient
+
+
+def block_sum(matrix: Tensor) -> Tensor:
+    """Sums (n,) of the columns of (m, n), by blocks of rows: a compiled loop down whole columns would wait for memory."""
+    rows, columns = matrix.shape
+    if rows % _ROWS:
+        return matrix.sum(0)
+    return matrix.view(-1, _ROWS, columns).sum(1).sum(0)
 
 
 def project_stack(gradients: Tensor, projection: Tensor) -> Tensor:

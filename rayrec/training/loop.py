@@ -209,7 +209,7 @@ class _Loop(Generic[B]):
         torch.manual_seed(config.seed)
         model = task.build().to(worker.device)
         torch.manual_seed(config.seed * 1_000_003 + worker.rank + 1)  # workers draw different dropout masks
-        optimizer = build_optimizer(model, optimizer_config)
+        optimizer = build_optimizer(model, optimizer_config, compiled=worker.options.compile_update)
         schedule = LambdaLR(optimizer, lambda step: 1.0)
         self.state = TrainingState(model, optimizer, schedule, Progress(), methods=task.methods.to(worker.device))
         self.step_module: nn.Module = _Step(task, model)

@@ -25,6 +25,9 @@ class RunOptions:
     """Who brings the rows of logs: Ray Data tasks, or a thread of each training process."""
     read_ahead: int = 2
     """Row groups (65,536 rows each in imported logs) that the in-process reader stays ahead."""
+    compile_update: bool = False
+    """Compile the update of APOLLO and APOLLO-Mini: half a minute of compiling, then shorter steps for large matrices. Needs a
+    C++ compiler on CPUs; without one a line says so and the run goes on uncompiled."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "read_ahead"):

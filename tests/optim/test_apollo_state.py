@@ -191,18 +191,26 @@ def test_gradient_accumulation_equals_one_large_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "scale_type"),
-    [((24, 8), "channel"), ((8, 24), "tensor"), ((40, 24), "tensor"), ((24, 40), "channel")],
+    ("shape", "scale_type", "rank"),
+    [
+        ((24, 8), "channel", 3),
+        ((8, 24), "tensor", 3),
+        ((40, 24), "tensor", 3),
+        ((24, 40), "channel", 3),
+        ((260, 256), "tensor", 1),  # from here on too large for a stack
+        ((256, 272), "tensor", 1),
+        ((250, 272), "tensor", 1),  # rows that no block of sums divides
+    ],
 )
 def test_the_compiled_update_is_one_graph_compiled_once_and_equals_the_eager_one(
-    shape: tuple[int, int], scale_type: Any
+    shape: tuple[int, int], scale_type: Any, rank: int
 ) -> None:
     compiler = functools.partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=False)
     results = []
     for chosen in (None, compiler):
         generator = torch.Generator().manual_seed(0)
         params = [nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(3)]
-        optimizer = Apollo(params, lr=0.1, rank=3, scale_type=scale_type, projection_period=2, compiler=chosen)  # type: ignore[arg-type]
+        optimizer = Apollo(params, lr=0.1, rank=rank, scale_type=scale_type, projection_period=2, compiler=chosen)  # type: ignore[arg-type]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
         for step in range(5):
             for p in params:
