@@ -29,7 +29,17 @@ from rayrec.local_store import prepare
 
 settings.register_profile("busy machine", deadline=None)  # an example's time says nothing where other work runs
 settings.load_profile("busy machine")
+ROOT = Path(__file__).parent
 torch.set_num_threads(1)  # of this process: sums come out alike, and tests share their machine
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under ``pytest -n 2 --dist loadgroup``: the files whose tests share a Ray stay in one
+    process, and each other file goes whole to whoever is free, with its module's fixtures."""
+    if config.pluginmanager.hasplugin("xdist"):
+        on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path.relative_to(ROOT))))
 
 
 @pytest.fixture(scope="session")
