@@ -22,8 +22,8 @@ from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import RunOptions, Worker
 
 ROOT = Path(__file__).parents[2]
-# Of the run that is killed: 279 steps, of which some 130 are done when its driver ends, in the second epoch.
-EPOCHS, BATCH, EVERY = 3, 128, 25
+# Of the run that is killed: 748 steps, of which some 250 are done when its driver ends.
+EPOCHS, BATCH, EVERY = 4, 64, 50
 
 
 def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
