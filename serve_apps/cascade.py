@@ -43,7 +43,7 @@ from serve_apps.example_request import example_row
 from serve_apps.item_journal import Availability, KeeperAway
 from serve_apps.item_keeper import ItemFollower
 from serve_apps.limits import ServiceLimits
-from serve_apps.refusals import RequestError
+from serve_apps.refusals import RequestError, VersionError
 from serve_apps.replica import deployed_as, ingress, prepared, replica_environment
 from serve_apps.served_cascade import Recommended, ServedCascade, load_served_cascade
 from serve_apps.served_retriever import NewItem
@@ -93,6 +93,10 @@ class CascadeService(ServiceLimits):
         return Path(self.state_folder) / "mapped"
 
     @property
+    def deployed(self) -> tuple[str, ...]:
+        return (*self.deployments, *(("Shadow",) if self.traffic.shadow_replicas else ()))
+
+    @property
     def traffic_folder(self) -> str | None:
         return self.traffic.folder
 
@@ -100,6 +104,13 @@ class CascadeService(ServiceLimits):
     def logged_as(self) -> RankingStage | None:
         """The ranker in whose columns decisions are kept; None where none are."""
         return None if self.traffic.folder is None else self.traffic.ranker
+
+    def check(self, references: CascadeReferences) -> None:
+        """Raises VersionError for what this service has no processes for."""
+        if references.rankers("shadow") and not self.traffic.shadow_replicas:
+            raise VersionError(
+                "the experiment names a shadow ranker, and there is no process for it: set traffic.shadow_replicas"
+            )
 
     @property
     def kept_items(self) -> str:
@@ -111,9 +122,15 @@ class HandledStages:
     """The stages as deployments. Asking changes nothing there, so that what a dying replica took along is asked once more."""
 
     def __init__(
-        self, retrieve: DeploymentHandle[Any], early: DeploymentHandle[Any], late: DeploymentHandle[Any]
+        self,
+        retrieve: DeploymentHandle[Any],
+        early: DeploymentHandle[Any],
+        late: DeploymentHandle[Any],
+        shadow: DeploymentHandle[Any] | None = None,
     ) -> None:
-        self._handles: Mapping[Stage, DeploymentHandle[Any]] = {"retrieve": retrieve, "early": early, "late": late}
+        self._handles: dict[Stage, DeploymentHandle[Any]] = {"retrieve": retrieve, "early": early, "late": late}
+        if shadow is not None:
+            self._handles["shadow"] = shadow
         self._quick = {stage: _straight(handle) for stage, handle in self._handles.items()}
 
     async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused:
@@ -189,9 +206,10 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
         retrieve: DeploymentHandle[Any],
         early: DeploymentHandle[Any],
         late: DeploymentHandle[Any],
+        shadow: DeploymentHandle[Any] | None = None,
     ) -> None:
         super().__init__(limits)
-        self._stages = HandledStages(retrieve, early, late)
+        self._stages = HandledStages(retrieve, early, late, shadow)
         self.items = ItemFollower(limits.kept_items)
         traffic = limits.traffic
         self.recorder = (
@@ -201,6 +219,7 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
     def load_configured(self, user_config: dict[str, Any]) -> ServedCascade:
         """The table of features, mapped, and what the rankers read, but not the rankers."""
         references = from_plain(CascadeReferences, user_config, "user_config")
+        self.limits.check(references)
         return load_served_cascade(references, self.limits.mapped, self.limits.logged_as)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -224,7 +243,11 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
     async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
         """Raises RequestError, StageError, NothingInTime."""
         found = await served.recommend(request, self._stages, self.items.changes, self.limits.deadline_ms)
-        return found if self.recorder is None else await self.recorder.recorded(served.writer, found)
+        if self.recorder is None:
+            return found
+        recorded = await self.recorder.recorded(found)
+        self.recorder.watch(served.shadow, recorded, lambda outcome: self.metrics.shadow.labels(outcome).inc())
+        return recorded
 
     async def feedback(self, event: Feedback) -> Outcome:
         """Raises FeedbackError, Away."""
@@ -240,7 +263,7 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application; ``args``: fields of CascadeService. What the four deployments serve is set by their ``user_config``."""
+    """The application; ``args``: fields of CascadeService. What all deployments serve is set by their ``user_config``."""
     limits = prepared(CascadeService, args)
     environment = replica_environment(limits)
     retrieve = deployed_as(RetrieverStage, "Retrieve", limits.retriever, environment).bind(
@@ -250,7 +273,12 @@ def build(args: dict[str, Any]) -> serve.Application:
         deployed_as(RankerStage, name.capitalize(), size, environment).bind(name, size, str(limits.mapped))
         for name, size in (("early", limits.early), ("late", limits.late))
     )
-    bound: serve.Application = ingress(Cascade, limits, environment).bind(limits, retrieve, early, late)
+    stages = [retrieve, early, late]
+    if limits.traffic.shadow_replicas:
+        size = replace(limits.late, replicas=limits.traffic.shadow_replicas)
+        shadow = deployed_as(RankerStage, "Shadow", size, environment).bind("shadow", size, str(limits.mapped))
+        stages.append(shadow)
+    bound: serve.Application = ingress(Cascade, limits, environment).bind(limits, *stages)
     return bound
 
 

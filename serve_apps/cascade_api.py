@@ -65,6 +65,10 @@ class RecommendReply(BaseModel):
     unknown: dict[str, dict[str, int]] = Field(
         description="By stage and feature: values that its vocabulary does not have; empty when none"
     )
+    arm: str | None = Field(
+        None,
+        description="Of an experiment, that the user is in; mixed: a version was changing; absent without an experiment",
+    )
     logged: bool | None = Field(
         None, description="Whether this decision is on disk, so that feedback on it is known; absent where none is kept"
     )
@@ -200,6 +204,8 @@ def reply(found: Recommended, *, trace: bool) -> dict[str, Any]:
         "late": list(decision.late),
         "unknown": {stage: counts for stage, counts in found.unknown.items() if counts},
     }
+    if found.rankers.arm:
+        told["arm"] = decision.arm
     if found.logged is not None:
         told["logged"] = found.logged
     if trace and found.titles is not None:
@@ -249,12 +255,7 @@ def _document(document: dict[str, Any], served: ServedCascade) -> None:
     schema = RecommendRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     document["components"]["schemas"] |= schema.pop("$defs", {}) | {"RecommendRequest": schema}
     schema["properties"]["context"] |= {
-        "properties": {
-            feature.name: _described(feature)
-            for ranker in served.schemas.values()
-            for feature in ranker.features
-            if feature.name in served.context
-        },
+        "properties": {name: _described(feature) for name, feature in served.asked.items()},
         "additionalProperties": False,
     }
     schema["properties"]["where"]["propertyNames"] = {"enum": list(served.features.schema.kinds)}

@@ -1,6 +1,6 @@
 """A ranking stage of a cascade: a ranker that is asked by handle, with the items' features already in the request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,33 @@ class StagedRanker:
         return self.ranker.requests.of_columns(ask.context, columns, len(ask.rows), own, ask.order_by)
 
 
-class RankerStage(Replica[RankerStageSize, StagedRanker, RankRequest, Ranked]):
+@dataclass(frozen=True)
+class StagedArms:
+    """The rankers of a stage by arm; "" is the cascade's own."""
+
+    arms: Mapping[str, StagedRanker]
+
+    @property
+    def label(self) -> str:
+        return " ".join(dict.fromkeys(staged.label for staged in self.arms.values()))
+
+    def describe(self) -> dict[str, Any]:
+        return self.arms[""].describe()
+
+    def of(self, arm: str) -> StagedRanker:
+        """That of the cascade where the arm has none of its own, or is not known here yet."""
+        return self.arms.get(arm) or self.arms[""]
+
+
+@dataclass(frozen=True)
+class StagedRequest:
+    """A request and the ranker that it was made for."""
+
+    staged: StagedRanker
+    request: RankRequest
+
+
+class RankerStage(Replica[RankerStageSize, StagedArms, StagedRequest, Ranked]):
     """One replica; a batch is counted in candidates."""
 
     at_once = 512
@@ -71,20 +97,22 @@ class RankerStage(Replica[RankerStageSize, StagedRanker, RankRequest, Ranked]):
         self._stage: RankingStage = stage
         self._mapped = Path(mapped)
 
-    def load_configured(self, user_config: dict[str, Any]) -> StagedRanker:
-        """The ranker of this stage, which is loaded only when it is another one, and checked against the items' features."""
+    def load_configured(self, user_config: dict[str, Any]) -> StagedArms:
+        """The rankers of this stage, checked against the items' features; one that is there already is not loaded again."""
         references = from_plain(CascadeReferences, user_config, "user_config")
-        table = load_item_features(references.features.resolve().model, self._mapped)
-        reference = getattr(references, self._stage)
-        if self._served is not None and self._served.reference == reference:
-            return staged_ranker(reference, self._served.ranker, table, self._stage, self._mapped)
-        return staged_ranker(reference, load_ranker(reference, 1), table, self._stage, self._mapped)
+        there = () if self._served is None else self._served.arms.values()
+        return staged_arms(references, self._stage, self._mapped, there)
 
-    def answer(self, served: StagedRanker, requests: Sequence[RankRequest]) -> list[Ranked | RequestError]:
-        return served.ranker.rank(requests)
+    def answer(self, served: StagedArms, requests: Sequence[StagedRequest]) -> list[Ranked | RequestError]:
+        """Those of one ranker in one pass."""
+        answers: dict[int, Ranked | RequestError] = {}
+        for staged in {id(asked.staged): asked.staged for asked in requests}.values():
+            rows = [i for i, asked in enumerate(requests) if asked.staged is staged]
+            answers |= zip(rows, staged.ranker.rank([requests[i].request for i in rows]), strict=True)
+        return [answers[i] for i in range(len(requests))]
 
-    def weight(self, request: RankRequest) -> int:
-        return request.candidates
+    def weight(self, request: StagedRequest) -> int:
+        return request.request.candidates
 
     @property
     def max_batch(self) -> int:
@@ -96,17 +124,34 @@ class RankerStage(Replica[RankerStageSize, StagedRanker, RankRequest, Ranked]):
     async def rank(self, ask: RankAsk) -> Scored | Refused | NeedsColumns:
         """Asked by handle."""
         served = self.current
+        staged = served.of(ask.arm)
         try:
-            request = served.request(ask)
+            request = staged.request(ask)
             if isinstance(request, NeedsColumns):
                 return request
-            return scored(served.ranker, await self.ask(served, request))
+            return scored(staged.ranker, await self.ask(served, StagedRequest(staged, request)))
         except RequestError as error:
             return Refused(error.problems)
 
     async def label(self) -> str:
-        """Of the version in force here; asked by handle, of every replica."""
+        """Of the versions in force here; asked by handle, of every replica."""
         return self.current.label
+
+
+def staged_arms(
+    references: CascadeReferences, stage: RankingStage, mapped: Path, there: Iterable[StagedRanker] = ()
+) -> StagedArms:
+    """there: rankers that are loaded already. Raises BundleError, RegistryError, ItemFeaturesError, DiskError."""
+    table = load_item_features(references.features.resolve().model, mapped)
+    loaded = {staged.reference: staged.ranker for staged in there}
+    made: dict[ModelReference, StagedRanker] = {}
+    # A shadow deployment without a shadow has the late ranker, and is not asked.
+    wanted = references.rankers(stage) or references.rankers("late")
+    for reference in wanted.values():
+        if reference not in made:
+            ranker = loaded[reference] if reference in loaded else load_ranker(reference, 1)
+            made[reference] = staged_ranker(reference, ranker, table, stage, mapped)
+    return StagedArms({arm: made[reference] for arm, reference in wanted.items()})
 
 
 def staged_ranker(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from serve_apps.refusals import Problem
 from serve_apps.served_retriever import Retrieved, RetrieveRequest
 
-RankingStage = Literal["early", "late"]
-Stage = Literal["retrieve", "early", "late"]
+RankingStage = Literal["early", "late", "shadow"]
+Stage = Literal["retrieve", "early", "late", "shadow"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RankAsk:
 
     table: digest of the items' features, "" for none: then all that the ranker reads of them stands in ``columns``. rows: (C,)
     int64, of that table. columns: raw values, one a candidate, of features that are not encoded. order_by: see ``RankRequests``,
-    None = by the first task.
+    None = by the first task. arm: whose ranker, "" = the cascade's own, which answers for an arm that it has not heard of too.
     """
 
     context: Mapping[str, Any]
@@ -36,6 +36,7 @@ class RankAsk:
     rows: NDArray[np.int64]
     columns: Mapping[str, Sequence[Any]]
     order_by: str | Mapping[str, float] | None = None
+    arm: str = ""
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,7 @@ class DeployedService:
                         "logging_config": _LOGGING,
                         "args": to_plain(self.service),
                         "deployments": [
-                            {"name": name, "user_config": to_plain(reference)}
-                            for name in self.service.deployments or (kind.capitalize(),)
+                            {"name": name, "user_config": to_plain(reference)} for name in self.service.deployed
                         ],
                     }
                 ]
@@ -100,11 +99,12 @@ class DeployedService:
                 if time.monotonic() > deadline:
                     raise DeploymentError(f"a stage does not tell what it serves: {one_line(error)}") from None
                 time.sleep(0.5)
-        for stage, reference in (("retrieve", wanted.retriever), ("early", wanted.early), ("late", wanted.late)):
-            if reference.label is not None and found[stage].keys() != {reference.label}:
-                others = ", ".join(sorted(found[stage].keys() - {reference.label}))
+        for stage, labels in found.items():
+            label = wanted.stage_label(stage)
+            if label and labels.keys() != {label}:
+                others = ", ".join(sorted(labels.keys() - {label}))
                 raise DeploymentError(
-                    f"replicas of the stage {stage!r} refused {reference.label} and go on with {others}; their logs say why"
+                    f"replicas of the stage {stage!r} refused {label} and go on with {others}; their logs say why"
                 )
 
     def _check_served(self, wanted: str | None, deadline: float) -> None:

@@ -46,6 +46,11 @@ class ServiceLimits:
             raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     @property
+    def deployed(self) -> tuple[str, ...]:
+        """Names of its deployments, which all get its ``user_config``."""
+        return self.deployments or (self.kind.capitalize(),)
+
+    @property
     def kept_items(self) -> str | None:
         """Folder of what changed about items, see ``item_keeper``; None for a service whose items do not change."""
         return None

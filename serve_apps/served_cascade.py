@@ -7,6 +7,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,6 +19,7 @@ from rayrec.data.log.schema import CategoricalFeature, DenseFeature, Feature, Lo
 from rayrec.families.ranker.bundle import read_ranker_schema
 from rayrec.item_features import ItemTable, load_item_features
 from rayrec.item_features.table import described
+from rayrec.traffic.assignment import Assignment
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import (
     Candidates,
@@ -31,12 +33,12 @@ from serve_apps.cascade_stages import (
     StageError,
     Stages,
 )
-from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.cascade_versions import MIXED, OWN, CascadeReferences
 from serve_apps.decision import Decision, Reached
 from serve_apps.item_changes import ItemChanges
 from serve_apps.item_columns import ItemColumns
 from serve_apps.refusals import Problem, RequestError
-from serve_apps.traffic_decisions import DecisionWriter
+from serve_apps.traffic_decisions import DecisionWriter, ShadowWriter
 
 T = TypeVar("T")
 RANKERS: tuple[RankingStage, ...] = ("early", "late")
@@ -55,6 +57,7 @@ class Recommended:
     """decision: the whole of it. shown: rows of its candidates in the order of the reply. milliseconds: by stage.
 
     unknown: values that vocabularies do not have, by stage and feature. titles: of the candidates, for people; only for a trace.
+    rankers: of the user's arm. watched: asks the shadow ranker, where there is one.
     logged: whether the decision is known to be on disk; None where none is kept.
     """
 
@@ -63,46 +66,91 @@ class Recommended:
     milliseconds: Mapping[str, float]
     unknown: Mapping[str, Mapping[str, int]]
     titles: Sequence[str] | None
+    rankers: "Rankers"
+    watched: "Watched | None" = None
     logged: bool | None = None
 
 
 @dataclass(frozen=True)
+class Rankers:
+    """Who ranks for an arm. arm: "" = the cascade's own. labels: their versions, where it matters that these answered. writer: of
+    decisions for their log, None where none is kept."""
+
+    arm: str
+    schemas: Mapping[RankingStage, LogSchema]
+    labels: Mapping[RankingStage, str] = field(default_factory=dict)
+    writer: DecisionWriter | None = None
+
+    def told(self, models: Mapping[str, str]) -> str:
+        """The arm that a decision of these models counts for."""
+        if not self.arm:
+            return OWN
+        return MIXED if any(models.get(stage, label) != label for stage, label in self.labels.items()) else self.arm
+
+
+@dataclass(frozen=True)
 class ServedCascade:
-    """label: of all four versions. features_label: of the table's. schemas: of the rankers, by stage. writer: of decisions for
-    their log, None where none is kept."""
+    """label: of all versions. features_label: of the table's. schemas, writer: of the cascade's own rankers, see ``Rankers``.
+
+    assignment, arms: of an experiment. shadow: writes what the ranker says that is only watched; None = there is none.
+    read: by arm and stage, the columns of the table and pairs that are read; of the shadow with those of the arm "".
+    context: features that a request brings.
+    """
 
     label: str
     features_label: str
     features: ItemTable
     schemas: Mapping[RankingStage, LogSchema]
     writer: DecisionWriter | None = None
-    read: Mapping[RankingStage, tuple[str, ...]] = field(init=False)
+    assignment: Assignment | None = None
+    arms: Mapping[str, Rankers] = field(default_factory=dict)
+    shadow: ShadowWriter | None = None
+    read: Mapping[str, Mapping[RankingStage, tuple[str, ...]]] = field(init=False)
     context: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises ItemFeaturesError when the table does not fit a ranker."""
         table, context, read = self.features.schema, set[str](), {}
         made = {pair.name: pair for pair in table.pairs}
-        for stage, schema in self.schemas.items():
-            self.features.check(schema, f"the {stage} ranker")
-            names = [feature.name for feature in schema.features]
-            read[stage] = tuple(name for name in names if name in table.kinds or name in made)
-            context |= {name for name in names if name not in read[stage]}
-            context |= {made[name].request for name in names if name in made}
+        for arm, stages in self._schemas().items():
+            read[arm] = dict[RankingStage, tuple[str, ...]]()
+            for stage, schema in stages.items():
+                self.features.check(schema, f"the {stage} ranker" + (f" of arm {arm!r}" if arm else ""))
+                names = [feature.name for feature in schema.features]
+                read[arm][stage] = tuple(name for name in names if name in table.kinds or name in made)
+                context |= {name for name in names if name not in read[arm][stage]}
+                context |= {made[name].request for name in names if name in made}
         object.__setattr__(self, "read", read)
         object.__setattr__(self, "context", frozenset(context))
+
+    def _schemas(self) -> dict[str, dict[RankingStage, LogSchema]]:
+        """Of all rankers, by arm and stage."""
+        shadow: dict[RankingStage, LogSchema] = {} if self.shadow is None else {"shadow": self.shadow.schema}
+        return {"": {**self.schemas, **shadow}} | {name: dict(arm.schemas) for name, arm in self.arms.items()}
+
+    @property
+    def asked(self) -> Mapping[str, Feature]:
+        """What any of the rankers reads of a request, by name."""
+        every = [schema for stages in self._schemas().values() for schema in stages.values()]
+        return {f.name: f for schema in every for f in schema.features if f.name in self.context}
+
+    def rankers_of(self, user: str | None) -> Rankers:
+        """Of the user's arm; the cascade's own for one without a name."""
+        if self.assignment is None or not user:
+            return Rankers("", self.schemas, writer=self.writer)
+        return self.arms[self.assignment.arm(user)]
 
     def describe(self) -> dict[str, Any]:
         """The features that a request brings, with a value that each takes, those that the table holds, and how decisions are
         logged."""
-        asked = {f.name: f for schema in self.schemas.values() for f in schema.features if f.name in self.context}
-        kept = {name: f for name, f in sorted(asked.items()) if not isinstance(f, TextFeature)}
+        kept = {name: f for name, f in sorted(self.asked.items()) if not isinstance(f, TextFeature)}
         return {
             "versions": self.label,
             "context": list(kept),
             "lists": [name for name, f in kept.items() if isinstance(f, SequenceFeature)],
             "numbers": [name for name, f in kept.items() if isinstance(f, DenseFeature)],
             "example": {name: _some_value(f) for name, f in kept.items()},
+            "arms": {name: self.assignment.share(name) for name in self.arms} if self.assignment is not None else {},
             "logged": None if self.writer is None else self.writer.told(),
             "features": {"version": self.features_label, **described(self.features.schema)},
         }
@@ -143,8 +191,50 @@ def load_served_cascade(
     found = references.resolve()
     schemas = {stage: read_ranker_schema(getattr(found, stage).model) for stage in RANKERS}
     table = load_item_features(found.features.model, mapped)
-    writer = None if logged_as is None else DecisionWriter(schemas[logged_as])
-    return ServedCascade(str(found.label), str(found.features.label), table, schemas, writer)
+    writers: list[DecisionWriter] = []  # one for all rankers of a schema: it builds their dictionaries
+
+    def writer(schemas: Mapping[RankingStage, LogSchema]) -> DecisionWriter | None:
+        if logged_as is None:
+            return None
+        if not any(made.book.schema == schemas[logged_as] for made in writers):
+            writers.append(DecisionWriter(schemas[logged_as]))
+        return next(made for made in writers if made.book.schema == schemas[logged_as])
+
+    experiment, arms = found.experiment, {}
+    for arm in experiment.arms if experiment is not None else ():
+        rankers = {stage: getattr(arm, stage) or getattr(found, stage) for stage in RANKERS}
+        of_arm = {stage: read_ranker_schema(reference.model) for stage, reference in rankers.items()}
+        labels = {stage: reference.label for stage, reference in rankers.items()}
+        arms[arm.name] = Rankers(arm.name, of_arm, labels, writer(of_arm))
+    watched = None if experiment is None else experiment.shadow
+    shadow = None if watched is None else ShadowWriter(read_ranker_schema(watched.model))
+    return ServedCascade(
+        str(found.label),
+        str(found.features.label),
+        table,
+        schemas,
+        writer(schemas),
+        None if experiment is None else experiment.assignment,
+        arms,
+        shadow,
+    )
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the late ranker scored, or was to score, for the shadow to score too. kept: (n,) rows of the decision's candidates."""
+
+    run: "_Run"
+    rows: NDArray[np.int64]
+    columns: ItemColumns
+    pairs: Mapping[str, Sequence[Any]]
+    kept: NDArray[np.int64]
+
+    async def ask(self) -> Scored:
+        """The shadow's scores of ``kept``. Raises RequestError, StageError."""
+        found = await self.run._ranked("shadow", self.rows, self.columns, self.pairs, self.kept)
+        assert found is not None  # only a deadline leaves nothing
+        return found
 
 
 class _Run:
@@ -158,6 +248,7 @@ class _Run:
         self._started, self._time_ms = time.perf_counter(), time.time_ns() // 1_000_000
         self._milliseconds: dict[str, float] = {}
         self._late: list[Stage] = []
+        self._rankers = served.rankers_of(request.user)
         self._models: dict[str, str] = {}
 
     async def recommend(self) -> Recommended:
@@ -177,6 +268,7 @@ class _Run:
         kept = self._available(kept, names)
         self._models["features"] = served.features_label
         self._milliseconds["features"] = 1e3 * (time.perf_counter() - started)
+        ranked = kept
         scores, reached = {"retrieve": retrieved}, np.where(rows < 0, _WITHOUT_FEATURES, _FILTERED)
         reached[self._out(names)] = _UNAVAILABLE
         reached[kept] = _RETRIEVED
@@ -185,6 +277,7 @@ class _Run:
         for stage in RANKERS:
             if not len(kept):
                 break
+            ranked = kept
             scored = await self._ranked(stage, rows, columns, pairs, kept)
             if scored is None:
                 break
@@ -215,9 +308,16 @@ class _Run:
             scores=scores,
             probabilities=probabilities,
             columns=columns.beside(pairs),
+            arm=self._rankers.told(self._models),
         )
         return Recommended(
-            decision, shown, self._milliseconds, unknown, served.features.titles(rows) if request.trace else None
+            decision,
+            shown,
+            self._milliseconds,
+            unknown,
+            served.features.titles(rows) if request.trace else None,
+            self._rankers,
+            None if served.shadow is None or not len(ranked) else Watched(self, rows, columns, pairs, ranked),
         )
 
     def _out(self, names: Sequence[str]) -> list[int]:
@@ -233,8 +333,12 @@ class _Run:
     def _pairs(self, columns: ItemColumns) -> dict[str, list[Any]]:
         """The features of request and item together that a ranker reads. Raises RequestError."""
         found, context = {}, self._request.context
+        read, watched = self._served.read[self._rankers.arm], self._served.read[""].get("shadow", ())
         for pair in self._served.features.schema.pairs:
-            if not any(pair.name in read for read in self._served.read.values()):
+            if not any(pair.name in read[stage] for stage in RANKERS):
+                with suppress(KeyError, TypeError):  # of the shadow's, which is not felt
+                    if pair.name in watched:
+                        found[pair.name] = pair.values(context[pair.request], columns[pair.item])
                 continue
             place = ("body", "context", pair.request)
             if pair.request not in context:
@@ -256,14 +360,21 @@ class _Run:
         kept: NDArray[np.int64],
     ) -> Scored | None:
         """First by rows of the table, which the ranker has encoded; by raw values where it has another one."""
-        table, kinds, read = self._served.features, self._served.features.schema.kinds, self._served.read[stage]
+        arm = "" if stage == "shadow" else self._rankers.arm
+        table, kinds, read = self._served.features, self._served.features.schema.kinds, self._served.read[arm][stage]
         names: Sequence[str] = [name for name in read if name in pairs or kinds.get(name) == "codes"]
         digest, chosen = table.digest, kept.tolist()
         for _ in range(2):
             of_items = table.columns(rows[kept], [name for name in names if name in kinds])
             own = of_items | {name: [pairs[name][i] for i in chosen] for name in names if name in pairs}
-            ask = RankAsk(self._request.context, digest, rows[kept], own, self._request.order_by.get(stage))
-            answer: Scored | NeedsColumns | None = await self._in_time(stage, self._stages.rank(stage, ask))
+            order_by = None if stage == "shadow" else self._request.order_by.get(stage)
+            ask = RankAsk(self._request.context, digest, rows[kept], own, order_by, arm)
+            asked = self._stages.rank(stage, ask)
+            answer: Scored | NeedsColumns | Refused | None = (
+                await asked if stage == "shadow" else await self._in_time(stage, asked)
+            )
+            if isinstance(answer, Refused):
+                raise RequestError(answer.problems)
             if not isinstance(answer, NeedsColumns):
                 return answer
             if not kinds.keys() | pairs.keys() >= set(answer.names):

@@ -81,6 +81,12 @@ class ServingMetrics:
             ("outcome",),
             registry=r,
         )
+        self.shadow = Counter(
+            "rayrec_shadow",
+            "Answers that a shadow ranker was to score too: kept, unkept, failed, skipped",
+            ("outcome",),
+            registry=r,
+        )
         self.feedback = Counter(
             "rayrec_feedback",
             "Events: accepted, duplicate, conflicting, late, unknown, wrong, unkept",

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -11,11 +12,13 @@ from rayrec.traffic.feedback import Feedback, Outcome
 from rayrec.traffic.ledger import Away, Book, WrittenDecision
 from serve_apps.decision import Decision
 from serve_apps.refusals import one_line
-from serve_apps.served_cascade import Recommended
-from serve_apps.traffic_decisions import DecisionWriter
+from serve_apps.served_cascade import Recommended, Watched
+from serve_apps.traffic_decisions import DecisionWriter, ShadowWriter
 
 logger = logging.getLogger("ray.serve")
-_MOST_UNDER_WAY = 256
+_MOST_UNDER_WAY, _MOST_WATCHED = 256, 64
+_WATCHED_S = 30.0
+ShadowOutcome = Literal["kept", "unkept", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,18 @@ class TrafficOptions:
     """Feedback on an item that was shown longer ago, in seconds, is late."""
     wait_ms: int = 250
     """How long an answer waits for its decision to be on disk; then it goes out and says that it is not logged."""
+    shadow_replicas: int = 0
+    """Processes of the shadow ranker that an experiment may name; 0 = none, and an experiment with one is refused."""
 
     def __post_init__(self) -> None:
         if not self.window_s > 0:
             raise ValueError(f"window_s must be above 0, not {self.window_s}")
         if self.wait_ms < 1:
             raise ValueError(f"wait_ms must be at least 1, not {self.wait_ms}")
+        if self.shadow_replicas < 0:
+            raise ValueError(f"shadow_replicas must be at least 0, not {self.shadow_replicas}")
+        if self.shadow_replicas and self.folder is None:
+            raise ValueError("shadow_replicas: what a shadow ranker says is kept in the traffic folder; give one")
 
 
 class TrafficOwner(Protocol):
@@ -56,7 +65,8 @@ class Recorder:
     def __init__(self, owner: TrafficOwner, wait_ms: int) -> None:
         self._owner, self._wait_s = owner, wait_ms / 1e3
         self._under_way: set[asyncio.Task[None]] = set()
-        self._told = ""
+        self._watched: set[asyncio.Task[None]] = set()
+        self._told = self._shadow_told = ""
 
     async def kept(self, writer: DecisionWriter, decision: Decision) -> bool:
         """Whether the decision is known to be on disk, from where feedback on it is known. Why it is not stands in the log."""
@@ -78,10 +88,40 @@ class Recorder:
         self._told = ""
         return True
 
-    async def recorded(self, writer: DecisionWriter | None, found: Recommended) -> Recommended:
+    async def recorded(self, found: Recommended) -> Recommended:
         """The answer, which says whether it is logged."""
+        writer = found.rankers.writer
         assert writer is not None  # loaded with the version where there is a recorder
         return replace(found, logged=await self.kept(writer, found.decision))
+
+    def watch(self, writer: ShadowWriter | None, found: Recommended, count: Callable[[ShadowOutcome], None]) -> None:
+        """Have the shadow ranker score what was answered, beside the answer, which is not touched by it. count: is told how
+        it ended: skipped where so many are on their way that the shadow does not keep up."""
+        if writer is None or found.watched is None:
+            return
+        if len(self._watched) >= _MOST_WATCHED:
+            count("skipped")
+            return
+        task = asyncio.create_task(self._watch(writer, found, found.watched, count))
+        self._watched.add(task)
+        task.add_done_callback(self._watched.discard)
+
+    async def _watch(
+        self, writer: ShadowWriter, found: Recommended, watched: Watched, count: Callable[[ShadowOutcome], None]
+    ) -> None:
+        outcome: ShadowOutcome = "failed"
+        try:
+            async with asyncio.timeout(_WATCHED_S):
+                scored = await watched.ask()
+                made = writer.written(found.decision, watched.kept.tolist(), scored)
+                outcome = "unkept"
+                await self._owner.keep(writer.book, made)
+                outcome = "kept"
+        except Exception as error:  # whatever a model on trial does
+            if f"{outcome}: {error}" != self._shadow_told:
+                logger.error(f"the shadow ranker {outcome}: {one_line(error)}")
+            self._shadow_told = f"{outcome}: {error}"
+        count(outcome)
 
     async def accept(self, feedback: Feedback) -> Outcome:
         """Raises FeedbackError, Away."""

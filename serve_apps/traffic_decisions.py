@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.schema import LogSchema, SequenceFeature
 from rayrec.traffic.decisions import LoggedDecision, decision_schema
 from rayrec.traffic.ledger import Book, WrittenDecision, written
+from serve_apps.cascade_stages import Scored
 from serve_apps.decision import Decision, Reached
 
 STAGES = ("retrieve", "early", "late")
@@ -80,6 +82,37 @@ class DecisionWriter:
             for name in lists:
                 table = table.set_column(table.column_names.index(name), name, repeated.column(name))
         return table
+
+
+class ShadowWriter:
+    """What a shadow ranker said, in a book of its own: a row a candidate without features, nothing of it shown.
+
+    Its rows are those of the decision's log with the same ``served_request`` and ``served_item``."""
+
+    def __init__(self, schema: LogSchema) -> None:
+        """schema: of the shadow ranker."""
+        self.schema = schema
+        tasks = LogSchema(f"{schema.name}-shadow", (), schema.tasks)
+        self.book = Book(tasks, ("shadow",))
+        self._name, self._columns = self.book.name, decision_schema(tasks, ("shadow",))
+
+    def written(self, decision: Decision, rows: Sequence[int], scored: Scored) -> WrittenDecision:
+        """rows: of the decision's candidates, that were scored."""
+        logged = LoggedDecision(
+            request=decision.request,
+            time_ms=decision.time_ms,
+            user=decision.user,
+            arm=decision.arm,
+            models={"shadow": scored.model},
+            items=[decision.items[i] for i in rows],
+            stages=["shadow"] * len(rows),
+            position=np.full(len(rows), -1),
+            scores={"shadow": scored.scores},
+            features=pa.table({}),
+            predicted=scored.probabilities,
+            asked=asked(decision),
+        )
+        return written(logged, self._name, self._columns, ("shadow",))
 
 
 def asked(decision: Decision) -> str:

@@ -97,9 +97,11 @@ class Ledger:
 
     def accept(self, feedback: Feedback, now_ms: int) -> Outcome:
         """Raises FeedbackError for an event that is wrong in itself, Away when it cannot be kept."""
-        name = next((name for name, shown in self._shown.items() if feedback.request in shown), None)
-        if name is None:
+        books = [name for name, shown in self._shown.items() if feedback.request in shown]
+        if not books:
             return Outcome.UNKNOWN
+        shown_in = (b for b in books if self._shown[b].time_of(feedback.request, feedback.item, now_ms) is not None)
+        name = next(shown_in, books[0])
         try:
             return self._feedback_of(name, now_ms).accept(feedback, now_ms)
         except (DiskError, JournalError) as error:

@@ -15,16 +15,14 @@ from rayrec.families.ranker.bundle import ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.item_features import load_item_features, write_item_features
 from rayrec.retrieval.index import IndexConfig
-from serve_apps.cascade_ranker import StagedRanker, scored, staged_ranker
+from serve_apps.cascade_ranker import StagedArms, scored, staged_arms
 from serve_apps.cascade_retriever import StagedRetriever
 from serve_apps.cascade_stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, RetrieveAsk, Scored
-from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.cascade_versions import CascadeReferences, Experiment
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import RequestError
-from serve_apps.served_cascade import ServedCascade
-from serve_apps.served_ranker import load_ranker
+from serve_apps.served_cascade import ServedCascade, load_served_cascade
 from serve_apps.served_retriever import ServedRetriever, load_served_retriever
-from serve_apps.traffic_decisions import DecisionWriter
 from tests.serve_apps.local_items import LocalItems
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
 
@@ -42,9 +40,9 @@ class Parts:
     late: tuple[Path, Path]
     features: tuple[Path, Path]
 
-    def references(self, **second: bool) -> CascadeReferences:
+    def references(self, experiment: Experiment | None = None, **second: bool) -> CascadeReferences:
         """Of the first versions, but for those named."""
-        made = {
+        made: dict[str, Any] = {
             part.name: ModelReference(
                 str(getattr(self, part.name)[second.get(part.name, False)]),
                 part.name,
@@ -52,7 +50,7 @@ class Parts:
             )
             for part in fields(self)
         }
-        return CascadeReferences(**made)
+        return CascadeReferences(**made, experiment=experiment)
 
 
 def small_parts(folder: Path, log: Path) -> Parts:
@@ -99,13 +97,13 @@ class PlainStages:
     """The stages in this process, one request at a time; and what changes about items."""
 
     def __init__(self, references: CascadeReferences, folder: Path) -> None:
+        self.folder = folder
         self.features = load_item_features(references.features.model, folder / "mapped")
         self.items = LocalItems(folder / "items")
         self.retriever: ServedRetriever = load_served_retriever(references.retriever, self.items.changes, IndexConfig())
         self.staged = StagedRetriever(references.retriever, self.retriever, self.features)
-        self.rankers: Mapping[RankingStage, StagedRanker] = {
-            stage: staged_ranker(reference, load_ranker(reference, 100), self.features, stage, folder / "mapped")
-            for stage, reference in (("early", references.early), ("late", references.late))
+        self.rankers: Mapping[RankingStage, StagedArms] = {
+            stage: staged_arms(references, stage, folder / "mapped") for stage in ("early", "late", "shadow")
         }
 
     async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused:
@@ -115,7 +113,7 @@ class PlainStages:
         return Candidates(self.retriever.label, found)
 
     async def rank(self, stage: RankingStage, ask: RankAsk) -> Scored | Refused | NeedsColumns:
-        staged = self.rankers[stage]
+        staged = self.rankers[stage].of(ask.arm)
         try:
             request = staged.request(ask)
         except RequestError as error:
@@ -129,6 +127,4 @@ class PlainStages:
 def served_cascade(
     references: CascadeReferences, stages: PlainStages, logged_as: RankingStage | None = None
 ) -> ServedCascade:
-    schemas: dict[RankingStage, Any] = {stage: staged.ranker.bundle.schema for stage, staged in stages.rankers.items()}
-    writer = None if logged_as is None else DecisionWriter(schemas[logged_as])
-    return ServedCascade(str(references.label), str(references.features.label), stages.features, schemas, writer)
+    return load_served_cascade(references, stages.folder / "mapped", logged_as)

@@ -8,7 +8,7 @@ from rayrec.traffic.feedback import Feedback, Outcome
 from rayrec.traffic.ledger import Away, Book, Ledger, UnknownBook, WrittenDecision
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.served_cascade import Recommended, ServedCascade
-from serve_apps.traffic import Recorder, TrafficOwner
+from serve_apps.traffic import Recorder, ShadowOutcome, TrafficOwner
 from tests.serve_apps.test_cascade import InProcess
 
 
@@ -41,9 +41,12 @@ class WithTraffic(InProcess):
     def __init__(self, cascade: ServedCascade, stages: Any, owner: TrafficOwner, wait_ms: int = 2_000) -> None:
         super().__init__(cascade, stages)
         self._recorder = Recorder(owner, wait_ms)
+        self.shadow: list[ShadowOutcome] = []
 
     async def ask(self, served: ServedCascade, request: RecommendRequest) -> Recommended:
-        return await self._recorder.recorded(served.writer, await super().ask(served, request))
+        found = await self._recorder.recorded(await super().ask(served, request))
+        self._recorder.watch(served.shadow, found, self.shadow.append)
+        return found
 
     async def feedback(self, event: Feedback) -> Outcome:
         return await self._recorder.accept(event)

@@ -348,18 +348,19 @@ def test_a_ranker_that_has_other_items_or_reads_more_of_them_than_its_asker_knew
             asked.append(f"{stage} by {'rows' if ask.table else 'values'}")
             return await self._stages.rank(stage, ask)
 
+    of_all = [staged for arms in stages.rankers.values() for staged in arms.arms.values()]
     plain = ask(cascade, Noted(stages, "")).decision  # type: ignore[arg-type]
     assert asked == ["early by rows", "late by rows"]
     old = served_cascade(parts.references(), stages)
-    object.__setattr__(old, "read", {"early": ("item",), "late": ("item",)})  # as of a late ranker without prices
+    object.__setattr__(old, "read", {"": {"early": ("item",), "late": ("item",)}})  # as of a late ranker without prices
     assert ask(old, stages).decision.scores["late"] == pytest.approx(plain.scores["late"], nan_ok=True)
-    for staged in stages.rankers.values():
+    for staged in of_all:
         object.__setattr__(staged, "table", "of another version")
     try:
         asked.clear()
         by_values = ask(cascade, Noted(stages, "")).decision  # type: ignore[arg-type]
     finally:
-        for staged in stages.rankers.values():
+        for staged in of_all:
             object.__setattr__(staged, "table", stages.features.digest)
     assert asked == ["early by rows", "early by values", "late by rows", "late by values"]
     assert by_values.reached == plain.reached

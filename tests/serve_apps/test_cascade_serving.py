@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from rayrec.traffic.assignment import Assignment
 from rayrec.traffic.decisions import number_of
 from rayrec.traffic.joining import JoinConfig, join
 from serve_apps.cascade import CascadeService
 from serve_apps.cascade_api import reply
 from serve_apps.cascade_request import RecommendRequest
-from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.cascade_versions import Arm, CascadeReferences, Experiment
 from serve_apps.deploying import DeployedService, DeploymentError, serving
 from serve_apps.model_reference import ModelReference
 from serve_apps.traffic import TrafficOptions
@@ -46,7 +47,9 @@ def deployed(ray_session: None, parts: Parts, traffic: Path) -> Iterator[Deploye
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    kept = CascadeService(replicas=2, traffic=TrafficOptions(str(traffic), window_s=60, wait_ms=5_000))
+    kept = CascadeService(
+        replicas=2, traffic=TrafficOptions(str(traffic), window_s=60, wait_ms=5_000, shadow_replicas=1)
+    )
     with serving(kept, "127.0.0.1", port) as service:
         service.deploy(parts.references())
         yield service
@@ -81,7 +84,8 @@ def test_a_served_answer_is_that_of_plain_calls(deployed: DeployedService, parts
     wrong = httpx.post(f"{deployed.url}/v1/recommend", json={**ASK, "context": {}})
     assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "context", "age"])
     assert httpx.get(f"{deployed.url}/v1/stages").json() == {
-        "retrieve": {"retriever/1": 1}, "early": {"early/1": 1}, "late": {"late/1": 1}
+        "retrieve": {"retriever/1": 1}, "early": {"early/1": 1}, "late": {"late/1": 1},
+        "shadow": {"late/1": 1},
     }  # fmt: skip
     metrics = httpx.get(f"{deployed.url}/metrics").text
     for stage in ("retrieve", "early", "late"):  # counted by the stages' own processes
@@ -154,6 +158,27 @@ def test_feedback_on_served_answers_becomes_labels_and_outlives_the_owner_of_the
         row for split in done.labeled.splits for f in done.labeled.files(split) for row in pq.read_table(f).to_pylist()
     ]
     assert {(row["request"], row["served_position"]) for row in rows if row["click"] == 1} == clicked
+
+
+def test_an_experiment_is_deployed_without_a_restart_and_its_shadow_is_logged(
+    deployed: DeployedService, parts: Parts
+) -> None:
+    late = ModelReference(str(parts.late[1]), "late", "2")
+    arms = (Arm("old", 0.5), Arm("new", 0.5, late=late))
+    deployed.deploy(parts.references(Experiment("late-test", arms, late)))
+    assignment = Assignment("late-test", {"old": 0.5, "new": 0.5})
+    with httpx.Client(base_url=deployed.url, timeout=30) as client:
+        for user in (f"user-{i}" for i in range(8)):
+            reply = client.post("/v1/recommend", json={**ASK, "user": user}).json()
+            assert reply["arm"] == assignment.arm(user)
+            assert reply["models"]["late"] == ("late/2" if reply["arm"] == "new" else "late/1")
+            assert reply["logged"] is True
+        deadline = time.monotonic() + 60
+        while 'rayrec_shadow_total{outcome="kept"} 8.0' not in (metrics := client.get("/metrics").text):
+            assert time.monotonic() < deadline, [line for line in metrics.splitlines() if "shadow" in line]
+            time.sleep(0.1)
+        assert client.get("/v1/stages").json()["shadow"] == {"late/2": 1}
+    deployed.deploy(parts.references())
 
 
 def test_every_part_is_refreshed_under_load_and_no_answer_is_wrong(
