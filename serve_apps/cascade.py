@@ -20,7 +20,8 @@ from ray.serve.handle import DeploymentHandle
 
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.retriever.bundle import load_retriever
-from rayrec.traffic.feedback import Feedback, Outcome
+from rayrec.traffic.feedback import Feedback
+from rayrec.traffic.ledger import Judged
 from rayrec.typed_json import from_plain
 from serve_apps.cascade_api import RECOMMEND, build_cascade_app
 from serve_apps.cascade_ranker import RankerStage, RankerStageSize
@@ -249,7 +250,7 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
         self.recorder.watch(served.shadow, recorded, lambda outcome: self.metrics.shadow.labels(outcome).inc())
         return recorded
 
-    async def feedback(self, event: Feedback) -> Outcome:
+    async def feedback(self, event: Feedback) -> Judged:
         """Raises FeedbackError, Away."""
         assert self.recorder is not None  # else there is no such route
         return await self.recorder.accept(event)

@@ -11,8 +11,10 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
-from rayrec.traffic.feedback import Feedback, Outcome
+from rayrec.traffic.feedback import Feedback
+from rayrec.traffic.ledger import Judged
 from serve_apps.availability_api import ITEM, add_availability, refusing_change
+from serve_apps.calibration import expected_positives
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import StageError
 from serve_apps.decision import Decision
@@ -97,7 +99,7 @@ class CascadeService(Protocol):
         """Whether all replicas have it. Raises ItemRefused, KeeperAway."""
         ...
 
-    async def feedback(self, event: Feedback) -> Outcome:
+    async def feedback(self, event: Feedback) -> Judged:
         """Raises FeedbackError, Away."""
         ...
 
@@ -238,6 +240,8 @@ def _count(found: Recommended, metrics: ServingMetrics) -> None:
         metrics.stage_seconds.labels(stage).observe(milliseconds / 1e3)
     if found.logged is not None:
         metrics.decisions.labels("kept" if found.logged else "unkept").inc()
+    if found.logged:
+        _count_shown(found, metrics)
     for stage in decision.late:
         metrics.stage_late.labels(stage).inc()
     metrics.without_features.inc(decision.reached.count("without_features"))
@@ -248,6 +252,21 @@ def _count(found: Recommended, metrics: ServingMetrics) -> None:
         there = values[~np.isnan(values)]
         metrics.predictions.labels(task).inc(len(there))
         metrics.predicted_probability.labels(task).inc(float(there.sum()))
+
+
+def _count_shown(found: Recommended, metrics: ServingMetrics) -> None:
+    """What feedback is to be held against."""
+    decision = found.decision
+    for stage in ("late", "early"):
+        if stage in decision.models:
+            model = decision.models[stage]
+            expected = expected_positives(
+                decision.probabilities[stage], found.shown, found.rankers.schemas[stage].tasks
+            )
+            for task, positives in expected.items():
+                metrics.shown.labels(task, model).inc(len(found.shown))
+                metrics.shown_predicted.labels(task, model).inc(positives)
+            return
 
 
 def _document(document: dict[str, Any], served: ServedCascade) -> None:

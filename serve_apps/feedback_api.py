@@ -8,7 +8,7 @@ from fastapi.params import Depends as Dependency
 from pydantic import BaseModel, ConfigDict, Field
 
 from rayrec.traffic.feedback import Feedback, FeedbackError, Outcome
-from rayrec.traffic.ledger import Away
+from rayrec.traffic.ledger import Away, Judged
 from serve_apps.limits import Room, ServiceLimits
 from serve_apps.refusals import Problem, RequestError, parse_body
 from serve_apps.service_api import REFUSALS, Refusal, body_of
@@ -46,7 +46,7 @@ class FeedbackReply(BaseModel):
 class TakesFeedback(Protocol):
     """What the route needs."""
 
-    async def feedback(self, event: Feedback) -> Outcome:
+    async def feedback(self, event: Feedback) -> Judged:
         """Raises FeedbackError, and Away when it cannot be kept now."""
         ...
 
@@ -77,7 +77,7 @@ def add_feedback(
             event = parse_body(FeedbackEvent, body)
             told = Feedback(event.request, event.item, event.labels, event.id)
             try:
-                outcome = await service.feedback(told)
+                judged = await service.feedback(told)
             except FeedbackError as error:
                 metrics.feedback.labels("wrong").inc()
                 raise RequestError([Problem(("body", "labels"), str(error), "value_error")]) from None
@@ -85,7 +85,10 @@ def add_feedback(
                 metrics.feedback.labels("unkept").inc()
                 again = {"Retry-After": str(limits.retry_after_s)}
                 raise HTTPException(503, f"Not kept, send it again: {error}", again) from None
+        outcome = judged.outcome
         metrics.feedback.labels(outcome.value).inc()
+        for task in judged.positives:
+            metrics.feedback_positives.labels(task, judged.model).inc()
         if outcome in _REFUSED:
             raise HTTPException(*_REFUSED[outcome])
         return {"request": event.request, "item": event.item, "outcome": outcome.value}

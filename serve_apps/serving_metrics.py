@@ -23,7 +23,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class ServingMetrics:
-    """predicted_probability over predictions is the mean prediction of a task: against the observed rate, its calibration.
+    """shown_predicted over feedback_positives is the calibration of a task and version, as far as users have answered by now.
+    predicted_probability over predictions is the mean prediction of a task over all that was ranked.
     unknown_values over predictions is the share of a category's values that training never saw."""
 
     def __init__(self) -> None:
@@ -92,6 +93,18 @@ class ServingMetrics:
             "Events: accepted, duplicate, conflicting, late, unknown, wrong, unkept",
             ("outcome",),
             registry=r,
+        )
+        self.shown = Counter(
+            "rayrec_shown_items", "Items in logged answers with a prediction", ("task", "model"), registry=r
+        )
+        self.shown_predicted = Counter(
+            "rayrec_shown_predicted",
+            "Sum of the probabilities, by which items in logged answers were expected to be positive",
+            ("task", "model"),
+            registry=r,
+        )
+        self.feedback_positives = Counter(
+            "rayrec_feedback_positives", "Items of which feedback said yes", ("task", "model"), registry=r
         )
         self.load_failures = Counter("rayrec_model_load_failures", "Versions that could not be loaded", registry=r)
 

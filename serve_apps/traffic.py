@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 from rayrec.data.log import LogError
 from rayrec.data.log.encoding import EncodingError
-from rayrec.traffic.feedback import Feedback, Outcome
-from rayrec.traffic.ledger import Away, Book, WrittenDecision
+from rayrec.traffic.feedback import Feedback
+from rayrec.traffic.ledger import Away, Book, Judged, WrittenDecision
 from serve_apps.decision import Decision
 from serve_apps.refusals import one_line
 from serve_apps.served_cascade import Recommended, Watched
@@ -54,7 +54,7 @@ class TrafficOwner(Protocol):
         """Returns when it is on disk. Raises Away."""
         ...
 
-    async def accept(self, feedback: Feedback) -> Outcome:
+    async def accept(self, feedback: Feedback) -> Judged:
         """Raises FeedbackError, and Away when it cannot be kept now."""
         ...
 
@@ -123,7 +123,7 @@ class Recorder:
             self._shadow_told = f"{outcome}: {error}"
         count(outcome)
 
-    async def accept(self, feedback: Feedback) -> Outcome:
+    async def accept(self, feedback: Feedback) -> Judged:
         """Raises FeedbackError, Away."""
         return await self._owner.accept(feedback)
 

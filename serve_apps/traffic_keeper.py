@@ -21,8 +21,8 @@ import ray
 from ray.actor import ActorHandle
 
 from rayrec.errors import UserError
-from rayrec.traffic.feedback import Feedback, FeedbackError, Outcome
-from rayrec.traffic.ledger import Away, Book, Ledger, UnknownBook, WrittenDecision
+from rayrec.traffic.feedback import Feedback, FeedbackError
+from rayrec.traffic.ledger import Away, Book, Judged, Ledger, UnknownBook, WrittenDecision
 from serve_apps.item_keeper import HEAD, NAMESPACE
 from serve_apps.refusals import one_line
 
@@ -58,7 +58,7 @@ class TrafficKeeper:
             self._writing = asyncio.create_task(self._write())
         return await done
 
-    async def accept(self, feedback: Feedback) -> Outcome | Trouble:
+    async def accept(self, feedback: Feedback) -> Judged | Trouble:
         """What became of it."""
         return await self._by_ledger(lambda ledger: ledger.accept(feedback, _now_ms()))
 
@@ -126,10 +126,10 @@ class KeptTraffic:
                 self._opened.discard(decision.book)
         raise Away("the owner of the traffic is started again and again")
 
-    async def accept(self, feedback: Feedback) -> Outcome:
+    async def accept(self, feedback: Feedback) -> Judged:
         """Raises FeedbackError, Away."""
-        outcome: Outcome = await self._ask("accept", feedback)
-        return outcome
+        judged: Judged = await self._ask("accept", feedback)
+        return judged
 
     async def _ask(self, method: str, asked: Any) -> Any:
         try:

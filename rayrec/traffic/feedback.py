@@ -104,6 +104,10 @@ class FeedbackLog:
             self.counts[outcome] += 1
             return outcome
 
+    def said(self, request: str, item: str) -> Mapping[str, float]:
+        """Labels by task that are known of it."""
+        return dict(self._known.get((request, item), (0, {}))[1])
+
     @property
     def there(self) -> bool:
         """Whether its open file is in its place still."""

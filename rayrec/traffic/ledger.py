@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from rayrec.errors import DiskError
 from rayrec.traffic.decisions import DecisionLog, LoggedDecision, decision_schema, decision_table
 from rayrec.traffic.feedback import Feedback, FeedbackLog, Outcome
 from rayrec.traffic.journal import JournalError
-from rayrec.traffic.shown import ShownItems
+from rayrec.traffic.shown import ShownItems, ranker_of
 from rayrec.typed_json import to_json
 
 _AGAIN_S = 1.0  # after a disk failed
@@ -40,12 +41,13 @@ class Book:
 
 @dataclass(frozen=True)
 class WrittenDecision:
-    """A decision in the columns of its book, as it is handed to the owner. items: that were shown."""
+    """A decision in the columns of its book, as it is handed to the owner. items: that were shown. model: that ranked them."""
 
     book: str
     request: str
     time_ms: int
     items: tuple[str, ...]
+    model: str
     table: pa.Table
 
 
@@ -55,7 +57,17 @@ def written(decision: LoggedDecision, book: str, schema: LogSchema, stages: Sequ
     shown = tuple(
         item for item, place in zip(decision.items, table["served_position"].to_pylist(), strict=True) if place >= 0
     )
-    return WrittenDecision(book, decision.request, decision.time_ms, shown, table)
+    model = ranker_of(json.dumps(dict(decision.models)))
+    return WrittenDecision(book, decision.request, decision.time_ms, shown, model, table)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of an event. model: that ranked what it is about. positives: tasks that it was the first to say a yes of."""
+
+    outcome: Outcome
+    model: str = ""
+    positives: tuple[str, ...] = ()
 
 
 class Away(Exception):
@@ -95,17 +107,23 @@ class Ledger:
                 found[i] = trouble
         return found
 
-    def accept(self, feedback: Feedback, now_ms: int) -> Outcome:
+    def accept(self, feedback: Feedback, now_ms: int) -> Judged:
         """Raises FeedbackError for an event that is wrong in itself, Away when it cannot be kept."""
         books = [name for name, shown in self._shown.items() if feedback.request in shown]
         if not books:
-            return Outcome.UNKNOWN
+            return Judged(Outcome.UNKNOWN)
         shown_in = (b for b in books if self._shown[b].time_of(feedback.request, feedback.item, now_ms) is not None)
         name = next(shown_in, books[0])
         try:
-            return self._feedback_of(name, now_ms).accept(feedback, now_ms)
+            log = self._feedback_of(name, now_ms)
+            before = log.said(feedback.request, feedback.item)
+            outcome = log.accept(feedback, now_ms)
         except (DiskError, JournalError) as error:
             raise self._failed(name, error) from None
+        if outcome is not Outcome.ACCEPTED:
+            return Judged(outcome)
+        positives = tuple(task for task, label in feedback.labels.items() if label and task not in before)
+        return Judged(outcome, self._shown[name].model_of(feedback.request), positives)
 
     def close(self) -> None:
         logs: list[DecisionLog | FeedbackLog] = [*self._decisions.values(), *self._feedback.values()]
@@ -126,7 +144,7 @@ class Ledger:
         except (DiskError, JournalError) as error:
             return self._failed(name, error)
         for decision in new:
-            shown.add(decision.request, decision.time_ms, decision.items)
+            shown.add(decision.request, decision.time_ms, decision.items, decision.model)
         return None
 
     def _decisions_of(self, name: str) -> DecisionLog:

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rayrec.traffic.feedback import Feedback, Outcome
-from rayrec.traffic.ledger import Away, Book, Ledger, UnknownBook, WrittenDecision
+from rayrec.traffic.feedback import Feedback
+from rayrec.traffic.ledger import Away, Book, Judged, Ledger, UnknownBook, WrittenDecision
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.served_cascade import Recommended, ServedCascade
 from serve_apps.traffic import Recorder, ShadowOutcome, TrafficOwner
@@ -31,7 +31,7 @@ class LocalTraffic:
         if isinstance(hindered, Away):
             raise hindered
 
-    async def accept(self, feedback: Feedback) -> Outcome:
+    async def accept(self, feedback: Feedback) -> Judged:
         return self.ledger.accept(feedback, self.now_ms)
 
 
@@ -48,5 +48,5 @@ class WithTraffic(InProcess):
         self._recorder.watch(served.shadow, found, self.shadow.append)
         return found
 
-    async def feedback(self, event: Feedback) -> Outcome:
+    async def feedback(self, event: Feedback) -> Judged:
         return await self._recorder.accept(event)

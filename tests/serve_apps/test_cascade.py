@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayrec.retrieval.index import IndexConfig
-from rayrec.traffic.feedback import Feedback, Outcome
+from rayrec.traffic.feedback import Feedback
+from rayrec.traffic.ledger import Judged
 from serve_apps.cascade_api import build_cascade_app
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import RankAsk, RankingStage, RetrieveAsk, StageError
@@ -123,7 +124,7 @@ class InProcess:
     async def set_available(self, change: Availability) -> bool:
         return bool(await self._stages.items.set_available(change))
 
-    async def feedback(self, event: Feedback) -> Outcome:
+    async def feedback(self, event: Feedback) -> Judged:
         raise AssertionError("this service takes none")
 
 

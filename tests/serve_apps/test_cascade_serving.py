@@ -51,7 +51,7 @@ def deployed(ray_session: None, parts: Parts, traffic: Path) -> Iterator[Deploye
         replicas=2, traffic=TrafficOptions(str(traffic), window_s=60, wait_ms=5_000, shadow_replicas=1)
     )
     with serving(kept, "127.0.0.1", port) as service:
-        service.deploy(parts.references())
+        service.deploy(parts.references(), timeout_s=300)
         yield service
 
 

@@ -16,9 +16,9 @@ from rayrec.data.log.collate import collate
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.traffic import journal
 from rayrec.traffic.decisions import decision_tables, number_of
-from rayrec.traffic.feedback import Feedback, Outcome
+from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.joining import JoinConfig, join
-from rayrec.traffic.ledger import Book, Ledger, WrittenDecision
+from rayrec.traffic.ledger import Book, Judged, Ledger, WrittenDecision
 from serve_apps.cascade_api import build_cascade_app
 from serve_apps.limits import ServiceLimits
 from serve_apps.served_cascade import ServedCascade
@@ -251,7 +251,7 @@ class NeverKept:
     async def keep(self, book: Book, decision: WrittenDecision) -> None:
         await asyncio.sleep(60)
 
-    async def accept(self, feedback: Feedback) -> Outcome:
+    async def accept(self, feedback: Feedback) -> Judged:
         raise NotImplementedError
 
 
