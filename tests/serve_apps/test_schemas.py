@@ -52,6 +52,11 @@ def test_an_application_does_what_its_document_says(name: str, request: pytest.F
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ranker", "retriever", "cascade"])
-def test_an_application_does_what_its_document_says_in_many_cases(name: str, request: pytest.FixtureRequest) -> None:
-    assert conforms(request.getfixturevalue(f"{name}_app"), MANY) >= 2 * MANY
+@pytest.mark.parametrize(("name", "operations"), [("ranker", 1), ("retriever", 3), ("cascade", 4)])
+def test_an_application_does_what_its_document_says_in_many_cases(
+    name: str, operations: int, request: pytest.FixtureRequest
+) -> None:
+    """operations: with a body."""
+    asked = conforms(request.getfixturevalue(f"{name}_app"), MANY)
+    print(f"{name}: {asked} cases")
+    assert asked >= 1.5 * MANY * operations

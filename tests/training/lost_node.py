@@ -1,6 +1,6 @@
-"""Raylets on this machine: training over two of them, and one lost in the middle while a third is idle. Run by test_two_nodes.py.
+"""Raylets on this machine: training over two of them, and one lost in the middle while a third is idle. Run by test_lost_node.py.
 
-python -m tests.training.two_nodes FOLDER
+python -m tests.training.lost_node FOLDER
 """
 
 import json
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
         apart = trained("apart", experiment, APART, 2)
         assert apart.progress.curve == together.progress.curve
         assert apart.progress.evaluations == together.progress.evaluations
-        killer = threading.Thread(target=lose, args=(cluster, folder / "runs" / "lost"))
+        killer = threading.Thread(target=lose, args=(cluster, folder / "runs" / "lost"), daemon=True)
         killer.start()
         lost = trained("lost", experiment, APART, 2)
         killer.join()

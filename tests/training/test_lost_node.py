@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.slow
 def test_two_nodes_learn_what_one_learns_and_a_lost_node_changes_nothing(tmp_path: Path) -> None:
     found = subprocess.run(
-        [sys.executable, "-m", "tests.training.two_nodes", str(tmp_path)],
+        [sys.executable, "-m", "tests.training.lost_node", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=900,
