@@ -5,35 +5,32 @@ again until it is told that it is kept. Meanwhile processes of the stages, of th
 version of the late ranker comes into force by its alias, the disk of the traffic log fills up, and MLflow's server goes away.
 
 Every answer is compared with that of plain calls by the versions that it names; at the end the logs on disk are compared with
-what clients were told. Exits with 1 for a wrong answer, lost feedback or a lost decision. The parts are those of
+what clients were told. Exits with 1 for a wrong answer or refusal, lost feedback or a lost decision. The parts are those of
 benchmarks.cascade, smaller. Where no small disk can be mounted none fills up, which is told.
 """
 
 import asyncio
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import torch
 import tyro
 
 from benchmarks.cascade import CascadeBenchmark, PlainStages, request_body, write_parts
+from benchmarks.failing_world import Store, World, small_disk
 from benchmarks.serving import free_port
+from benchmarks.steady_clients import Clients
 from jobs.serve_cascade import ServeCascade, run_cascade
 from rayrec.traffic.decisions import decision_tables
 from rayrec.traffic.feedback import read_feedback
@@ -49,9 +46,7 @@ from serve_apps.model_reference import ModelReference
 from serve_apps.traffic import TrafficOptions
 
 SMALL = CascadeBenchmark(items=2_000, history=10, retrieve=50, early=20, k=5)
-_BODIES, _CLIENTS = 32, 24
-_DISK_MB = 256
-_PATIENCE_S = 60.0  # of a client with its feedback, after the load has ended
+_BODIES = 32
 
 
 @dataclass(frozen=True)
@@ -62,157 +57,6 @@ class FailuresBenchmark:
     """Of load; the failures come at tenths of it."""
     rate: float = 8.0
     """Requests a second."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request. status: 0 = the connection broke. at: seconds since the load began. body: which."""
-
-    at: float
-    ms: float
-    status: int
-    body: int
-    reply: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Told:
-    """Feedback that a client sent. tries: how often. outcome: of the last reply, or its status where there was none."""
-
-    at: float
-    request: str
-    item: str
-    tries: int
-    outcome: str
-
-
-@dataclass
-class Clients:
-    """Ask at a fixed rate until ``stop``, each request from a thread of its own beside the others."""
-
-    url: str
-    bodies: Sequence[str]
-    rate: float
-    begun: float = field(default_factory=time.monotonic)
-    stop: threading.Event = field(default_factory=threading.Event)
-    asked: list[Asked] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
-
-    def run(self) -> list[threading.Thread]:
-        """The threads, started: each has every so many-th of the requests."""
-        threads = [threading.Thread(target=self._client, args=(i,)) for i in range(_CLIENTS)]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    @property
-    def now(self) -> float:
-        return time.monotonic() - self.begun
-
-    def _client(self, index: int) -> None:
-        number, generator = index, np.random.default_rng(index)
-        with httpx.Client(base_url=self.url, timeout=30, trust_env=False) as client:
-            while not self.stop.wait(max(0.0, number / self.rate - self.now)):
-                asked = self._ask(client, number % len(self.bodies))
-                self.asked.append(asked)
-                shown = asked.reply["items"] if asked.reply is not None and asked.reply["logged"] else []
-                if shown and generator.random() < 0.5:
-                    assert asked.reply is not None
-                    item = str(shown[int(generator.integers(len(shown)))]["item"])
-                    self.told.append(self._tell(client, asked.reply["request"], item))
-                number += _CLIENTS
-
-    def _ask(self, client: httpx.Client, body: int) -> Asked:
-        at, started = self.now, time.perf_counter()
-        try:
-            answer = client.post(
-                "/v1/recommend", content=self.bodies[body], headers={"Content-Type": "application/json"}
-            )
-            status, found = answer.status_code, answer.json() if answer.status_code == 200 else None
-        except httpx.TransportError:
-            status, found = 0, None
-        return Asked(at, 1e3 * (time.perf_counter() - started), status, body, found)
-
-    def _tell(self, client: httpx.Client, request: str, item: str) -> Told:
-        """Until it is kept or refused for good."""
-        event = {"request": request, "item": item, "labels": {"click": 1}, "id": uuid.uuid4().hex}
-        at, tries, ends = self.now, 0, None
-        while True:
-            tries += 1
-            try:
-                answer = client.post("/v1/feedback", json=event)
-                if answer.status_code == 200:
-                    return Told(at, request, item, tries, answer.json()["outcome"])
-                if answer.status_code != 503:
-                    return Told(at, request, item, tries, str(answer.status_code))
-            except httpx.TransportError:
-                pass
-            if self.stop.is_set():
-                ends = ends or time.monotonic() + _PATIENCE_S
-                if time.monotonic() > ends:
-                    return Told(at, request, item, tries, "given up")
-            time.sleep(0.5)
-
-
-@dataclass
-class World:
-    """What can fail."""
-
-    store: "Store"
-    disk: Path
-
-    def kill(self, process: str) -> None:
-        """One process of a deployment, or the owner of the traffic log."""
-        titles = (f"ServeReplica:cascade:{process}", f"ray::{process}")
-        found = [
-            p for p in psutil.Process().children(recursive=True) if any(t in " ".join(p.cmdline()) for t in titles)
-        ]
-        os.kill(found[0].pid, signal.SIGKILL)
-
-    def put_in_force(self, version: Literal["1", "2"]) -> None:
-        Tracker().point_alias("late", "serving", version)
-
-    def bring_store_back(self) -> None:
-        self.store.start()
-        self.put_in_force("1")
-
-    def fill_disk(self) -> None:
-        with suppress(OSError), (self.disk / "filled").open("wb", buffering=0) as file:
-            while file.write(bytes(65_536)):
-                pass
-
-    def free_disk(self) -> None:
-        (self.disk / "filled").unlink()
-
-
-class Store:
-    """MLflow's own server on loopback, which can go away and come back."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Returns when it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        log = (self._folder / "mlflow.log").open("ab")
-        self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 180
-        while True:
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{self.uri}/health", trust_env=False).status_code == 200:
-                    return
-            assert time.monotonic() < deadline, f"MLflow's server does not come up, see {log.name}"
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @dataclass(frozen=True)
@@ -277,7 +121,8 @@ class Findings:
 
     @property
     def good(self) -> bool:
-        return not (self.wrong or self.lost_feedback or self.feedback_of_nobody or self.lost_decisions)
+        lost = self.lost_feedback or self.feedback_of_nobody or self.lost_decisions
+        return not (self.wrong or self.other_statuses or lost)
 
 
 def run(config: FailuresBenchmark) -> Findings:
@@ -413,7 +258,11 @@ def findings(
 ) -> Findings:
     """What clients saw, beside plain calls and the files."""
     whole = [asked for asked in clients.asked if asked.reply is not None and not asked.reply["late"]]
-    wrong = sum(not same(asked.reply, right.get(asked.reply["models"]["late"], ())[asked.body]) for asked in whole)  # type: ignore[index,arg-type]
+    wrong = 0
+    for asked in whole:
+        assert asked.reply is not None
+        answers = right.get(asked.reply["models"].get("late", ""))  # none: another service's
+        wrong += answers is None or not same(asked.reply, answers[asked.body])
     decided = {r for folder in traffic.glob("*/decisions") for t in decision_tables(folder) for r in requests_in(t)}
     kept = {
         (a.feedback.request, a.feedback.item) for folder in traffic.glob("*/feedback") for a in read_feedback(folder)
@@ -476,24 +325,6 @@ def same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 def requests_in(table: Any) -> list[str]:
     found: list[str] = table.column("served_request").to_pylist()
     return found
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path | None]:
-    """A disk of its own; None where none can be mounted."""
-    place = folder / "disk"
-    place.mkdir()
-    try:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "tmpfs", place], check=True, capture_output=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        yield None
-        return
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def main(config: FailuresBenchmark) -> None:

@@ -226,6 +226,8 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """A replica that does not know which items are out answers nobody."""
         await self.items.start()
+        if self.recorder is not None:
+            await self.recorder.start()
         await super().reconfigure(user_config)
 
     async def add(self, item: NewItem) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Puts a service on the Ray that this process is connected to, as ``serve deploy`` does it, without a dashboard."""
 
+import errno
 import logging
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -126,12 +128,15 @@ class DeployedService:
 
 @contextmanager
 def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedService]:
-    """Serve's proxy on ``host:port`` while the context is open. Raises ConfigError for an open host without a token."""
+    """Serve's proxy on ``host:port`` while the context is open. Raises ConfigError for an open host without a token, and for an
+    address that cannot be had."""
     token = service.token_sha256 or token_sha256()
     if token is None and not is_loopback(host):
         raise ConfigError(
             f"host {host} can be reached from other machines: set {TOKEN_VARIABLE}, or serve on 127.0.0.1"
         )
+    if not joined_cluster():
+        _refuse_taken(host, port)
     _start_serve(host, port)
     with tempfile.TemporaryDirectory(prefix="rayrec-serving-", ignore_cleanup_errors=True) as folder:
         own = replace(service, token_sha256=token).in_folder(Path(folder))
@@ -143,6 +148,22 @@ def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedSe
                 end_keeper(own.kept_items)
             if own.traffic_folder is not None:
                 end_traffic_keeper(own.traffic_folder)
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """HAProxy and Serve's proxy would share a port with whoever else shares it, and each get a part of the requests. Waits a
+    little for a service that is just ending. Raises ConfigError."""
+    deadline = time.monotonic() + _SHUTDOWN_S / 3
+    while True:
+        try:
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror}") from None
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{host}:{port} is in use; end what listens there, or choose another port") from None
+        time.sleep(0.2)
 
 
 def connect_to_serve(*, num_cpus: int | None = None) -> None:

@@ -8,19 +8,29 @@ import atexit
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from rayrec.errors import UserError
 from serve_apps import haproxy_front
 from serve_apps.access import is_loopback
 
 _FOLDER = "RAYREC_FRONT_FOLDER"  # set where HAProxy is the front: of its configuration and sockets
+_OWNER = (
+    "RAYREC_FRONT_OWNER"  # the process it was set for: those that it starts inherit it, but have a front of their own
+)
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _BUFFER_BYTES = 64 * 1024  # of a request with its headers: what HAProxy can hold back, and ask another replica
 ANSWER_S = 30  # what a replica may take
 READY_S = 60  # what Serve's processes may take to come up, on a busy machine
+_PORTS = range(
+    20_000, 30_000, 400
+)  # behind HAProxy: each service of this machine has a block, half of it for HTTP, half for gRPC
+_claims: list[socket.socket] = []  # held as long as this process lives
 
 
 def prepare_front() -> None:
@@ -28,6 +38,8 @@ def prepare_front() -> None:
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(READY_S))
     if haproxy_is_front() or os.environ.get(_SWITCH) == "0":
         return
+    if _FOLDER in os.environ:  # inherited
+        os.environ.pop(_BINARY, None)
     binary = haproxy_binary()
     if binary is None:
         return
@@ -35,13 +47,21 @@ def prepare_front() -> None:
     folder = Path(tempfile.mkdtemp(prefix="rr-", dir="/tmp"))
     atexit.register(_remove, folder, os.getpid())
     start = folder / "haproxy"
+    ports = claim_ports()
     command = [sys.executable, "-I", haproxy_front.__file__, str(folder), binary]
     start.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     start.chmod(0o700)
     os.environ |= {
         _FOLDER: str(folder),
+        _OWNER: str(os.getpid()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[0]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[1]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports[2]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports[len(ports) // 2]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports[len(ports) // 2]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports[-1] + 1),
         _SWITCH: "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(start),
+        _BINARY: str(start),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/s",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -66,9 +86,30 @@ def _remove(folder: Path, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def claim_ports() -> range:
+    """A block of ports for what stands behind HAProxy in a service that this process starts, which no other such service of this
+    machine has until this process ends. Raises UserError when all are taken.
+
+    Serve gives all services the same: its proxies, which HAProxy asks while no replica is up, then share one port, and either
+    service's requests are answered by the other; so they are when a replica takes the port that one of the other's has left.
+    """
+    for first in _PORTS:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(
+                f"\0rayrec-ports-{first}"
+            )  # a name of this network namespace, as ports are; gone with its process
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return range(first, first + _PORTS.step)
+    raise UserError(f"{len(_PORTS)} services are on this machine already: there are no ports left for another")
+
+
 def haproxy_is_front() -> bool:
     """Whether a Ray that this process starts puts HAProxy before the replicas."""
-    return _FOLDER in os.environ
+    return _FOLDER in os.environ and os.environ.get(_OWNER) == str(os.getpid())
 
 
 def haproxy_binary() -> str | None:
@@ -89,9 +130,9 @@ def listen_options(host: str, port: int) -> dict[str, object]:
     Behind HAProxy replicas see loopback as the client of every request, so who may ask is decided by where HAProxy listens;
     the replicas' own servers stay on loopback in any case.
     """
-    folder = os.environ.get(_FOLDER)
-    if folder is None:
+    if not haproxy_is_front():
         return {"host": host, "port": port, "request_timeout_s": ANSWER_S}
+    folder = os.environ[_FOLDER]
     file = Path(folder, haproxy_front.HOST_FILE)
     file.unlink(missing_ok=True)
     if not is_loopback(host):

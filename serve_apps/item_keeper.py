@@ -7,7 +7,6 @@ actor ends, and is there again when somebody asks.
 """
 
 import asyncio
-import hashlib
 import logging
 import os
 import time
@@ -22,16 +21,15 @@ from ray.actor import ActorHandle
 from rayrec.errors import DiskError
 from serve_apps.item_changes import ItemChanges
 from serve_apps.item_journal import AddedItem, Availability, ItemJournal, ItemRefused, KeeperAway, Update
+from serve_apps.owner_actor import end_owner, owner_of
 from serve_apps.refusals import one_line
 
 logger = logging.getLogger("ray.serve")
-NAMESPACE = "rayrec"
 _OPEN_S = 5.0  # how long a call stays open without news
 _GONE_S = 3 * _OPEN_S  # a follower that did not ask for so long is gone
 _ALL_S = 2.0  # how long a change waits for all followers
 _ALONE_S = 60.0
 _AGAIN_S = 0.2
-HEAD = {"node:__internal_head__": 0.001}
 
 
 class ItemKeeper:
@@ -106,29 +104,13 @@ class ItemKeeper:
 
 
 def end_keeper(folder: str) -> None:
-    """Of a service that ends. Never raises: it ends by itself too."""
-    with suppress(Exception):
-        ray.kill(ray.get_actor(_name(folder), namespace=NAMESPACE), no_restart=True)
+    """Of a service that ends. Never raises."""
+    end_owner(ItemKeeper, folder)
 
 
 def keeper_of(folder: str) -> ActorHandle[Any]:
     """The owner of the file in ``folder`` (of the head node), started where there is none. May wait for Ray."""
-    actor: Any = ray.remote(ItemKeeper)
-    found: ActorHandle[Any] = actor.options(
-        name=_name(folder),
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        lifetime="detached",
-        max_restarts=-1,
-        max_concurrency=10_000,
-        num_cpus=0,
-        resources=HEAD,
-    ).remote(folder)
-    return found
-
-
-def _name(folder: str) -> str:
-    return f"rayrec-items-{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
+    return owner_of(ItemKeeper, folder)
 
 
 class ItemFollower:

@@ -16,6 +16,7 @@ from serve_apps.served_cascade import Recommended, Watched
 from serve_apps.traffic_decisions import DecisionWriter, ShadowWriter
 
 logger = logging.getLogger("ray.serve")
+_START_S = 30.0  # for the owner's process
 _MOST_UNDER_WAY, _MOST_WATCHED = 256, 64
 _WATCHED_S = 30.0
 ShadowOutcome = Literal["kept", "unkept", "failed", "skipped"]
@@ -50,6 +51,10 @@ class TrafficOptions:
 class TrafficOwner(Protocol):
     """Who keeps decisions and feedback, wherever it runs."""
 
+    async def start(self) -> None:
+        """Returns when it can be asked. Raises Away."""
+        ...
+
     async def keep(self, book: Book, decision: WrittenDecision) -> None:
         """Returns when it is on disk. Raises Away."""
         ...
@@ -67,6 +72,14 @@ class Recorder:
         self._under_way: set[asyncio.Task[None]] = set()
         self._watched: set[asyncio.Task[None]] = set()
         self._told = self._shadow_told = ""
+
+    async def start(self) -> None:
+        """Before the first answer, which else would not wait for an owner that is only being started."""
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._owner.start()
+        except (Away, TimeoutError) as error:
+            self._unkept(one_line(error))
 
     async def kept(self, writer: DecisionWriter, decision: Decision) -> bool:
         """Whether the decision is known to be on disk, from where feedback on it is known. Why it is not stands in the log."""

@@ -7,12 +7,10 @@ is there again when somebody asks.
 """
 
 import asyncio
-import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +21,7 @@ from ray.actor import ActorHandle
 from rayrec.errors import UserError
 from rayrec.traffic.feedback import Feedback, FeedbackError
 from rayrec.traffic.ledger import Away, Book, Judged, Ledger, UnknownBook, WrittenDecision
-from serve_apps.item_keeper import HEAD, NAMESPACE
+from serve_apps.owner_actor import end_owner, owner_of
 from serve_apps.refusals import one_line
 
 _ALONE_S = 600.0
@@ -113,6 +111,10 @@ class KeptTraffic:
         self._keeper: ActorHandle[Any] | None = None
         self._opened: set[str] = set()
 
+    async def start(self) -> None:
+        """Returns when it can be asked. Raises Away."""
+        await self._ask("process")
+
     async def keep(self, book: Book, decision: WrittenDecision) -> None:
         """Returns when it is on disk. Raises Away."""
         for _ in range(2):
@@ -131,11 +133,11 @@ class KeptTraffic:
         judged: Judged = await self._ask("accept", feedback)
         return judged
 
-    async def _ask(self, method: str, asked: Any) -> Any:
+    async def _ask(self, method: str, *asked: Any) -> Any:
         try:
             if self._keeper is None:
                 self._keeper = await asyncio.to_thread(traffic_keeper_of, self._folder, self._window_s)
-            found = await getattr(self._keeper, method).remote(asked)
+            found = await getattr(self._keeper, method).remote(*asked)
         except ray.exceptions.RayTaskError as error:
             raise Away(f"the owner of the traffic failed: {one_line(error.cause)}") from error
         except (ray.exceptions.RayError, ValueError) as error:  # ValueError: of a name whose actor is just going
@@ -148,28 +150,12 @@ class KeptTraffic:
 
 def traffic_keeper_of(folder: str, window_s: float) -> ActorHandle[Any]:
     """The owner of ``folder`` (of the head node), started where there is none. May wait for Ray."""
-    actor: Any = ray.remote(TrafficKeeper)
-    found: ActorHandle[Any] = actor.options(
-        name=_name(folder),
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        lifetime="detached",
-        max_restarts=-1,
-        max_concurrency=10_000,
-        num_cpus=0,
-        resources=HEAD,
-    ).remote(folder, window_s)
-    return found
+    return owner_of(TrafficKeeper, folder, window_s)
 
 
 def end_traffic_keeper(folder: str) -> None:
-    """Of a service that ends. Never raises: it ends by itself too."""
-    with suppress(Exception):
-        ray.kill(ray.get_actor(_name(folder), namespace=NAMESPACE), no_restart=True)
-
-
-def _name(folder: str) -> str:
-    return f"rayrec-traffic-{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
+    """Of a service that ends. Never raises."""
+    end_owner(TrafficKeeper, folder)
 
 
 def _now_ms() -> int:

@@ -77,7 +77,7 @@ def judge(new: ArrayLike, old: ArrayLike, users: ArrayLike, config: GateConfig) 
     rows = np.bincount(place)
     count, mean = len(rows), float((a - b).mean())
     low = high = mean
-    if count > 1:
+    if count > 1 and np.isfinite(mean):
         rest = np.bincount(place, a - b) - mean * rows
         error = float(np.sqrt(count / (count - 1) * np.square(rest).sum())) / len(a)
         reach = float(stdtrit(count - 1, (1 + config.level) / 2)) * error

@@ -1,4 +1,4 @@
-"""Two bundles of the same schema with different weights, and the ranking app without Ray."""
+"""Two bundles of the same schema with different weights, the ranking app without Ray, and the parts of a cascade."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from serve_apps.model_reference import ModelReference
 from serve_apps.ranking_request import RankRequest
 from serve_apps.refusals import RequestError
 from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
+from tests.serve_apps.cascade_parts import Parts, PlainStages, small_parts
 
 
 class InProcess:
@@ -55,3 +56,13 @@ def bundles(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 @pytest.fixture(scope="session")
 def ranker(bundles: tuple[Path, Path]) -> ServedRanker:
     return load_ranker(ModelReference(str(bundles[0]), "small", "1"), max_candidates=50)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
+    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
+
+
+@pytest.fixture(scope="module")
+def stages(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> PlainStages:
+    return PlainStages(parts.references(), tmp_path_factory.mktemp("state"))

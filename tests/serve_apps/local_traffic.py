@@ -23,6 +23,9 @@ class LocalTraffic:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000 if self.clock_ms is None else self.clock_ms
 
+    async def start(self) -> None:
+        pass
+
     async def keep(self, book: Book, decision: WrittenDecision) -> None:
         (hindered,) = self.ledger.keep([decision])
         if isinstance(hindered, UnknownBook):

@@ -25,18 +25,13 @@ from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import VersionError
 from serve_apps.serving_metrics import ServingMetrics
 from serve_apps.traffic import TrafficOptions
-from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_parts
+from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade
 from tests.serve_apps.local_traffic import LocalTraffic, WithTraffic
 from tests.serve_apps.test_cascade import ASK, Slowed, post
 from tests.serve_apps.test_serve_cascade import Deployed
 
 USERS = [f"user-{i}" for i in range(12)]
 SHARES = {"old": 0.5, "new": 0.5}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
-    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
 
 
 def second(parts: Parts, part: str) -> ModelReference:

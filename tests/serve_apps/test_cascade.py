@@ -34,22 +34,11 @@ from tests.serve_apps.cascade_parts import (
     Parts,
     PlainStages,
     served_cascade,
-    small_parts,
     small_table,
 )
 
 CONTEXT = {"age": 0.3, "user": "u1", "history": ["item-3", "item-9"]}
 ASK: dict[str, Any] = {"history": ["item-3", "item-9"], "context": CONTEXT, "retrieve": 40, "early": 12, "k": 5}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
-    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
-
-
-@pytest.fixture(scope="module")
-def stages(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> PlainStages:
-    return PlainStages(parts.references(), tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="module")

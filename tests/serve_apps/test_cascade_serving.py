@@ -28,13 +28,8 @@ from serve_apps.deploying import DeployedService, DeploymentError, serving
 from serve_apps.model_reference import ModelReference
 from serve_apps.traffic import TrafficOptions
 from serve_apps.traffic_keeper import traffic_keeper_of
-from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_parts
+from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade
 from tests.serve_apps.test_cascade import ASK
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
-    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """What stands before the replicas: HAProxy's configuration, the names a service without a token answers to, room for requests."""
 
 import asyncio
+import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -57,6 +60,42 @@ def test_haproxy_bounds_requests_and_says_when_to_ask_again() -> None:
     assert "timeout http-request" in front
     assert "/tmp/x/500.http" not in config
     assert config.count("/tmp/x/unavailable.http") == 2
+
+
+PREPARED = """
+import json, os, subprocess, sys
+from serve_apps.front import haproxy_is_front, prepare_front
+inherited = haproxy_is_front()
+prepare_front()
+names = ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT", "RAYREC_FRONT_FOLDER"]
+print(json.dumps([inherited, haproxy_is_front(), *(os.environ[n] for n in names)]), flush=True)
+if len(sys.argv) > 1:
+    subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
+sys.stdin.read()
+"""
+
+
+def test_each_process_that_serves_has_a_front_and_ports_behind_it_of_its_own() -> None:
+    """Else one service answers requests of the other: while that has no replica, or by a port that a replica has left."""
+    if haproxy_binary() is None:
+        pytest.skip("HAProxy does not run here")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAYREC_FRONT"))}
+
+    def start(*arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", PREPARED, *arguments]
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with start() as one, start(PREPARED) as two:
+        assert one.stdout is not None
+        assert two.stdout is not None
+        told = [json.loads(p.stdout.readline()) for p in (one, two, two)]  # type: ignore[union-attr]
+        for process in (one, two):
+            process.communicate(timeout=60)
+    assert [found[:2] for found in told] == [[False, True]] * 3  # the child of the second one inherits its variables
+    blocks = [range(int(first), int(end)) for _, _, first, end, _ in told]
+    assert all(len(block) >= 400 for block in blocks)
+    assert len({port for block in blocks for port in block}) == sum(map(len, blocks))
+    assert len({found[-1] for found in told}) == 3
 
 
 class Broken(BaseHTTPRequestHandler):

@@ -21,7 +21,7 @@ from serve_apps.cascade import CascadeService, build
 from serve_apps.cascade_versions import CascadeReferences
 from serve_apps.deploying import DeploymentError
 from serve_apps.model_reference import ModelReference
-from tests.serve_apps.cascade_parts import Parts, small_parts, small_table
+from tests.serve_apps.cascade_parts import Parts, small_table
 
 CONFIG = Path(__file__).parents[2] / "serve_apps" / "cascade.yaml"
 
@@ -42,11 +42,6 @@ class Deployed:
 
     def count_refused_version(self) -> None:
         self.refusals += 1
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
-    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
 
 
 @pytest.fixture

@@ -81,6 +81,18 @@ def test_answers_are_those_of_the_bundle(
     assert httpx.post(f"{deployed.url}/v1/rank", json={"candidates": [{"age": "old"}]}).status_code == 422
 
 
+def test_a_port_that_another_service_has_is_refused_not_shared(
+    deployed: DeployedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(deployed.url.rpartition(":")[2])
+    monkeypatch.setattr("serve_apps.deploying._SHUTDOWN_S", 1)
+    with (
+        pytest.raises(ConfigError, match=rf"^127.0.0.1:{port} is in use"),
+        serving(RankerService(), "127.0.0.1", port),
+    ):
+        pass
+
+
 def test_a_request_keeps_its_id_all_the_way(deployed: DeployedService, body: dict[str, Any]) -> None:
     reply = httpx.post(f"{deployed.url}/v1/rank", json=body, headers={"x-request-id": "order-17"})
     assert reply.headers["x-rayrec-request"] == "order-17"

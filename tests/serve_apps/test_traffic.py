@@ -23,21 +23,11 @@ from serve_apps.cascade_api import build_cascade_app
 from serve_apps.limits import ServiceLimits
 from serve_apps.served_cascade import ServedCascade
 from serve_apps.serving_metrics import ServingMetrics
-from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_parts, small_table
+from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_table
 from tests.serve_apps.local_traffic import LocalTraffic, WithTraffic
 from tests.serve_apps.test_cascade import ASK, CONTEXT, InProcess, Slowed, ask, post
 
 USER = {**ASK, "user": "ann"}
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Parts:
-    return small_parts(tmp_path_factory.mktemp("cascade"), small_log)
-
-
-@pytest.fixture(scope="module")
-def stages(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> PlainStages:
-    return PlainStages(parts.references(), tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +237,9 @@ def test_a_restart_knows_what_was_shown_and_said(cascade: ServedCascade, stages:
 
 class NeverKept:
     """An owner that is stuck."""
+
+    async def start(self) -> None:
+        pass
 
     async def keep(self, book: Book, decision: WrittenDecision) -> None:
         await asyncio.sleep(60)
