@@ -5,7 +5,7 @@ from typing import Literal
 
 from rayrec.data.log import Log
 from rayrec.data.log.streams import StreamConfig
-from rayrec.data.public.logs import PublicName
+from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName
 from rayrec.data.simulation import teacher_only_features
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
@@ -16,12 +16,12 @@ from rayrec.training.loop import LoopConfig
 
 def experiment_for(dataset: Literal["simulated"] | PublicName, log: Path) -> RankerExperiment:
     """The experiment for ``log``, the data set of that name as imported or simulated."""
-    match dataset:
-        case "simulated" | "criteo":
-            return _weak_signal(log)
-        case "census-income" | "census-income-education":
+    match "weak" if dataset == "simulated" else PUBLIC_DATASETS[dataset].signal:
+        case "strong":
             return _strong_signal(log)
-        case "kuairand" | "ipinyou" | "open-bandit" | "coat":
+        case "weak":
+            return _weak_signal(log)
+        case "few rows a value":
             return _few_rows_many_ids(log)
 
 

@@ -116,6 +116,7 @@ CENSUS_INCOME = PublicDataset(
     folder="census_income_kdd",
     split=HashSplit(),
     open_source=_open_source,
+    signal="strong",
 )
 CENSUS_INCOME_EDUCATION = PublicDataset(
     schema=_schema(
@@ -124,4 +125,5 @@ CENSUS_INCOME_EDUCATION = PublicDataset(
     folder="census_income_kdd",
     split=HashSplit(),
     open_source=_open_source,
+    signal="strong",
 )

@@ -118,4 +118,5 @@ COAT = PublicDataset(
     split=FileSplit(),
     open_source=_open_source,
     open_unlabeled=_open_unlabeled,
+    signal="few rows a value",
 )

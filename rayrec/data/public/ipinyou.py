@@ -103,4 +103,5 @@ IPINYOU = PublicDataset(
     folder="ipinyou_deepctr",
     split=FileSplit(),
     open_source=_open_source,
+    signal="few rows a value",
 )

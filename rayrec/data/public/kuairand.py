@@ -130,4 +130,5 @@ KUAIRAND = PublicDataset(
     folder="kuairand27k_like_hate",
     split=TimeSplit(),
     open_source=_open_source,
+    signal="few rows a value",
 )

@@ -1,31 +1,39 @@
-"""The public data sets by name, and their import from a folder below RAYREC_DATA or any other."""
+"""The public data sets by name, and their import from a folder below RAYREC_DATA or any other.
+
+A new one is one file in this folder that makes a ``PublicDataset``; its schema's name is what users call it.
+"""
 
 import os
+import pkgutil
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from rayrec.data import public
 from rayrec.data.importing.importing import ImportOptions, import_log
 from rayrec.data.importing.public_dataset import PublicDataset
 from rayrec.data.importing.reading import SourceError
 from rayrec.data.log import Log
 from rayrec.data.log.splitting import HashSplit
-from rayrec.data.public.census_income import CENSUS_INCOME, CENSUS_INCOME_EDUCATION
-from rayrec.data.public.coat import COAT
-from rayrec.data.public.criteo import CRITEO
-from rayrec.data.public.ipinyou import IPINYOU
-from rayrec.data.public.kuairand import KUAIRAND
-from rayrec.data.public.open_bandit import OPEN_BANDIT
 
-PublicName = Literal["census-income", "census-income-education", "kuairand", "criteo", "ipinyou", "open-bandit", "coat"]
-PUBLIC_DATASETS: dict[PublicName, PublicDataset] = {
-    "census-income": CENSUS_INCOME,
-    "census-income-education": CENSUS_INCOME_EDUCATION,
-    "kuairand": KUAIRAND,
-    "criteo": CRITEO,
-    "ipinyou": IPINYOU,
-    "open-bandit": OPEN_BANDIT,
-    "coat": COAT,
-}
+
+def find_datasets() -> dict[str, PublicDataset]:
+    """Every ``PublicDataset`` that a module of this folder makes, by name, in the order of the alphabet. Raises ValueError when
+    two have the same name."""
+    found: dict[str, PublicDataset] = {}
+    for module in pkgutil.iter_modules(public.__path__, f"{public.__name__}."):
+        if module.name != __name__:
+            for value in vars(import_module(module.name)).values():
+                if isinstance(value, PublicDataset) and found.setdefault(value.schema.name, value) is not value:
+                    raise ValueError(f"two public data sets are called {value.schema.name!r}")
+    return dict(sorted(found.items()))
+
+
+PUBLIC_DATASETS = find_datasets()
+if TYPE_CHECKING:
+    PublicName = str
+else:
+    PublicName = Literal[tuple(PUBLIC_DATASETS)]  # what a command line offers
 
 
 def import_public(

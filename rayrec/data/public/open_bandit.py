@@ -114,4 +114,5 @@ OPEN_BANDIT = PublicDataset(
     folder="open_bandit_men",
     split=TimeSplit(),
     open_source=_open_source,
+    signal="few rows a value",
 )

@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from rayrec.data import public
 from rayrec.data.importing.reading import SourceError
 from rayrec.data.log import Log
 from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.fitting import SchemaFitter
 from rayrec.data.log.row_checks import check_rows
 from rayrec.data.log.schema import CategoricalFeature
-from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName, import_public
+from rayrec.data.public.logs import PUBLIC_DATASETS, PublicName, find_datasets, import_public
 
 Imported = Callable[[PublicName], Log]
 
@@ -338,3 +339,21 @@ def test_an_absent_default_folder_says_how_to_name_one(tmp_path: Path, monkeypat
     monkeypatch.setenv("RAYREC_DATA", str(tmp_path))
     with pytest.raises(SourceError, match="RAYREC_DATA"):
         import_public("criteo", tmp_path / "log")
+
+
+def test_a_file_in_the_folder_is_all_that_a_new_data_set_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clicks_of_mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from rayrec.data.public.criteo import CRITEO\n"
+        "CLICKS = replace(CRITEO, schema=replace(CRITEO.schema, name='clicks-of-mine'), signal='strong')\n"
+    )
+    monkeypatch.setattr("rayrec.data.public.__path__", [*public.__path__, str(tmp_path)])
+    found = find_datasets()
+    assert set(found) == {*PUBLIC_DATASETS, "clicks-of-mine"}
+    assert list(found) == sorted(found)
+    (tmp_path / "clicks_again.py").write_text(
+        "from dataclasses import replace\n"
+        "from rayrec.data.public.criteo import CRITEO\nAGAIN = replace(CRITEO, folder='elsewhere')\n"
+    )
+    with pytest.raises(ValueError, match="two public data sets are called 'criteo'"):
+        find_datasets()
