@@ -418,13 +418,12 @@ class _Loop(Generic[B]):
             return
         passed, rows = time.perf_counter() - window.shown, progress.rows - window.shown_rows
         window.shown, window.shown_rows = time.perf_counter(), progress.rows
-        left = self.config.epochs * steps_per_epoch - progress.step
-        speed = rows / passed
-        eta = left * (progress.rows / max(progress.step, 1)) / max(speed, 1e-9)
-        self.say(
-            f"epoch {progress.step / steps_per_epoch:.2f} of {self.config.epochs}, step {progress.step:,}: "
-            f"loss {float(parts['loss']):.5f}, {speed:,.0f} rows/s, at most {eta:,.0f} s left"
-        )
+        line = f"epoch {progress.step / steps_per_epoch:.2f} of {self.config.epochs}, step {progress.step:,}: "
+        line += f"loss {float(parts['loss']):.5f}"
+        if rows:
+            left = (self.config.epochs * steps_per_epoch - progress.step) * progress.rows / progress.step
+            line += f", {rows / passed:,.0f} rows/s, at most {left * passed / rows:,.0f} s left"
+        self.say(line)
 
 
 class _Window(Generic[B]):

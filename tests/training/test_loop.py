@@ -1,5 +1,6 @@
 """The worker loop: learns, resumes bit for bit, stops early, keeps its best weights."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig, learning_rate_factor
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
+from rayrec.training.worker import RunOptions, Worker
 
 
 class Killed(Exception):
@@ -137,3 +139,21 @@ def test_a_diverged_run_ends_with_the_reason(experiment: RankerExperiment, tmp_p
     loop = LoopConfig(epochs=1, gradient_clip=None)
     with pytest.raises(ValueError, match="training has diverged"):
         train(replace(experiment, optimizer=optimizer, loop=loop), tmp_path)
+
+
+def test_what_is_shown_of_a_run_tells_no_speed_before_there_is_one(
+    experiment: RankerExperiment, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    worker = Worker(options=RunOptions(reader="in_process", progress_seconds=0))
+    train_here(experiment, FolderReporter(tmp_path / "run"), worker=worker, say=said.append)
+    steps = [line for line in said if line.startswith("epoch ")]
+    assert len(steps) > 20
+    assert "loss" in steps[0]
+    assert "rows/s" not in steps[0]
+    assert "left" not in steps[0]
+    for line in steps[1:]:
+        found = re.fullmatch(r"epoch .*, step .*: loss .*, ([\d,]+) rows/s, at most ([\d,]+) s left", line)
+        assert found is not None
+        assert float(found[1].replace(",", "")) > 0
+    assert steps[-1].endswith("at most 0 s left")
