@@ -82,15 +82,19 @@ class ShardWriter:
             columns = {"name": log.items.names.slice(first, len(rows)), "tokens": pa.array(ids, pa.list_(pa.int32()))}
         else:
             interest = self._inputs.interest
+            ids, texts = [[]] * len(rows), [""] * len(rows)
+            if interest is not None:
+                read = [int(row) for row in log.current_text_rows(interest)[rows.start : rows.stop]]
+                ids = [tokens.user_texts[interest][row].tolist() if row >= 0 else [] for row in read]
+                texts = [log.user_texts[interest].texts[row].as_py() if row >= 0 else "" for row in read]
             histories = [log.histories[log.current[u]].tolist() if log.current[u] >= 0 else [] for u in rows]
             embeddings, summaries = self._embedder.users(
                 [[tokens.items[item - 1].tolist() for item in history] for history in histories],
-                [[] if interest is None else tokens.user_texts[interest][u].tolist() for u in rows],
+                ids,
             )
-            texts = [""] * len(log.users) if interest is None else log.user_texts[interest].texts.to_pylist()
             columns = {
                 "name": log.users.slice(first, len(rows)),
-                "interest": pa.array(texts[first : first + len(rows)], pa.string()),
+                "interest": pa.array(texts, pa.string()),
                 "summary": pa.array(summaries, pa.string()),
             }
         write_shard(self._record.folder(self._out), shard, embeddings, pa.table(columns))

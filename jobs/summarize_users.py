@@ -1,27 +1,29 @@
 """Texts of users for SPAR and EmbSum: python -m jobs.summarize_users extractive --content CONTENT --version phrases.
 
-extractive   phrases that tell a user from the others (class-based TF-IDF), in a template; labelled extractive
+extractive   phrases that tell a history from the catalogue (class-based TF-IDF), in a template; labelled extractive
 llm          asked of an OpenAI-compatible endpoint by a prompt of rayrec/text/prompts (interest.v1 for SPAR, summary.v1 for
              EmbSum); --dry-run prints prompts and an estimate. Answers are kept in CONTENT.VERSION.answers.db the moment they
              are there: a killed run goes on, and nothing is paid twice. The key is read from the environment, never written.
 table        texts that are there already: a Parquet or CSV file with columns user and text, and who wrote them
 
-Each run adds a version to the log, labelled by who wrote it; tokenize again to use it. The first two read current histories,
-or, with --before test, those from before a part that a study will judge.
+Each run adds a version to the log, labelled by who wrote it; tokenize again to use it. For training write --before impressions: a
+text of each history that impressions are shown with, from its contents alone. Texts that know what impressions ask for are
+refused when they are to be read with them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import tyro
 
 from jobs.asking import asked
-from rayrec.data.content import ContentLog, UserTexts, add_user_texts, read_content
+from rayrec.data.content import Before, ContentLog, UserTexts, add_user_texts, read_content
 from rayrec.errors import told
 from rayrec.text.chat_endpoint import EndpointConfig
 from rayrec.text.prompts import read_prompt
@@ -37,9 +39,11 @@ class Target:
     "Log of jobs.import_content."
     version: str
     "Name of the texts."
-    before: Literal["valid", "test"] | None = None
-    """Read the history that a user had at its first impression of this part, so that the texts know nothing of it: for a study.
-    None = its current history, with all that is known of it: for serving."""
+    before: Literal["impressions", "valid", "test"] | None = None
+    """"impressions": a text of each history as it stands in the log, for impressions of every part and for serving. "valid",
+    "test": a text of each user from the history that it had at its first impression of this part; it cannot be read with
+    earlier ones. None = from its current history, with all that is known of it: for serving alone. A table says with it what
+    its writer knew, None = not known; with "impressions" it has a column history, rows of histories.parquet from 0, not user."""
     newest: int = 30
     "Contents of a user's history that are read."
     words: int = 100
@@ -106,53 +110,67 @@ def run(command: Extractive | Llm | Table) -> Path | None:
         raise ConfigError(f"{command.into.content}: user texts of version {command.into.version!r} are there already")
     if isinstance(command, Table):
         return _add(command.into, _from_table(command, log))
-    when = f"history before its {command.into.before} impressions" if command.into.before else "current history"
-    read = f"written from the newest {command.into.newest} contents of each user's {when}"
+    into, contents = command.into, _contents(command.into, log)
+    histories = _read(into, log)
+    before: Before = into.before or "end"
+    about = UserTexts(
+        "", pa.nulls(0), f"written from the newest {into.newest} contents of each {_WHEN[before]}", before
+    )
     if isinstance(command, Extractive):
-        documents = [" ".join(" ".join(parts) for parts in one) for one in _contents(command.into, log)]
-        texts = extractive_interests(documents, command.sentences)
-        return _add(command.into, UserTexts("extractive", _padded(texts, log), read))
-    return _asked(command, log, read)
+        texts = extractive_interests([" ".join(parts) for parts in contents], histories, command.sentences)
+        return _add(into, replace(about, generator="extractive", texts=pa.array(texts, pa.string())))
+    return _asked(command, contents, histories, about)
 
 
-def _contents(into: Target, log: ContentLog) -> list[list[list[str]]]:
-    """Of each user the newest contents, each as its non-empty fields cut to ``words``."""
+_WHEN: Mapping[Before, str] = {
+    "impressions": "history alone", "valid": "user's history before its valid impressions",
+    "test": "user's history before its test impressions", "end": "user's current history",
+}  # fmt: skip
+
+
+def _contents(into: Target, log: ContentLog) -> list[list[str]]:
+    """Of each item its non-empty fields cut to ``words``."""
     columns = [log.items.texts[one.name].to_pylist() for one in log.items.fields]
-    shortened: dict[int, list[str]] = {}
-    found = []
-    read = log.current if into.before is None else log.histories_before(into.before)
-    for row in read[: into.users].tolist():
-        items = log.histories[row][: into.newest].tolist() if row >= 0 else []
-        for item in items:
-            if item not in shortened:
-                parts = (" ".join(column[item - 1].split()[: into.words]) for column in columns)
-                shortened[item] = [part for part in parts if part]
-        found.append([shortened[item] for item in items])
-    return found
+    cut = ((" ".join(text.split()[: into.words]) for text in texts) for texts in zip(*columns, strict=True))
+    return [[part for part in parts if part] for parts in cut]
 
 
-def _asked(command: Llm, log: ContentLog, read: str) -> Path | None:
-    template, contents = read_prompt(command.prompt), _contents(command.into, log)
-    rows = [row for row, one in enumerate(contents) if any(one)]
-    questions = [template.substitute(items="\n".join(f"- {'; '.join(p)}" for p in contents[row] if p)) for row in rows]
+def _read(into: Target, log: ContentLog) -> list[list[int]]:
+    """Of each text that is to be written the rows of contents, newest first, that it is written from."""
+    if into.before == "impressions":
+        rows, owners = np.arange(len(log.histories)), log.owners
+    else:
+        rows = log.current if into.before is None else log.histories_before(into.before)
+        owners = np.arange(len(log.users))
+    rows = np.where(owners < (into.users or len(log.users)), rows, -1)
+    return [(log.histories[row][: into.newest] - 1).tolist() if row >= 0 else [] for row in rows.tolist()]
+
+
+def _asked(command: Llm, contents: list[list[str]], histories: list[list[int]], about: UserTexts) -> Path | None:
+    template = read_prompt(command.prompt)
+    told = ["; ".join(parts) for parts in contents]
+    rows = [row for row, history in enumerate(histories) if any(told[item] for item in history)]
+    questions = [
+        template.substitute(items="\n".join(f"- {told[item]}" for item in histories[row] if told[item])) for row in rows
+    ]
     cache = command.cache or command.into.content.with_name(
         f"{command.into.content.name}.{command.into.version}.answers.db"
     )
     replies = asked(
-        questions, lambda _, answer: checked_interest(answer), command.endpoint, cache, what="users with a history",
-        answers=command.answers, shown=command.shown if command.dry_run else None,
+        questions, lambda _, answer: checked_interest(answer), command.endpoint, cache,
+        what=f"{_of(about)} with contents", answers=command.answers, shown=command.shown if command.dry_run else None,
     )  # fmt: skip
     if replies is None:
         return None
-    texts = [""] * len(contents)
+    texts = [""] * len(histories)
     for row, reply in zip(rows, replies, strict=True):
         texts[row] = reply.value or ""
     without = sum(reply.value is None for reply in replies)
     if without:
-        print(f"{without:,} users without an answer that obeys the rules; the first: "
+        print(f"{without:,} without an answer that obeys the rules; the first: "
               f"{next(reply.problem for reply in replies if reply.value is None)}")  # fmt: skip
     generator = f"an LLM ({command.endpoint.model}), prompt {command.prompt}"
-    return _add(command.into, UserTexts(generator, _padded(texts, log), read))
+    return _add(command.into, replace(about, generator=generator, texts=pa.array(texts, pa.string())))
 
 
 def _from_table(command: Table, log: ContentLog) -> UserTexts:
@@ -165,27 +183,33 @@ def _from_table(command: Table, log: ContentLog) -> UserTexts:
         )  # fmt: skip
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
-    for name in ("user", "text"):
+    before = command.into.before
+    key = "history" if before == "impressions" else "user"
+    for name in (key, "text"):
         if name not in table.column_names:
             raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
-    given = {str(u): str(t or "") for u, t in zip(table["user"].to_pylist(), table["text"].to_pylist(), strict=True)}
-    texts = [given.pop(user, "") for user in log.users.to_pylist()]
+    given = {str(u): str(t or "") for u, t in zip(table[key].to_pylist(), table["text"].to_pylist(), strict=True)}
+    keys = [str(row) for row in range(len(log.histories))] if key == "history" else log.users.to_pylist()
+    texts = [given.pop(one, "") for one in keys]
     if not any(texts):
-        raise ConfigError(f"{file}: no text of a user of {command.into.content}")
+        raise ConfigError(f"{file}: no text of a {key} of {command.into.content}")
+    about = UserTexts(command.generator, pa.array(texts, pa.string()), command.notes, before)
     if given:
-        print(f"{len(given):,} texts of users who are not in the log are left out")
-    return UserTexts(command.generator, pa.array(texts, pa.string()), command.notes)
+        print(f"{len(given):,} texts of {_of(about)} that are not in the log are left out")
+    return about
 
 
-def _padded(texts: list[str], log: ContentLog) -> pa.Array:
-    return pa.array(texts + [""] * (len(log.users) - len(texts)), pa.string())
+def _of(texts: UserTexts) -> str:
+    return "histories" if texts.before == "impressions" else "users"
 
 
 def _add(into: Target, texts: UserTexts) -> Path:
     place = add_user_texts(into.content, into.version, texts)
     written = [text for text in texts.texts.to_pylist() if text]
     words = sum(len(text.split()) for text in written) / max(len(written), 1)
-    print(f"{place}: {len(written):,} of {len(texts.texts):,} users, {words:.0f} words each, by {texts.generator}")
+    print(
+        f"{place}: {len(written):,} of {len(texts.texts):,} {_of(texts)}, {words:.0f} words each, by {texts.generator}"
+    )
     return place
 
 

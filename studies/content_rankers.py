@@ -6,6 +6,7 @@ one at a time, and its token states, cut to their first principal components, ar
 minute or two on a CPU.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from rayrec.data.content import ContentLog
 from rayrec.data.content.streams import ContentStreamConfig, JudgedContents
+from rayrec.data.content.tokens import ContentTokens
 from rayrec.errors import told
 from rayrec.families.content.experiment import ContentExperiment
 from rayrec.families.content.task import ContentConfig
@@ -116,11 +118,12 @@ def run(study: ContentStudy) -> None:
     log, texts = inputs.log, study.text
     untrained = {"popularity": lambda: popularity(log), "bm25": lambda: bm25(log, 60)}
     if texts is not None:
+        log.refuse_texts_that_know("test", texts)
         untrained["bm25 with the LLM's text"] = lambda: bm25(log, 60, texts)
     for arm, scores in untrained.items():
         if (arm, 0, None) not in there and not study.arms:
             _append(study.out, {"arm": arm, "seed": 0, **judge_untrained(log, scores())})
-    states_file = study.out.parent / f"states-{inputs.tokens.record.items}-{study.components}.safetensors"
+    states_file = study.out.parent / states_name(inputs.tokens, texts, study.components)
     user_texts = None if texts is None else inputs.tokens.user_texts[texts]
     task = experiment_of(study, "two_tower", 0).task()
     states = kept_states(states_file, task, inputs.tokens.items, user_texts, study.components)
@@ -129,6 +132,14 @@ def run(study: ContentStudy) -> None:
             for length in study.trained_lengths or (None,):
                 if (arm, seed, length) not in there:
                     _append(study.out, run_arm(study, arm, seed, states, length))
+
+
+def states_name(tokens: ContentTokens, text: str | None, components: int) -> str:
+    """File of the states of these items and texts."""
+    digest = hashlib.sha256(tokens.record.items.encode())
+    for lists in (tokens.items, *([] if text is None else [tokens.user_texts[text]])):
+        digest.update(lists.offsets.tobytes() + lists.values.tobytes())
+    return f"states-{digest.hexdigest()[:16]}-{components}.safetensors"
 
 
 def experiment_of(study: ContentStudy, arm: str, seed: int) -> ContentExperiment:

@@ -25,7 +25,8 @@ from rayrec.models.embsum import Embsum
 from rayrec.text.user_interests import extractive_interests
 from rayrec.training.loop import run_training
 from rayrec.training.worker import Worker
-from studies.content_rankers import ContentStudy, Nowhere, experiment_of, written_ids
+from rayrec.typed_json import ConfigError
+from studies.content_rankers import ContentStudy, Nowhere, experiment_of, states_name, written_ids
 from studies.content_states import KeptTask, kept_states
 
 TAUGHT, TOGETHER = "taught", 20
@@ -47,11 +48,15 @@ def run(study: SummaryStudy) -> None:
     assert study.text is not None
     inputs = experiment_of(study, "two_tower", 0).inputs()
     log, tokens = inputs.log, inputs.tokens
+    if log.user_texts[study.text].before == "impressions":
+        raise ConfigError(
+            f"user texts {study.text!r} are of histories; this study holds out users, and wants texts of users"
+        )
     taught = len(log.users) - study.held
     content, folder = study.out.with_suffix(".log"), study.out.with_suffix(".tokens")
     _write_taught(study.text, log, tokens, taught, content, folder)
     experiment = experiment_of(replace(study, content=content, tokens=folder, text=TAUGHT), "embsum", study.seed)
-    file = study.out.parent / f"states-{tokens.record.items}-{study.components}.safetensors"
+    file = study.out.parent / states_name(tokens, study.text, study.components)
     task = experiment.task()
     states = kept_states(file, task, tokens.items, tokens.user_texts[study.text], study.components)
     kept = KeptTask(task, states, written_ids(experiment))
@@ -60,10 +65,8 @@ def run(study: SummaryStudy) -> None:
     references = [log.user_texts[study.text].texts[user].as_py() for user in range(len(log.users))]
     starts = [_cut(reference, tokens) for reference in references]
     columns = [log.items.texts[one.name].to_pylist() for one in log.items.fields]
-    documents = [
-        " ".join(column[item - 1] for item in log.histories[int(row)] for column in columns) for row in log.current
-    ]
-    phrases = extractive_interests(documents)
+    contents = [" ".join(parts) for parts in zip(*columns, strict=True)]
+    phrases = extractive_interests(contents, [(log.histories[int(row)] - 1).tolist() for row in log.current])
     others = np.random.default_rng(0).integers(0, taught, study.held)
     with study.out.open("w", encoding="utf-8") as stream:
         for place, user in enumerate(range(taught, len(log.users))):

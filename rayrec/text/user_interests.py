@@ -1,11 +1,12 @@
 """What a user is interested in, in a few sentences: the rules that a language model's text must obey, and a writer without one.
 
-The extractive writer takes the phrases that tell a user from the others by class-based TF-IDF (Grootendorst 2022): a class is all
-that one user engaged with. It is labelled extractive wherever it goes.
+The extractive writer takes the phrases that tell a history from the catalogue by class-based TF-IDF (Grootendorst 2022): a class
+is all contents of one history, and how rare a phrase is is counted over all contents, each once. So a text is made of one history
+alone, whatever others engaged with or the same user did later. It is labelled extractive wherever it goes.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -32,31 +33,33 @@ def checked_interest(answer: str, most_words: int = 150) -> str:
     return text
 
 
-def extractive_interests(documents: Sequence[str], sentences: int = 3) -> list[str]:
-    """A text of each user from all that the user's contents say, "" where a document is empty or holds no word of its own."""
-    if not any(documents):
-        return [""] * len(documents)
+def extractive_interests(
+    contents: Sequence[str], histories: Sequence[Sequence[int]], sentences: int = 3
+) -> list[str]:  # fmt: skip
+    """A text of each history, rows of ``contents``; "" where it is empty or its contents hold no word of their own."""
     vectorizer = CountVectorizer(
         ngram_range=(1, 2), stop_words="english", token_pattern=r"(?u)\b[^\W\d_][^\W_]+\b", max_features=200_000
     )
     try:
-        counts: csr_matrix = vectorizer.fit_transform(documents).tocsr()
-    except ValueError:  # nothing but stop words
-        return [""] * len(documents)
+        of_contents: csr_matrix = vectorizer.fit_transform(contents).tocsr()
+    except ValueError:  # no contents, or nothing but stop words
+        return [""] * len(histories)
     names = vectorizer.get_feature_names_out()
-    words = np.asarray(counts.sum(axis=1)).ravel()
-    rarity = np.log1p(words.mean() / np.asarray(counts.sum(axis=0)).ravel())
+    rarity = np.log1p(of_contents.sum() / len(contents) / np.asarray(of_contents.sum(axis=0)).ravel())
+    ends = np.cumsum([0, *(len(history) for history in histories)])
+    rows = np.asarray([row for history in histories for row in history], dtype=np.int64)
+    read = csr_matrix((np.ones(len(rows), np.int64), rows, ends), shape=(len(histories), len(contents)))
+    counts: csr_matrix = (read @ of_contents).tocsr()
     found = []
-    for row in range(len(documents)):
+    for row in range(len(histories)):
         part = slice(counts.indptr[row], counts.indptr[row + 1])
         features = counts.indices[part]
-        weights = counts.data[part] / max(words[row], 1) * rarity[features]
-        best = features[np.lexsort((features, -weights))]
-        found.append(_sentences(_apart([str(names[feature]) for feature in best], sentences * _IN_A_SENTENCE)))
+        best = features[np.lexsort((features, -counts.data[part] * rarity[features]))]
+        found.append(_sentences(_apart((str(names[feature]) for feature in best), sentences * _IN_A_SENTENCE)))
     return found
 
 
-def _apart(phrases: Sequence[str], most: int) -> list[str]:
+def _apart(phrases: Iterable[str], most: int) -> list[str]:
     """The first ``most`` that share no word with one before them."""
     kept: list[str] = []
     seen: set[str] = set()

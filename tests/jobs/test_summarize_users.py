@@ -1,5 +1,6 @@
 """Three ways to texts of users; each adds a labelled version to a content log."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.summarize_users import Extractive, Llm, Table, Target, run
-from rayrec.data.content import ContentLog, ItemTexts, Lists, TextField, read_content, write_content
+from rayrec.data.content import ContentError, ContentLog, ItemTexts, Lists, TextField, read_content, write_content
+from rayrec.data.content.batches import ContentInputs
 from rayrec.data.content.drawing import gather
+from rayrec.data.content.streams import ContentStreamConfig, JudgedContents, TrainingContents
+from rayrec.data.content.tokens import tokenize
 from rayrec.text.asking import AnswerError
 from rayrec.text.chat_endpoint import EndpointConfig
+from rayrec.text.content_tokenizer import ContentTokenizer
+from rayrec.text.tokenizer import train_tokenizer
 from rayrec.text.user_interests import checked_interest, extractive_interests
 from rayrec.typed_json import ConfigError
 from tests.families.content.conftest import small_log
@@ -33,15 +39,16 @@ def content(tmp_path: Path) -> Path:
 
 
 def test_extractive_interests_name_what_tells_a_user_from_the_others() -> None:
-    texts = extractive_interests(
-        ["the red dragon film and a dragon war, film", "a space film, space travel in the film", "the of and", ""], 1
-    )
+    contents = ["the red dragon film and a dragon war", "film", "a space film, space travel", "in the film", "the of"]
+    texts = extractive_interests(contents, [[0, 1], [2, 3], [4], []], 1)
     assert "dragon" in texts[0]
     assert "space" in texts[1]
     assert texts[0].startswith("Interested in ")
     assert texts[0].split("Interested in ")[1].split(" and ")[0].split(",")[0] != "film"
     assert texts[2:] == ["", ""]
-    assert extractive_interests(["", ""]) == ["", ""]
+    assert extractive_interests(["", ""], [[0], [1, 0], []]) == ["", "", ""]
+    assert extractive_interests([], [[]]) == [""]
+    assert extractive_interests(contents, [[2, 3], [0, 0, 1], [1, 2]], 1)[0] == texts[1]  # whatever others read
 
 
 def test_a_models_text_is_one_line_and_lists_are_refused() -> None:
@@ -72,7 +79,7 @@ def test_an_endpoint_is_asked_once_a_user_and_what_it_refuses_to_obey_is_asked_a
     assert run(dry) is None
     assert not stub.seen
     shown = capsys.readouterr().out
-    assert "15 users with a history" in shown
+    assert "15 users with contents" in shown
     assert "in three sentences" in shown
     real = Llm(Target(content, "asked", newest=3), endpoint)
     stub.behaviours["*"] = lambda handler, question, before: said("- one\n- two" if not before else GOOD)(
@@ -95,26 +102,98 @@ def test_texts_from_elsewhere_keep_their_author(
     run(Table(Target(content, "given"), tmp_path / "t.parquet", "a friend", "from memory"))
     texts = read_content(content).user_texts["given"]
     assert (texts.generator, texts.notes, texts.texts[2].as_py()) == ("a friend", "from memory", "Likes travel.")
-    assert "1 texts of users who are not in the log" in capsys.readouterr().out
+    assert texts.before is None
+    assert "1 texts of users that are not in the log" in capsys.readouterr().out
+    pq.write_table(pa.table({"history": [1, 99], "text": ["Likes beaches.", "x"]}), tmp_path / "h.parquet")
+    run(Table(Target(content, "each", "impressions"), tmp_path / "h.parquet", "a friend"))
+    texts = read_content(content).user_texts["each"]
+    assert (len(texts.texts), texts.before, texts.texts[1].as_py()) == (16, "impressions", "Likes beaches.")
+    assert "1 texts of histories that are not in the log" in capsys.readouterr().out
     (tmp_path / "t.csv").write_text("user,words\nu1,x\n")
     with pytest.raises(ConfigError, match="column 'text' is missing; found user, words"):
         run(Table(Target(content, "other"), tmp_path / "t.csv", "a friend"))
 
 
-def test_texts_for_a_study_know_nothing_of_what_it_judges(tmp_path: Path) -> None:
-    """Of likes in their order in time, the current history holds the item to be found; the one before the split does not."""
-    words = ["apple", "banana", "cherry", "damson"]
-    items = ItemTexts.of(words, (TextField("title", "Title", 4),), {"title": [f"{word} {word}" for word in words]})
+WORDS = ("apple", "banana", "cherry", "damson")
+
+
+@pytest.fixture
+def likes_in_time() -> ContentLog:
+    """A user's four likes, each a word of its own: shown one after the other, beside the history before it."""
+    items = ItemTexts.of(WORDS, (TextField("title", "Title", 4),), {"title": [f"{word} {word}" for word in WORDS]})
     histories = Lists.of([[1], [2, 1], [3, 2, 1], [4, 3, 2, 1], [2]])
     rows = [("train", 0, [2, 4], [1, 0]), ("valid", 1, [3, 4], [1, 0]), ("test", 2, [4, 1], [1, 0])]
-    log = ContentLog(
-        items, pa.array(["u0", "u1"]), np.asarray([3, 4]), np.asarray([0, 0, 0, 0, 1]), histories, gather(rows)
-    )
+    users, owners = pa.array(["u0", "u1"]), np.asarray([0, 0, 0, 0, 1])
+    return ContentLog(items, users, np.asarray([3, 4]), owners, histories, gather(rows))
+
+
+def words_of(text: str) -> list[bool]:
+    return [word in text for word in WORDS]
+
+
+def test_texts_for_a_study_know_nothing_of_what_it_judges(tmp_path: Path, likes_in_time: ContentLog) -> None:
+    """Of likes in their order in time, the current history holds the item to be found; the one before the split does not."""
+    log = likes_in_time
     assert log.histories_before("test").tolist() == [2, -1]
     assert log.histories_before("valid").tolist() == [1, -1]
     place = write_content(tmp_path / "log", log)
     for version, before, known in (("now", None, 4), ("t", "test", 3), ("v", "valid", 2)):
-        run(Extractive(Target(place, version, before), sentences=9))
+        run(Extractive(Target(place, version, before), sentences=9))  # type: ignore[arg-type]
         texts = read_content(place).user_texts[version]
-        assert [word in texts.texts[0].as_py() for word in words] == [n < known for n in range(4)]
+        assert words_of(texts.texts[0].as_py()) == [n < known for n in range(4)]
         assert ("current" if before is None else f"before its {before}") in texts.notes
+        assert texts.before == (before or "end")
+
+
+def test_the_text_read_with_an_impression_holds_nothing_of_what_was_clicked(
+    tmp_path: Path, likes_in_time: ContentLog
+) -> None:
+    """A text of a history is read with the impressions of that history; it is written from its contents alone."""
+    place = write_content(tmp_path / "log", likes_in_time)
+    run(Extractive(Target(place, "each", "impressions"), sentences=9))
+    log = read_content(place)
+    texts = log.user_texts["each"].texts.to_pylist()
+    assert [words_of(text) for text in texts] == [
+        [item + 1 in history for item in range(4)] for history in ([1], [2, 1], [3, 2, 1], [4, 3, 2, 1], [2])
+    ]
+    trained = train_tokenizer([" ".join(WORDS), "interested in and often engages with also follows"] * 3, 300)
+    tokenizer = ContentTokenizer(trained.json, trained.separator, trained.separator, trained.vocabulary)
+    inputs = ContentInputs(log, tokenize(log, tokenizer, "small", 64), 9, "each")
+    (train,) = [batch for batch, _ in TrainingContents(inputs, ContentStreamConfig()).epoch_batches()]
+    streams = [
+        train,
+        *(next(JudgedContents(inputs, s, ContentStreamConfig()).epoch_batches()) for s in ("valid", "test")),
+    ]
+    for batch, clicked in zip(streams, (1, 2, 3), strict=True):
+        (read,) = [tokenizer.decode(ids) for ids in batch.interests.tokens.tolist()]
+        assert words_of(read) == [item < clicked for item in range(4)]
+    assert [texts[row] for row in log.current_text_rows("each")] == texts[3:]
+    assert log.text_rows("each", np.asarray([2, -1])).tolist() == [2, -1]
+
+
+@pytest.mark.parametrize(("before", "fit"), [(None, ()), ("test", ("test",)), ("valid", ("valid", "test"))])
+def test_texts_that_know_the_answers_are_refused(
+    tmp_path: Path, likes_in_time: ContentLog, before: str | None, fit: tuple[str, ...]
+) -> None:
+    place = write_content(tmp_path / "log", likes_in_time)
+    run(Extractive(Target(place, "some", before)))  # type: ignore[arg-type]
+    log = read_content(place)
+    trained = train_tokenizer([" ".join(WORDS)] * 3, 300)
+    tokenizer = ContentTokenizer(trained.json, trained.separator, trained.separator, trained.vocabulary)
+    tokens = tokenize(log, tokenizer, "small", 64)
+    inputs = ContentInputs(log, tokens, 9, interest="some")
+    said = f"user texts 'some' were written from all that came before the {before or 'end'}: they know the answers of "
+    for read in (inputs, ContentInputs(log, tokens, 9, summary="some")):
+        with pytest.raises(ContentError, match=f"{said}train impressions"):
+            TrainingContents(read, ContentStreamConfig())
+    for split in ("valid", "test"):
+        if split in fit:
+            JudgedContents(inputs, split, ContentStreamConfig())
+        else:
+            with pytest.raises(ContentError, match=f"{said}{split} impressions"):
+                JudgedContents(inputs, split, ContentStreamConfig())
+    about = place / "user_texts" / "some" / "about.json"
+    earlier = {k: v for k, v in json.loads(about.read_text()).items() if k != "before"}
+    about.write_text(json.dumps(earlier))  # as it was written before texts said up to when
+    assert read_content(place).user_texts["some"].before is None
+    TrainingContents(ContentInputs(read_content(place), tokens, 9, "some"), ContentStreamConfig())

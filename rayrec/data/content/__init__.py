@@ -5,6 +5,7 @@ See ``rayrec.data.content.log`` for what lies on disk.
 
 from rayrec.data.content.lists import Lists
 from rayrec.data.content.log import (
+    Before,
     ContentError,
     ContentLog,
     Impressions,
@@ -17,6 +18,6 @@ from rayrec.data.content.log import (
 )
 
 __all__ = [
-    "ContentError", "ContentLog", "Impressions", "ItemTexts", "Lists", "TextField", "UserTexts", "add_user_texts",
+    "Before", "ContentError", "ContentLog", "Impressions", "ItemTexts", "Lists", "TextField", "UserTexts", "add_user_texts",
     "read_content", "write_content",
 ]  # fmt: skip

@@ -51,7 +51,7 @@ class ContentInputs:
         return ContentBatch(
             self.contents(items[1:]),
             torch.from_numpy(places[1 : 1 + read.size].reshape(read.shape)),
-            self._texts(self.interest, owners), self._texts(self.summary, owners),
+            self._texts(self.interest, histories), self._texts(self.summary, histories),
             torch.from_numpy(users),
             torch.from_numpy(places[1 + read.size :].reshape(candidates.shape)),
             torch.from_numpy(labels),
@@ -62,11 +62,21 @@ class ContentInputs:
         """Texts of item numbers (N,)."""
         return _texts(self.tokens.items, items - 1, items)
 
-    def _texts(self, version: str | None, users: Rows) -> Texts:
+    def refuse_texts_that_know(self, split: str) -> None:
+        """Raises ContentError for texts that know the answers of the impressions that they would be read with.
+
+        Models are given summaries in training only, and EmbSum's user is then read from them too.
+        """
+        for version in (self.interest, self.summary if split == "train" else None):
+            if version is not None:
+                self.log.refuse_texts_that_know(split, version)
+
+    def _texts(self, version: str | None, histories: Rows) -> Texts:
         if version is None:
-            nothing = torch.zeros(len(users), 0)
-            return Texts(nothing.long(), nothing.bool(), torch.zeros(len(users), dtype=torch.int64))
-        return _texts(self.tokens.user_texts[version], users, -1 - users)
+            nothing = torch.zeros(len(histories), 0)
+            return Texts(nothing.long(), nothing.bool(), torch.zeros(len(histories), dtype=torch.int64))
+        rows = self.log.text_rows(version, histories)
+        return _texts(self.tokens.user_texts[version], rows, -1 - rows)
 
 
 def _texts(lists: Lists, rows: Rows, keys: Rows) -> Texts:

@@ -5,7 +5,8 @@
 <folder>/users.parquet         user (string), history int32: the row of histories.parquet that the user has now, -1 for none
 <folder>/histories.parquet     user int32, items list<int32>: newest first, where there is an order
 <folder>/impressions.parquet   split, history int32, candidates list<int32>, labels list<int32> (1 engaged, 0 not)
-<folder>/user_texts/<version>/ about.json (who wrote it) and texts.parquet: text (string), row u is of user u, "" for none
+<folder>/user_texts/<version>/ about.json (who wrote it, of what) and texts.parquet: text (string), row u is of user u, or row r
+                               of what histories.parquet holds in row r; "" for none
 
 Items are numbered 1..N; 0 is padding. Impressions refer to histories and histories to items: no text is stored twice.
 """
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from rayrec.typed_json import ConfigError, from_json, to_json
 
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
+Before = Literal["impressions", "valid", "test", "end"]
 _ROW_GROUP = 65_536
 
 
@@ -96,14 +98,19 @@ class Impressions:
 
 @dataclass(frozen=True)
 class UserTexts:
-    """What was written about users. generator: who wrote it, as "an LLM (Mixtral-8x22B)" or "extractive". texts: (U,) strings.
+    """What was written about users. generator: who wrote it, as "an LLM (Mixtral-8x22B)" or "extractive".
 
+    texts: (U,) strings, one a user; (R,) strings, one a history, when ``before`` is "impressions".
     notes: what one must know to judge it, e.g. from which part of the data it was written.
+    before: up to when it was written. "impressions": each from the contents of one history alone, so that it knows of an
+    impression no more than the history that is read with it. "valid", "test": from what came before that part. "end": from all.
+    None: not known.
     """
 
     generator: str
     texts: pa.Array
     notes: str = ""
+    before: Before | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +146,9 @@ class ContentLog:
         if unknown:
             raise ContentError(f"impressions.parquet: split must be one of {', '.join(SPLITS)}, found {unknown[0]!r}")
         for version, texts in self.user_texts.items():
-            if len(texts.texts) != users:
-                raise ContentError(f"user_texts/{version}: {len(texts.texts):,} texts for {users:,} users")
+            wanted, of = (rows, "histories") if texts.before == "impressions" else (users, "users")
+            if len(texts.texts) != wanted:
+                raise ContentError(f"user_texts/{version}: {len(texts.texts):,} texts for {wanted:,} {of}")
 
     def histories_before(self, split: str) -> NDArray[np.int64]:
         """(U,) row of ``histories`` that each user had at its first impression of ``split``, in the table's order.
@@ -151,6 +159,26 @@ class ContentLog:
         found = self.impressions.history[self.impressions.rows(split)][::-1]
         rows[self.owners[found]] = found  # the last assignment, the first impression, stays
         return rows
+
+    def text_rows(self, version: str, histories: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(H,) the row of a version's text that is read with each of ``histories`` (H,); -1 stays -1, no history."""
+        if self.user_texts[version].before == "impressions":
+            return histories
+        return np.where(histories < 0, -1, self.owners[histories])
+
+    def current_text_rows(self, version: str) -> NDArray[np.int64]:
+        """(U,) the row of a version's text that is each user's now; -1 for none."""
+        of_histories = self.user_texts[version].before == "impressions"
+        return self.current if of_histories else np.arange(len(self.users))
+
+    def refuse_texts_that_know(self, split: str, version: str) -> None:
+        """Raises ContentError when a version's texts were written from what the impressions of ``split`` ask for."""
+        before = self.user_texts[version].before
+        if before == "end" or (before in SPLITS and SPLITS.index(split) < SPLITS.index(before)):
+            raise ContentError(
+                f"user texts {version!r} were written from all that came before the {before}: they know the answers of "
+                f"{split} impressions; read texts of jobs.summarize_users --before impressions"
+            )
 
     def with_texts(self, version: str, texts: UserTexts) -> "ContentLog":
         return ContentLog(
@@ -173,9 +201,12 @@ class _Summary:
 
 @dataclass(frozen=True)
 class _About:
+    """texts: how many; called users before there were texts of histories."""
+
     generator: str
     notes: str
     users: int
+    before: Before | None = None
 
 
 def write_content(folder: Path | str, log: ContentLog, *, overwrite: bool = False) -> Path:
@@ -215,7 +246,7 @@ def add_user_texts(folder: Path, version: str, texts: UserTexts) -> Path:
         raise ContentError(f"{place}: exists already")
     with whole_folder(place) as partial:
         pq.write_table(pa.table({"text": texts.texts}), partial / "texts.parquet", compression="zstd")
-        about = _About(texts.generator, texts.notes, len(texts.texts))
+        about = _About(texts.generator, texts.notes, len(texts.texts), texts.before)
         write_text_atomically(partial / "about.json", to_json(about))
     return place
 
@@ -262,7 +293,7 @@ def _read_texts(folder: Path) -> dict[str, UserTexts]:
             raise ContentError(f"{file}: no such file")
         about = from_json(_About, file.read_bytes(), str(file))
         texts = _table(place, "texts", {"text": pa.string()})["text"].combine_chunks()
-        found[place.name] = UserTexts(about.generator, texts, about.notes)
+        found[place.name] = UserTexts(about.generator, texts, about.notes, about.before)
     return found
 
 

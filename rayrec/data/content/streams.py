@@ -55,7 +55,8 @@ def budget_batches(lengths: Rows, slots: int, config: ContentStreamConfig) -> li
 class TrainingContents:
     """A rank's share of the training examples; all ranks make equally many steps.
 
-    Raises ContentError when no impression of the split has both a positive and a negative, or batches are fewer than ranks.
+    Raises ContentError when no impression of the split has both a positive and a negative, batches are fewer than ranks, or
+    texts of users know the answers.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class TrainingContents:
         rank: int = 0, world_size: int = 1, start: StreamPosition | None = None,
     ) -> None:  # fmt: skip
         self._inputs, self._config, self._rank, self._world_size = inputs, config, rank, world_size
+        inputs.refuse_texts_that_know("train")
         self._position = start or StreamPosition()
         self._impressions, self._positives = _positives(inputs)
         if not len(self._positives):
@@ -121,12 +123,16 @@ class TrainingContents:
 
 
 class JudgedContents:
-    """A rank's share of the impressions of a split; each ``epoch_batches()`` is one pass."""
+    """A rank's share of the impressions of a split; each ``epoch_batches()`` is one pass.
+
+    Raises ContentError when texts of users know the answers.
+    """
 
     def __init__(
         self, inputs: ContentInputs, split: str, config: ContentStreamConfig, *,
         histories: int | None = None, rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
+        inputs.refuse_texts_that_know(split)
         self._inputs, self._config = inputs, config
         shown = inputs.log.impressions
         rows = shown.rows(split)

@@ -1,6 +1,7 @@
 """A content log's texts as token ids, made once: <folder>/tokens.json, tokenizer.json, items.parquet, <version>.texts.parquet.
 
-Row i of items.parquet is item i + 1, row u of a version's file is user u: tokens list<int32>, empty where there is no text.
+Row i of items.parquet is item i + 1, row u of a version's file is row u of its texts: tokens list<int32>, empty where there is
+no text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class ContentTokens:
-    """items: row i of item i + 1. user_texts: by version, row u of user u."""
+    """items: row i of item i + 1. user_texts: by version, row u of the log's text u."""
 
     record: TokenRecord
     tokenizer: ContentTokenizer
@@ -93,7 +94,11 @@ def read_tokens(folder: Path | str, log: ContentLog) -> ContentTokens:
         (folder / "tokenizer.json").read_text(encoding="utf-8"), record.start, record.end, record.vocabulary
     )
     items = _lists(folder / "items.parquet", len(log.items))
-    texts = {version: _lists(folder / f"{version}.texts.parquet", len(log.users)) for version in record.generators}
+    rows = {version: len(own.texts) for version, own in log.user_texts.items()}
+    for version in record.generators:
+        if version not in rows:
+            raise ContentError(f"{folder}: tokens of user texts {version!r}, which the log lacks; make them anew")
+    texts = {version: _lists(folder / f"{version}.texts.parquet", rows[version]) for version in record.generators}
     return ContentTokens(record, tokenizer, items, texts)
 
 

@@ -70,6 +70,7 @@ class ContentExperiment:
                 "EmbSum learns to write summaries: name a version of user texts by summary, or set its weight to 0"
             )
         self.task()
+        self.inputs().refuse_texts_that_know("train")
 
     def fingerprint(self) -> str:
         """Items, histories, impressions, and the token ids of items and of the versions that are read."""

@@ -31,14 +31,17 @@ def bm25(log: ContentLog, max_history: int, version: str | None = None) -> Score
     texts = [" ".join(parts) for parts in zip(*columns, strict=True)]
     index = bm25s.BM25()
     index.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
-    written = None if version is None else log.user_texts[version].texts.to_pylist()
+    written: list[str] = []  # by history
+    if version is not None:
+        rows = log.text_rows(version, np.arange(len(log.histories)))
+        written = log.user_texts[version].texts.take(rows).to_pylist()
     known: dict[int, NDArray[np.float64]] = {}
 
     def scores(history: int, items: NDArray[np.int64]) -> NDArray[np.float64]:
         if history not in known:
             known.clear()
             words = [columns[0][item - 1] for item in log.histories[history][:max_history]]
-            words += [] if written is None else [written[log.owners[history]]]
+            words += written[history : history + 1]
             (terms,) = bm25s.tokenize([" ".join(words)], return_ids=False, show_progress=False)
             there = [term for term in terms if term in index.vocab_dict]
             known[history] = index.get_scores(there) if there else np.zeros(len(texts))
