@@ -38,10 +38,6 @@ class World:
     def put_in_force(self, version: Literal["1", "2"]) -> None:
         Tracker().point_alias("late", "serving", version)
 
-    def bring_store_back(self) -> None:
-        self.store.start()
-        self.put_in_force("1")
-
     def fill_disk(self) -> None:
         with suppress(OSError), (self.disk / "filled").open("wb", buffering=0) as file:
             while file.write(bytes(65_536)):

@@ -1,7 +1,7 @@
 """The batch of a ranker: a few tensors, whatever the number of features. Knows torch and nothing else."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -59,10 +59,6 @@ class Batch:
         for ids in self.sequences:
             known = known + (ids[:, 0] != 0)
         return known
-
-    def with_dense(self, dense: Tensor) -> "Batch":
-        """A copy with other dense values of the same shape."""
-        return replace(self, dense=dense)
 
     @staticmethod
     def concatenate(batches: Sequence["Batch"]) -> "Batch":

@@ -69,10 +69,3 @@ def test_all_columns_move_to_another_device(batch: Batch) -> None:
     assert moved.sequences[0].shape == batch.sequences[0].shape
     bare = replace(batch, weights=None).to("meta")
     assert bare.weights is None
-
-
-def test_other_dense_values_leave_the_rest_and_the_original_alone(batch: Batch) -> None:
-    other = batch.with_dense(torch.zeros(5, 3))
-    assert other.dense.sum() == 0
-    assert batch.dense.abs().sum() > 0
-    assert other.categorical is batch.categorical

@@ -13,7 +13,7 @@ from rayrec.models.content_encoder import ContentEncoder, History
 from rayrec.models.content_ranker import ContentRanker, ContentShape
 from rayrec.models.layers.poly_attention import PolyAttention
 from rayrec.models.layers.relevance import Relevance
-from rayrec.models.layers.sparse_attention import SparsePattern, SparsePolyAttention, dense_mask
+from rayrec.models.layers.sparse_attention import SparsePattern, SparsePolyAttention
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,3 @@ class Spar(ContentRanker):
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         scores: Tensor = self.relevance(users, items)
         return scores
-
-    @torch.no_grad()
-    def attention_entropy(self, history: History, interests: Tensor, interests_real: Tensor) -> float:
-        """Mean entropy (nats) of the codes' attention in UHS: what the paper compares sparse and dense by."""
-        assert self.uhs is not None
-        states = torch.cat([interests, history.states.flatten(1, 2)], 1)
-        seen = torch.cat([interests_real, history.real.flatten(1)], 1).unsqueeze(1)  # (U, 1, T)
-        if self.config.sparse:
-            masks = self.uhs.masks(history.real.shape[1], history.real.shape[2], interests.shape[1])
-            seen = seen & dense_mask(masks, states.shape[1]).to(seen.device)
-        codes = self.uhs.codes[: history.there.shape[1]]
-        scores = (codes @ self.uhs.keys(states).transpose(1, 2)).masked_fill(~seen, -torch.inf)
-        logs = scores.log_softmax(-1).masked_fill(~seen.expand_as(scores), 0.0)
-        entropy = -(logs.exp() * logs).sum(-1)  # (U, H)
-        return float(entropy[history.there].mean())

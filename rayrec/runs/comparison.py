@@ -61,10 +61,6 @@ class Comparison:
         owners = {arm: name for name, arms in self.joined.items() for arm in arms}
         return {name: self.joined.get(name, (name,)) for name in (owners.get(arm, arm) for arm in self.arms)}
 
-    @property
-    def reported_arms(self) -> list[str]:
-        return list(self.parts)
-
     def __post_init__(self) -> None:
         for arm in self.arms:
             if not _ARM.fullmatch(arm):

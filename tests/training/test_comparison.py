@@ -291,7 +291,7 @@ def test_joined_arms_count_only_seeds_that_all_of_them_have(base: RankerExperime
     }  # fmt: skip
     joined = {"one": ("one.click", "one.buy")}
     comparison = Comparison(dict.fromkeys(("all", *joined["one"]), base), "one", (0, 1), joined)
-    assert comparison.reported_arms == ["all", "one"]
+    assert list(comparison.parts) == ["all", "one"]
     found = {
         (o.arm, o.task): o for o in outcomes(ComparisonState(Path("x"), ComparisonRecord(comparison, "", ""), done, ()))
     }
