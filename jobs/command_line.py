@@ -10,8 +10,10 @@ import ast
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, partial
+from importlib import import_module
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +24,14 @@ from rayrec.typed_json import ConfigError
 
 T = TypeVar("T")
 _RULES = ConstructorRegistry()
+_ONLY_READ: ContextVar[bool] = ContextVar("only_read", default=False)
+
+
+class _Taken(BaseException):
+    """In place of what a job would do with a command that is only read."""
+
+    def __init__(self, command: Any) -> None:
+        self.command = command
 
 
 def read(
@@ -39,7 +49,7 @@ def read(
         config=(tyro.conf.AvoidSubcommands,),
         registry=_RULES,
     )
-    return found
+    return taken(found)
 
 
 def read_one_of(
@@ -52,13 +62,45 @@ def read_one_of(
         for word, kind in commands.items()
     ]
     any_of: Any = Union[(*words, Annotated[None, tyro.conf.Suppress])]
-    return tyro.cli(
-        any_of,
-        args=draft.arguments,
-        description=description,
-        config=(tyro.conf.AvoidSubcommands,),
-        registry=_RULES,
+    return taken(
+        tyro.cli(
+            any_of,
+            args=draft.arguments,
+            description=description,
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=_RULES,
+        )
     )
+
+
+def taken(command: T) -> T:
+    """The command that a job has read and is about to carry out; here it ends where it is only to be read."""
+    if _ONLY_READ.get():
+        raise _Taken(command)
+    return command
+
+
+def command_of(module: str, arguments: Sequence[str]) -> Any:
+    """The command of ``python -m module arguments``, read by that job's own parser; nothing is done.
+
+    Raises ConfigError for a module that is no such job; ends the process, with a message, for what the job would refuse.
+    """
+    try:
+        job = import_module(module)
+    except ModuleNotFoundError:
+        raise ConfigError(f"{module}: there is no such job") from None
+    if not {"read", "read_one_of", "taken"} & vars(job).keys():
+        raise ConfigError(f"{module}: is no job that reads its options by jobs.command_line")
+    given, sys.argv = sys.argv, [module, *arguments]
+    only_read = _ONLY_READ.set(True)
+    try:
+        job.main()
+    except _Taken as found:
+        return found.command
+    finally:
+        sys.argv = given
+        _ONLY_READ.reset(only_read)
+    raise ConfigError(f"{module}: reads no command")
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from jobs.command_line import taken
 from rayrec.data.importing.importing import ImportOptions
 from rayrec.data.importing.table import TableFiles, TextFormat, import_table
 from rayrec.data.log import SPLITS, Log
@@ -124,7 +125,7 @@ def print_summary(path: Path) -> None:
 
 def main() -> None:
     with told():
-        run(tyro.cli(Command, description=__doc__))
+        run(taken(tyro.cli(Command, description=__doc__)))
 
 
 if __name__ == "__main__":

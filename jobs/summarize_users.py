@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from jobs.asking import asked
+from jobs.command_line import taken
 from rayrec.data.content import Before, ContentLog, UserTexts, add_user_texts, read_content
 from rayrec.errors import told
 from rayrec.text.chat_endpoint import EndpointConfig
@@ -220,7 +221,7 @@ def main() -> None:
         "table": Table,
     }
     with told():
-        run(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__))
+        run(taken(tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from rayrec.errors import UserError
-from rayrec.families.table import family_of
 from rayrec.runs.cluster import connect, joined_cluster
-from rayrec.typed_json import ConfigError, to_plain
+from rayrec.typed_json import ConfigError
 from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
 from serve_apps.cascade_stages import StageError
 from serve_apps.cascade_versions import CascadeReferences
@@ -28,6 +27,7 @@ from serve_apps.item_keeper import end_keeper
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.refusals import one_line
+from serve_apps.serve_config import application_config
 from serve_apps.traffic_keeper import end_traffic_keeper
 
 _LOGGING = {"log_level": "ERROR", "enable_access_log": False}  # requests are counted in the metrics
@@ -51,23 +51,8 @@ class DeployedService:
         A running service loads it beside the old one and drops no request; only the first call starts replicas.
         """
         kind = self.service.kind
-        path = self.service.path or family_of(kind).service_path
-        config = ServeDeploySchema.model_validate(
-            {
-                "applications": [
-                    {
-                        "name": kind,
-                        "route_prefix": "/",
-                        "import_path": f"{path}:build",
-                        "logging_config": _LOGGING,
-                        "args": to_plain(self.service),
-                        "deployments": [
-                            {"name": name, "user_config": to_plain(reference)} for name in self.service.deployed
-                        ],
-                    }
-                ]
-            }
-        )
+        wanted = application_config(self.service, reference) | {"logging_config": _LOGGING}
+        config = ServeDeploySchema.model_validate({"applications": [wanted]})
         client = _get_global_client()
         assert client is not None  # serving() has started Serve
         client.deploy_apps(config)

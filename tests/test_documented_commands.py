@@ -34,7 +34,10 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
     for block in re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if not line.startswith("#") and (found := MODULE.search(line)):
-                yield found[1], found[2]
+                own, _, inner = found[2].partition(" -- ")
+                yield found[1], own
+                if inner:
+                    yield from commands(f"```\n{inner}\n```")
 
 
 def inline_commands(text: str) -> Iterator[tuple[str, str]]:
