@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from serve_apps.refusals import RequestError
@@ -18,7 +19,7 @@ class Batches(Generic[Asked, Answer]):
     answer: an answer or what is wrong, for each request. weight: of a request. most: of a batch of more than one request.
     at_once: up to this weight a batch is answered in the event loop itself: handing work of a few milliseconds to a thread and
     back takes as long as the work, and under load the two fight for the interpreter. Heavier ones run in ``thread``, and the
-    loop goes on parsing and telling of its health.
+    loop goes on parsing and telling of its health. waited: is told how many seconds each request waited for its batch.
     """
 
     def __init__(
@@ -29,16 +30,18 @@ class Batches(Generic[Asked, Answer]):
         weight: Callable[[Asked], int],
         most: int,
         at_once: int = 0,
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._answer, self._thread, self._weight, self._most, self._at_once = answer, thread, weight, most, at_once
-        self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
+        self._waited = waited
+        self._waiting: deque[tuple[Asked, asyncio.Future[Answer], float]] = deque()
         self._busy = False
 
     async def ask(self, asked: Asked) -> Answer:
         """Raises RequestError, or what the answering raised."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append((asked, future))
+        self._waiting.append((asked, future, perf_counter()))
         if not self._busy:
             self._busy = True
             loop.call_soon(self._next)  # behind all that is ready to be asked now
@@ -63,15 +66,16 @@ class Batches(Generic[Asked, Answer]):
     def _take(self) -> tuple[list[tuple[Asked, asyncio.Future[Answer]]], int]:
         """The next batch, without those whose client is gone; and its weight."""
         batch: list[tuple[Asked, asyncio.Future[Answer]]] = []
-        total = 0
+        total, now = 0, perf_counter()
         while self._waiting:
             weight = self._weight(self._waiting[0][0])
             if batch and total + weight > self._most:
                 break
-            asked, future = self._waiting.popleft()
+            asked, future, began = self._waiting.popleft()
             if not future.done():
                 batch.append((asked, future))
                 total += weight
+                self._waited(now - began)
         return batch, total
 
     def _finish(

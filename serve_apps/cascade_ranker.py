@@ -121,6 +121,9 @@ class RankerStage(Replica[RankerStageSize, StagedArms, StagedRequest, Ranked]):
     def count_batch(self, requests: int) -> None:
         self.metrics.stage_batch.labels(self._stage).observe(requests)
 
+    def count_wait(self, seconds: float) -> None:
+        self.metrics.stage_queue_seconds.labels(self._stage).observe(seconds)
+
     async def rank(self, ask: RankAsk) -> Scored | Refused | NeedsColumns:
         """Asked by handle."""
         served = self.current

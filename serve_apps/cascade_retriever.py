@@ -123,6 +123,9 @@ class RetrieverStage(Replica[RetrieverStageSize, StagedRetriever, RetrieveAsk, R
     def count_batch(self, requests: int) -> None:
         self.metrics.stage_batch.labels("retrieve").observe(requests)
 
+    def count_wait(self, seconds: float) -> None:
+        self.metrics.stage_queue_seconds.labels("retrieve").observe(seconds)
+
     async def retrieve(self, ask: RetrieveAsk) -> Candidates | Refused:
         """Asked by handle."""
         served = self.current

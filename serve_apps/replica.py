@@ -63,6 +63,10 @@ class Replica(VersionHolder[Size, Served], Generic[Size, Served, Asked, Answer])
         """In the metrics."""
         self.metrics.batch.observe(requests)
 
+    def count_wait(self, seconds: float) -> None:
+        """Of one request for its batch, in the metrics."""
+        self.metrics.queue_seconds.observe(seconds)
+
     def __init__(self, limits: Size) -> None:
         super().__init__(limits)
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
@@ -72,6 +76,7 @@ class Replica(VersionHolder[Size, Served], Generic[Size, Served, Asked, Answer])
             weight=lambda asked: self.weight(asked[1]),
             most=self.max_batch,
             at_once=self.at_once,
+            waited=self.count_wait,
         )
 
     async def ask(self, served: Served, request: Asked) -> Answer:

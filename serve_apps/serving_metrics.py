@@ -25,7 +25,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 class ServingMetrics:
     """shown_predicted over feedback_positives is the calibration of a task and version, as far as users have answered by now.
     predicted_probability over predictions is the mean prediction of a task over all that was ranked.
-    unknown_values over predictions is the share of a category's values that training never saw."""
+    unknown_values over predictions is the share of a category's values that training never saw.
+    The rate of the sum of queue_seconds is how many requests wait on average (Little's law)."""
 
     def __init__(self) -> None:
         reserve_metrics()
@@ -38,6 +39,9 @@ class ServingMetrics:
         )
         self.running = Gauge("rayrec_running_requests", "Requests in work", multiprocess_mode="livesum", registry=r)
         self.batch = Histogram("rayrec_batch_requests", "Requests in one forward pass", buckets=_BATCH, registry=r)
+        self.queue_seconds = Histogram(
+            "rayrec_queue_seconds", "Time that a request waited for its batch", buckets=_SECONDS, registry=r
+        )
         self.predictions = Counter("rayrec_predictions", "Scored candidates", ("task",), registry=r)
         self.predicted_probability = Counter(
             "rayrec_predicted_probability", "Sum of predicted probabilities", ("task",), registry=r
@@ -61,6 +65,13 @@ class ServingMetrics:
             "Requests in one forward pass of a stage",
             ("stage",),
             buckets=_BATCH,
+            registry=r,
+        )
+        self.stage_queue_seconds = Histogram(
+            "rayrec_stage_queue_seconds",
+            "Time that a request waited in a stage for its batch",
+            ("stage",),
+            buckets=_SECONDS,
             registry=r,
         )
         self.stage_late = Counter(

@@ -85,6 +85,7 @@ def test_a_served_answer_is_that_of_plain_calls(deployed: DeployedService, parts
     metrics = httpx.get(f"{deployed.url}/metrics").text
     for stage in ("retrieve", "early", "late"):  # counted by the stages' own processes
         assert f'rayrec_stage_batch_requests_count{{stage="{stage}"}}' in metrics
+        assert f'rayrec_stage_queue_seconds_count{{stage="{stage}"}}' in metrics
 
 
 def test_a_deadline_that_nobody_can_keep_is_a_503_and_harms_no_later_request(deployed: DeployedService) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,16 @@ def test_every_metric_of_a_service_is_on_the_dashboard(
     asked = {name for expression, _ in expressions(dashboard) for name in re.findall(r"rayrec_\w+", expression)}
     stems = {re.sub("_(bucket|sum|count)$", "", name) for name in exported}
     assert stems == {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+def test_prometheus_reads_every_expression(dashboard: dict[str, Any], tmp_path: Path) -> None:
+    asked = [text.replace("$job", ".*").replace("$__rate_interval", "5m") for text, _ in expressions(dashboard)]
+    rules = [{"record": f"panel_{number}", "expr": text} for number, text in enumerate(asked)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    found = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert f"{len(asked)} rules found" in found.stdout
 
 
 def test_panels_have_ids_of_their_own_and_do_not_lie_on_each_other(dashboard: dict[str, Any]) -> None:

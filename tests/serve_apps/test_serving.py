@@ -151,6 +151,8 @@ def test_a_new_version_comes_without_a_failed_request_and_a_broken_one_changes_n
     assert "rayrec_model_load_failures_total 3.0" in httpx.get(f"{deployed.url}/metrics").text
     assert values['rayrec_requests_total{path="/v1/rank",status="200"}'] >= len(seen)
     assert values["rayrec_batch_requests_count"] < values["rayrec_batch_requests_sum"]  # some batches held several
+    assert values["rayrec_queue_seconds_count"] == values["rayrec_batch_requests_sum"]  # each waited for one
+    assert values["rayrec_queue_seconds_sum"] > 0
 
 
 def test_half_sent_bodies_and_huge_headers_hold_up_nobody(deployed: DeployedService, body: dict[str, Any]) -> None:
