@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.retriever.bundle import load_retriever
+from rayrec.traffic.earlier import Earlier
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.ledger import Judged
 from rayrec.typed_json import from_plain
@@ -256,6 +257,11 @@ class Cascade(VersionHolder[CascadeService, ServedCascade]):
         """Raises FeedbackError, Away."""
         assert self.recorder is not None  # else there is no such route
         return await self.recorder.accept(event)
+
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        """Raises Away."""
+        assert self.recorder is not None  # else there is no such route
+        return await self.recorder.earlier(user, asked, most)
 
     async def stages(self) -> Mapping[str, Mapping[str, int]]:
         """Raises StageError."""

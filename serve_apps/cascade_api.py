@@ -11,13 +11,15 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, SequenceFeature
+from rayrec.traffic.calibration import expected_positives
+from rayrec.traffic.earlier import Earlier
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.ledger import Judged
 from serve_apps.availability_api import ITEM, add_availability, refusing_change
-from serve_apps.calibration import expected_positives
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import StageError
 from serve_apps.decision import Decision
+from serve_apps.earlier_api import EARLIER, add_earlier
 from serve_apps.feedback_api import FEEDBACK, add_feedback
 from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
@@ -69,10 +71,13 @@ class RecommendReply(BaseModel):
     )
     arm: str | None = Field(
         None,
-        description="Of an experiment, that the user is in; mixed: a version was changing; absent without an experiment",
+        description="Of an experiment, that the user is in, or that was asked for; mixed: a version was changing; absent without "
+        "an experiment",
     )
     logged: bool | None = Field(
-        None, description="Whether this decision is on disk, so that feedback on it is known; absent where none is kept"
+        None,
+        description="Whether this decision is on disk, so that feedback on it is known; absent where none is kept, and "
+        "of an answer whose arm was asked for",
     )
     trace: list[Candidate] | None = Field(None, description="All candidates in the retriever's order, where asked for")
 
@@ -103,19 +108,23 @@ class CascadeService(Protocol):
         """Raises FeedbackError, Away."""
         ...
 
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        """See ``earlier_answers``. Raises Away."""
+        ...
+
 
 def build_cascade_app(
     service: CascadeService, metrics: ServingMetrics, limits: ServiceLimits, *, feedback: bool = False
 ) -> FastAPI:
     """Routes of a cascade. The OpenAPI document names the features that the rankers in force read from a request. feedback:
-    whether it is taken."""
+    whether decisions are kept: then it is taken, and earlier answers are told."""
     straight: dict[str, Handler] = {}
     app, guarded, room = service_app(
         "rayrec cascade",
         service,
         metrics,
         limits,
-        paths=[RECOMMEND, STAGES, ITEMS, ITEM, FEEDBACK],
+        paths=[RECOMMEND, STAGES, ITEMS, ITEM, FEEDBACK, EARLIER],
         straight=straight,
         document=_document,
     )
@@ -180,6 +189,7 @@ def build_cascade_app(
     add_availability(app, service, guarded, room, limits)
     if feedback:
         add_feedback(app, service, guarded, room, limits, metrics)
+        add_earlier(app, service, guarded, room, limits)
     add_playground(app, limits)
     straight[RECOMMEND] = recommend
     return app
@@ -206,7 +216,7 @@ def reply(found: Recommended, *, trace: bool) -> dict[str, Any]:
         "late": list(decision.late),
         "unknown": {stage: counts for stage, counts in found.unknown.items() if counts},
     }
-    if found.rankers.arm:
+    if found.rankers.arm or found.forced:
         told["arm"] = decision.arm
     if found.logged is not None:
         told["logged"] = found.logged
@@ -245,6 +255,8 @@ def _count(found: Recommended, metrics: ServingMetrics) -> None:
     for stage in decision.late:
         metrics.stage_late.labels(stage).inc()
     metrics.without_features.inc(decision.reached.count("without_features"))
+    if found.forced:
+        return
     for counts in found.unknown.values():
         for feature, count in counts.items():
             metrics.unknown_values.labels(feature).inc(count)

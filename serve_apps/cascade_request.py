@@ -39,6 +39,11 @@ class RecommendRequest(RetrieveRequest):
         None, ge=1, le=30_000, description="When a stage is not done by then, what the one before it gave is the answer"
     )
     trace: bool = Field(False, description="Tell of every candidate how far it came, and its scores")
+    arm: _Name | None = Field(
+        None,
+        description="Answer by the rankers of this arm of the experiment, whoever the user is: all = the cascade's own, shadow = "
+        "the shadow ranker in place of the late one. Such an answer is not logged and counts for nothing",
+    )
 
     def retrieval(self) -> RetrieveRequest:
         """What the retriever is asked."""

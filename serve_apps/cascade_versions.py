@@ -11,6 +11,8 @@ from serve_apps.model_reference import ModelReference
 PARTS = ("retriever", "early", "late", "features")
 MAX_ARMS, _MAX_NAME = 16, 100
 OWN, MIXED = "all", "mixed"  # names of no arm: without an experiment, or a user; while a version changed
+WATCHED = "shadow"  # neither: by the shadow ranker, which only those are answered by who ask for it
+RESERVED = (OWN, MIXED, WATCHED)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class Experiment:
         if len(names) > MAX_ARMS:
             raise ConfigError(f"experiment {self.name!r}: {len(names)} arms, at most {MAX_ARMS} are possible")
         for name in names:
-            if not 0 < len(name) <= _MAX_NAME or name in (OWN, MIXED) or names.count(name) > 1:
+            if not 0 < len(name) <= _MAX_NAME or name in RESERVED or names.count(name) > 1:
                 raise ConfigError(
                     f"experiment {self.name!r}: an arm cannot be named {name!r}: each has a name of its own of 1 to {_MAX_NAME} "
-                    f"characters, not {OWN!r} or {MIXED!r}"
+                    f"characters, not {OWN!r}, {MIXED!r} or {WATCHED!r}"
                 )
         _ = self.assignment
 

@@ -33,7 +33,7 @@ from serve_apps.cascade_stages import (
     StageError,
     Stages,
 )
-from serve_apps.cascade_versions import MIXED, OWN, CascadeReferences
+from serve_apps.cascade_versions import MIXED, OWN, WATCHED, CascadeReferences
 from serve_apps.decision import Decision, Reached
 from serve_apps.item_changes import ItemChanges
 from serve_apps.item_columns import ItemColumns
@@ -58,7 +58,8 @@ class Recommended:
 
     unknown: values that vocabularies do not have, by stage and feature. titles: of the candidates, for people; only for a trace.
     rankers: of the user's arm. watched: asks the shadow ranker, where there is one.
-    logged: whether the decision is known to be on disk; None where none is kept.
+    logged: whether the decision is known to be on disk; None where none is kept. forced: the request named its arm, which no
+    draw gave it: it is neither logged nor watched, and counts for nothing.
     """
 
     decision: Decision
@@ -69,6 +70,7 @@ class Recommended:
     rankers: "Rankers"
     watched: "Watched | None" = None
     logged: bool | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class ServedCascade:
     """label: of all versions. features_label: of the table's. schemas, writer: of the cascade's own rankers, see ``Rankers``.
 
     assignment, arms: of an experiment. shadow: writes what the ranker says that is only watched; None = there is none.
-    read: by arm and stage, the columns of the table and pairs that are read; of the shadow with those of the arm "".
+    watched: the rankers of an answer by the shadow. read: by arm and stage, the columns of the table and pairs that are read; of
+    the shadow with those of the arm "" too.
     context: features that a request brings.
     """
 
@@ -105,6 +108,7 @@ class ServedCascade:
     assignment: Assignment | None = None
     arms: Mapping[str, Rankers] = field(default_factory=dict)
     shadow: ShadowWriter | None = None
+    watched: Rankers | None = None
     read: Mapping[str, Mapping[RankingStage, tuple[str, ...]]] = field(init=False)
     context: frozenset[str] = field(init=False)
 
@@ -126,7 +130,8 @@ class ServedCascade:
     def _schemas(self) -> dict[str, dict[RankingStage, LogSchema]]:
         """Of all rankers, by arm and stage."""
         shadow: dict[RankingStage, LogSchema] = {} if self.shadow is None else {"shadow": self.shadow.schema}
-        return {"": {**self.schemas, **shadow}} | {name: dict(arm.schemas) for name, arm in self.arms.items()}
+        arms = [*self.arms.values(), *(() if self.watched is None else (self.watched,))]
+        return {"": {**self.schemas, **shadow}} | {arm.arm: dict(arm.schemas) for arm in arms}
 
     @property
     def asked(self) -> Mapping[str, Feature]:
@@ -134,11 +139,16 @@ class ServedCascade:
         every = [schema for stages in self._schemas().values() for schema in stages.values()]
         return {f.name: f for schema in every for f in schema.features if f.name in self.context}
 
-    def rankers_of(self, user: str | None) -> Rankers:
-        """Of the user's arm; the cascade's own for one without a name."""
-        if self.assignment is None or not user:
-            return Rankers("", self.schemas, writer=self.writer)
-        return self.arms[self.assignment.arm(user)]
+    def rankers_of(self, user: str | None, arm: str | None = None) -> Rankers:
+        """Of the user's arm; the cascade's own for one without a name. arm: of that one. Raises RequestError for none."""
+        own = Rankers("", self.schemas, writer=self.writer)
+        if arm is not None:
+            there = {OWN: own, **self.arms} | ({} if self.watched is None else {WATCHED: self.watched})
+            if arm not in there:
+                told = f"There is no arm {arm!r} now; there are {', '.join(there)}"
+                raise RequestError([Problem(("body", "arm"), told, "value_error")])
+            return there[arm]
+        return own if self.assignment is None or not user else self.arms[self.assignment.arm(user)]
 
     def describe(self) -> dict[str, Any]:
         """The features that a request brings, with a value that each takes, those that the table holds, and how decisions are
@@ -151,6 +161,7 @@ class ServedCascade:
             "numbers": [name for name, f in kept.items() if isinstance(f, DenseFeature)],
             "example": {name: _some_value(f) for name, f in kept.items()},
             "arms": {name: self.assignment.share(name) for name in self.arms} if self.assignment is not None else {},
+            "shadow": None if self.watched is None else self.watched.labels["late"],
             "logged": None if self.writer is None else self.writer.told(),
             "features": {"version": self.features_label, **described(self.features.schema)},
         }
@@ -207,7 +218,11 @@ def load_served_cascade(
         labels = {stage: reference.label for stage, reference in rankers.items()}
         arms[arm.name] = Rankers(arm.name, of_arm, labels, writer(of_arm))
     watched = None if experiment is None else experiment.shadow
-    shadow = None if watched is None else ShadowWriter(read_ranker_schema(watched.model))
+    shadow = by_shadow = None
+    if watched is not None:
+        shadow = ShadowWriter(read_ranker_schema(watched.model))
+        labels = {"early": found.early.label, "late": watched.label}
+        by_shadow = Rankers(WATCHED, {"early": schemas["early"], "late": shadow.schema}, labels)
     return ServedCascade(
         str(found.label),
         str(found.features.label),
@@ -217,6 +232,7 @@ def load_served_cascade(
         None if experiment is None else experiment.assignment,
         arms,
         shadow,
+        by_shadow,
     )
 
 
@@ -248,7 +264,7 @@ class _Run:
         self._started, self._time_ms = time.perf_counter(), time.time_ns() // 1_000_000
         self._milliseconds: dict[str, float] = {}
         self._late: list[Stage] = []
-        self._rankers = served.rankers_of(request.user)
+        self._rankers = served.rankers_of(request.user, request.arm)
         self._models: dict[str, str] = {}
 
     async def recommend(self) -> Recommended:
@@ -318,6 +334,7 @@ class _Run:
             served.features.titles(rows) if request.trace else None,
             self._rankers,
             None if served.shadow is None or not len(ranked) else Watched(self, rows, columns, pairs, ranked),
+            forced=request.arm is not None,
         )
 
     def _out(self, names: Sequence[str]) -> list[int]:
@@ -359,17 +376,19 @@ class _Run:
         pairs: Mapping[str, Sequence[Any]],
         kept: NDArray[np.int64],
     ) -> Scored | None:
-        """First by rows of the table, which the ranker has encoded; by raw values where it has another one."""
+        """First by rows of the table, which the ranker has encoded; by raw values where it has another one. stage: "shadow" is
+        watched, which no deadline cuts short; in place of the late ranker it is asked as that."""
         arm = "" if stage == "shadow" else self._rankers.arm
         table, kinds, read = self._served.features, self._served.features.schema.kinds, self._served.read[arm][stage]
         names: Sequence[str] = [name for name in read if name in pairs or kinds.get(name) == "codes"]
         digest, chosen = table.digest, kept.tolist()
+        by: RankingStage = "shadow" if (arm, stage) == (WATCHED, "late") else stage
         for _ in range(2):
             of_items = table.columns(rows[kept], [name for name in names if name in kinds])
             own = of_items | {name: [pairs[name][i] for i in chosen] for name in names if name in pairs}
             order_by = None if stage == "shadow" else self._request.order_by.get(stage)
-            ask = RankAsk(self._request.context, digest, rows[kept], own, order_by, arm)
-            asked = self._stages.rank(stage, ask)
+            ask = RankAsk(self._request.context, digest, rows[kept], own, order_by, "" if arm == WATCHED else arm)
+            asked = self._stages.rank(by, ask)
             answer: Scored | NeedsColumns | Refused | None = (
                 await asked if stage == "shadow" else await self._in_time(stage, asked)
             )

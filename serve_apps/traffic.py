@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from rayrec.data.log import LogError
 from rayrec.data.log.encoding import EncodingError
+from rayrec.traffic.earlier import Earlier
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.ledger import Away, Book, Judged, WrittenDecision
 from serve_apps.decision import Decision
@@ -63,6 +64,10 @@ class TrafficOwner(Protocol):
         """Raises FeedbackError, and Away when it cannot be kept now."""
         ...
 
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        """See ``earlier_answers``. Raises Away."""
+        ...
+
 
 class Recorder:
     """Of one replica: hands decisions to their owner, and never lets an answer wait for it long or fail by it."""
@@ -102,7 +107,10 @@ class Recorder:
         return True
 
     async def recorded(self, found: Recommended) -> Recommended:
-        """The answer, which says whether it is logged."""
+        """The answer, which says whether it is logged. One whose arm was asked for is not: the log's arms are those that users
+        drew, or what is said of them would be wrong."""
+        if found.forced:
+            return found
         writer = found.rankers.writer
         assert writer is not None  # loaded with the version where there is a recorder
         return replace(found, logged=await self.kept(writer, found.decision))
@@ -110,7 +118,7 @@ class Recorder:
     def watch(self, writer: ShadowWriter | None, found: Recommended, count: Callable[[ShadowOutcome], None]) -> None:
         """Have the shadow ranker score what was answered, beside the answer, which is not touched by it. count: is told how
         it ended: skipped where so many are on their way that the shadow does not keep up."""
-        if writer is None or found.watched is None:
+        if writer is None or found.watched is None or found.forced:
             return
         if len(self._watched) >= _MOST_WATCHED:
             count("skipped")
@@ -139,6 +147,10 @@ class Recorder:
     async def accept(self, feedback: Feedback) -> Judged:
         """Raises FeedbackError, Away."""
         return await self._owner.accept(feedback)
+
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        """Raises Away."""
+        return await self._owner.earlier(user, asked, most)
 
     def _arrived(self, task: "asyncio.Task[None]") -> None:
         self._under_way.discard(task)

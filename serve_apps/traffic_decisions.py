@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class DecisionWriter:
                 for task, values in (decision.probabilities[last] if last is not None else {}).items()
                 if task in self.book.schema.task_names
             },
-            asked=asked(decision),
+            asked=asked(decision.user, decision.history, decision.preference, decision.context),
         )
         return written(logged, self._name, self._columns, STAGES)
 
@@ -110,12 +110,12 @@ class ShadowWriter:
             scores={"shadow": scored.scores},
             features=pa.table({}),
             predicted=scored.probabilities,
-            asked=asked(decision),
+            asked=asked(decision.user, decision.history, decision.preference, decision.context),
         )
         return written(logged, self._name, self._columns, ("shadow",))
 
 
-def asked(decision: Decision) -> str:
+def asked(user: str | None, history: Sequence[str], preference: str, context: Mapping[str, Any]) -> str:
     """The same for the same user, history, preference and context, whatever else a request says."""
-    question = [decision.user, list(decision.history), decision.preference, dict(decision.context)]
+    question = [user, list(history), preference, dict(context)]
     return hashlib.blake2b(json.dumps(question, sort_keys=True).encode(), digest_size=16).hexdigest()

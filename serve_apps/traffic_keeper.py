@@ -19,6 +19,7 @@ import ray
 from ray.actor import ActorHandle
 
 from rayrec.errors import UserError
+from rayrec.traffic.earlier import Earlier, earlier_answers
 from rayrec.traffic.feedback import Feedback, FeedbackError
 from rayrec.traffic.ledger import Away, Book, Judged, Ledger, UnknownBook, WrittenDecision
 from serve_apps.owner_actor import end_owner, owner_of
@@ -26,6 +27,7 @@ from serve_apps.refusals import one_line
 
 _ALONE_S = 600.0
 _AGAIN_S = 2.0  # after a ledger could not be opened
+_MOST_SEARCHES = 8  # one at a time, beside the ledger
 T = TypeVar("T")
 Trouble = Away | UnknownBook | FeedbackError
 
@@ -38,7 +40,8 @@ class TrafficKeeper:
         self._folder, self._window_ms = Path(folder), round(1e3 * window_s)
         self._ledger: Ledger | None = None
         self._until, self._trouble = 0.0, Away("")
-        self._thread = ThreadPoolExecutor(1)
+        self._thread, self._reader = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._searches = 0
         self._waiting: list[tuple[WrittenDecision, asyncio.Future[Trouble | None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._asked = time.monotonic()
@@ -60,6 +63,20 @@ class TrafficKeeper:
         """What became of it."""
         return await self._by_ledger(lambda ledger: ledger.accept(feedback, _now_ms()))
 
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier | Trouble:
+        """See ``earlier_answers``. It reads the files of the log beside the ledger, which goes on."""
+        self._noticed()
+        if self._searches >= _MOST_SEARCHES:
+            return Away(f"{_MOST_SEARCHES} searches of the log are under way")
+        self._searches += 1
+        try:
+            search = partial(earlier_answers, self._folder, user, asked, most)
+            return await asyncio.get_running_loop().run_in_executor(self._reader, search)
+        except (UserError, OSError) as error:
+            return Away(one_line(error))
+        finally:
+            self._searches -= 1
+
     async def process(self) -> int:
         """Its process id, for those who watch it."""
         return os.getpid()
@@ -77,10 +94,14 @@ class TrafficKeeper:
         self._writing = None
 
     async def _by_ledger(self, ask: Callable[[Ledger], T]) -> T | Trouble:
+        self._noticed()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._asked_of_ledger, ask)
+
+    def _noticed(self) -> None:
+        """Somebody asks."""
         self._asked = time.monotonic()
         if self._watch is None:
             self._watch = asyncio.create_task(self._end_when_alone())
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._asked_of_ledger, ask)
 
     def _asked_of_ledger(self, ask: Callable[[Ledger], T]) -> T | Trouble:
         if time.monotonic() < self._until:
@@ -132,6 +153,11 @@ class KeptTraffic:
         """Raises FeedbackError, Away."""
         judged: Judged = await self._ask("accept", feedback)
         return judged
+
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        """Raises Away."""
+        found: Earlier = await self._ask("earlier", user, asked, most)
+        return found
 
     async def _ask(self, method: str, *asked: Any) -> Any:
         try:

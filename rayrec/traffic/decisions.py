@@ -10,8 +10,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -275,6 +276,37 @@ def decision_tables(
         if since_ms is None or _newest(part) >= since_ms:
             for batch in part.iter_batches(ROW_GROUP_ROWS, columns=columns):
                 yield pa.Table.from_batches([batch])
+
+
+def newest_pieces(folder: Path) -> Iterator["Piece"]:
+    """All accepted decisions in pieces of bounded size, the newest piece first; also while a service goes on writing."""
+    parts = {int(p.stem.removeprefix("part-")) for p in (folder / "train").glob("part-*.parquet")}
+    for number in sorted(parts | _journals(folder).keys(), reverse=True):
+        if not _part(folder, number).exists():
+            try:
+                tables = list(_tables(_journal(folder, number)))
+            except FileNotFoundError:  # a part by now
+                tables = []
+            if not _part(folder, number).exists():
+                if tables:
+                    table = pa.concat_tables(tables)
+                    yield Piece(table.num_rows, table.select)
+                continue
+        with pq.ParquetFile(_part(folder, number)) as part:
+            for group in reversed(range(part.metadata.num_row_groups)):
+                yield Piece(part.metadata.row_group(group).num_rows, partial(_read_group, part, group))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some decisions, oldest first; to be read before the next piece is asked for. read: a table of these columns."""
+
+    rows: int
+    read: Callable[[list[str]], pa.Table]
+
+
+def _read_group(part: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+    return part.read_row_group(group, columns=columns)
 
 
 def _newest(part: pq.ParquetFile) -> int:

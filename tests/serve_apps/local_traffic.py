@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rayrec.traffic.earlier import Earlier, earlier_answers
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.ledger import Away, Book, Judged, Ledger, UnknownBook, WrittenDecision
 from serve_apps.cascade_request import RecommendRequest
@@ -37,6 +38,9 @@ class LocalTraffic:
     async def accept(self, feedback: Feedback) -> Judged:
         return self.ledger.accept(feedback, self.now_ms)
 
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        return earlier_answers(self.ledger.folder, user, asked, most)
+
 
 class WithTraffic(InProcess):
     """A cascade service without Ray that logs its decisions."""
@@ -53,3 +57,6 @@ class WithTraffic(InProcess):
 
     async def feedback(self, event: Feedback) -> Judged:
         return await self._recorder.accept(event)
+
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        return await self._recorder.earlier(user, asked, most)

@@ -165,6 +165,66 @@ def test_a_shadow_that_fails_or_does_not_answer_is_not_felt(parts: Parts, tmp_pa
     assert len(service.logged()) == 39
 
 
+def test_an_arm_that_is_asked_for_answers_whoever_asks_as_it_answers_its_own_users(
+    parts: Parts, tmp_path: Path
+) -> None:
+    both = Service(parts.references(experiment(parts)), tmp_path / "both")
+    alone = {
+        False: Service(parts.references(), tmp_path / "1"),
+        True: Service(parts.references(late=True), tmp_path / "2"),
+    }
+    for arm, second_late in (("old", False), ("all", False), ("new", True), ("shadow", True)):
+        expected = alone[second_late].ask({**ASK, "trace": True})
+        for user in (None, *USERS[:3]):
+            reply = both.ask({**ASK, "user": user, "arm": arm, "trace": True})
+            assert (reply["arm"], reply["models"]["late"]) == (arm, f"late/{1 + second_late}")
+            assert [i["item"] for i in reply["items"]] == [i["item"] for i in expected["items"]]
+            assert reply["trace"] == expected["trace"]
+    assert alone[True].ask(ASK)["items"] != alone[False].ask(ASK)["items"]
+
+
+def test_an_arm_that_was_asked_for_leaves_no_trace_in_log_shadow_and_calibration(parts: Parts, tmp_path: Path) -> None:
+    service = Service(parts.references(experiment(parts)), tmp_path)
+    for arm in ("old", "new", "all", "shadow"):
+        reply = service.ask({**ASK, "user": USERS[0], "arm": arm})
+        assert "logged" not in reply
+        event = {"request": reply["request"], "item": reply["items"][0]["item"], "labels": {"click": 1}}
+        assert post(service.app, event, "/v1/feedback").status_code == 404
+    assert list(tmp_path.glob("traffic/*/decisions/*")) == []
+    assert service.service.shadow == []
+    metrics = post(service.app, None, "/metrics").text
+    for name in ("rayrec_decisions_total", "rayrec_shown_items_total", "rayrec_predictions_total"):
+        assert not [line for line in metrics.splitlines() if line.startswith(f"{name}{{")], name
+    service.ask({**ASK, "user": USERS[0]}, wait_for=1)  # drawn, not asked for: it counts
+    assert set(service.logged()["served_arm"].to_pylist()) == {Assignment("late-test", SHARES).arm(USERS[0])}
+
+
+def test_an_arm_that_there_is_not_is_a_422_that_names_those_there_are(parts: Parts, tmp_path: Path) -> None:
+    plain = Service(parts.references(), tmp_path / "plain")
+    tried = Service(parts.references(experiment(parts)), tmp_path / "tried")
+    for service, arm, have in (
+        (plain, "shadow", "all"),
+        (tried, "mixed", "all, old, new, shadow"),
+        (tried, "x", "all, old, new, shadow"),
+    ):
+        reply = post(service.app, {**ASK, "arm": arm})
+        assert reply.status_code == 422
+        (problem,) = reply.json()["detail"]
+        assert problem["loc"] == ["body", "arm"]
+        assert problem["msg"] == f"There is no arm {arm!r} now; there are {have}"
+    assert post(tried.app, None, "/v1/model").json()["shadow"] == "late/2"
+    assert post(plain.app, None, "/v1/model").json()["shadow"] is None
+
+
+def test_a_shadow_that_is_asked_for_and_late_is_told_as_the_late_stage(parts: Parts, tmp_path: Path) -> None:
+    service = Service(parts.references(experiment(parts)), tmp_path, lambda stages: Shadowed(stages, "stuck"))
+    reply = service.ask({**ASK, "arm": "shadow", "deadline_ms": 300})
+    assert (reply["late"], reply["arm"]) == (["late"], "shadow")
+    assert "late" not in reply["models"]
+    away = Service(parts.references(experiment(parts)), tmp_path / "away", lambda stages: Shadowed(stages, "away"))
+    assert post(away.app, {**ASK, "arm": "shadow"}).status_code == 503
+
+
 @pytest.mark.parametrize(
     ("arms", "wrong"),
     [
@@ -172,6 +232,7 @@ def test_a_shadow_that_fails_or_does_not_answer_is_not_felt(parts: Parts, tmp_pa
         ([{"name": "a", "share": 0}], "no arm has a weight above 0"),
         ([{"name": "a", "share": 1}, {"name": "a", "share": 1}], "cannot be named 'a'"),
         ([{"name": "mixed", "share": 1}], "cannot be named 'mixed'"),
+        ([{"name": "shadow", "share": 1}], "cannot be named 'shadow'"),
         ([{"name": "", "share": 1}], "cannot be named ''"),
         ([{"name": f"a{i}", "share": 1} for i in range(17)], "17 arms, at most 16"),
         ([{"name": "a", "share": 1, "middle": {"model": "x"}}], "middle"),

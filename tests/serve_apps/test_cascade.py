@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayrec.retrieval.index import IndexConfig
+from rayrec.traffic.earlier import Earlier
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.ledger import Judged
 from serve_apps.cascade_api import build_cascade_app
@@ -115,6 +116,9 @@ class InProcess:
 
     async def feedback(self, event: Feedback) -> Judged:
         raise AssertionError("this service takes none")
+
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        raise AssertionError("this service keeps none")
 
 
 def post(app: FastAPI, body: Any, path: str = "/v1/recommend", method: str = "POST") -> httpx.Response:

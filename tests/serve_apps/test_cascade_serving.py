@@ -144,6 +144,9 @@ def test_feedback_on_served_answers_becomes_labels_and_outlives_the_owner_of_the
         assert again.json()["outcome"] == "duplicate"
         assert say(replies[4], 0).json()["outcome"] == "accepted"  # on what was decided before
         assert client.post("/v1/recommend", json=ASK).json()["logged"] is True
+        (before,) = client.post("/v1/earlier", json={**ASK, "user": "user-3"}).json()["answers"]
+        assert (before["request"], before["same_question"]) == (replies[3]["request"], True)
+        assert [item["item"] for item in before["items"]] == [item["item"] for item in replies[3]["items"]]
         folder = client.get("/v1/model").json()["logged"]["folder"]
     book, now_ms = traffic / folder, time.time_ns() // 1_000_000
     done = join(book / "decisions", book / "feedback", tmp_path / "joined", JoinConfig(60), now_ms + 61_000)
@@ -174,6 +177,10 @@ def test_an_experiment_is_deployed_without_a_restart_and_its_shadow_is_logged(
             assert time.monotonic() < deadline, [line for line in metrics.splitlines() if "shadow" in line]
             time.sleep(0.1)
         assert client.get("/v1/stages").json()["shadow"] == {"late/2": 1}
+        for arm, version in (("old", "1"), ("new", "2"), ("all", "1"), ("shadow", "2")):
+            reply = client.post("/v1/recommend", json={**ASK, "arm": arm}).json()
+            assert (reply["arm"], reply["models"]["late"]) == (arm, f"late/{version}")
+            assert "logged" not in reply
     deployed.deploy(parts.references())
 
 

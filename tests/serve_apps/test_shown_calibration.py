@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rayrec.data.log.schema import TaskLabel
-from serve_apps.calibration import expected_positives
+from rayrec.traffic.calibration import expected_positives
 from tests.serve_apps.cascade_parts import Parts, small_parts
 from tests.serve_apps.test_arms import Service
 from tests.serve_apps.test_cascade import ASK, post

@@ -16,9 +16,10 @@ from rayrec.data.log.collate import collate
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.traffic import journal
 from rayrec.traffic.decisions import decision_tables, number_of
+from rayrec.traffic.earlier import Earlier
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.joining import JoinConfig, join
-from rayrec.traffic.ledger import Book, Judged, Ledger, WrittenDecision
+from rayrec.traffic.ledger import Away, Book, Judged, Ledger, WrittenDecision
 from serve_apps.cascade_api import build_cascade_app
 from serve_apps.limits import ServiceLimits
 from serve_apps.served_cascade import ServedCascade
@@ -246,6 +247,9 @@ class NeverKept:
 
     async def accept(self, feedback: Feedback) -> Judged:
         raise NotImplementedError
+
+    async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
+        raise Away("it is stuck")
 
 
 def test_an_answer_does_not_wait_for_a_log_that_is_stuck(cascade: ServedCascade, stages: PlainStages) -> None:
