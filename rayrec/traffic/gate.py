@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 
+from rayrec.traffic.over_users import ratio_of_sums
 from rayrec.typed_json import ConfigError
 
 
@@ -66,9 +66,8 @@ def log_losses(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
 def judge(new: ArrayLike, old: ArrayLike, users: ArrayLike, config: GateConfig) -> Verdict:
     """new, old: (n,) losses of the same rows. users: (n,) int64.
 
-    The mean difference is a ratio of two sums over users, D_u and the rows n_u; its variance is linearized: U / (U - 1) *
-    sum (D_u - mean n_u)^2 / n^2 (Cochran 1977, "Sampling Techniques", eq. 6.13 without its finite correction), with U - 1 degrees
-    of freedom. A loss that is not finite is refused.
+    The mean difference is a ratio of two sums over users, of the differences and of the rows (``over_users``). A loss that is not
+    finite is refused.
     """
     a, b, who = np.asarray(new, np.float64), np.asarray(old, np.float64), np.asarray(users)
     if not (a.shape == b.shape == who.shape and a.ndim == 1 and len(a)):
@@ -78,10 +77,7 @@ def judge(new: ArrayLike, old: ArrayLike, users: ArrayLike, config: GateConfig) 
     count, mean = len(rows), float((a - b).mean())
     low = high = mean
     if count > 1 and np.isfinite(mean):
-        rest = np.bincount(place, a - b) - mean * rows
-        error = float(np.sqrt(count / (count - 1) * np.square(rest).sum())) / len(a)
-        reach = float(stdtrit(count - 1, (1 + config.level) / 2)) * error
-        low, high = mean - reach, mean + reach
+        low, high = ratio_of_sums(np.bincount(place, a - b), rows).interval(config.level)
     bound = 0.0 if config.rule == "better" else config.margin
     if not np.isfinite(mean):
         promote, reason = False, "a loss is not finite"

@@ -99,7 +99,7 @@ def join(decisions: Path, feedback: Path, out: Path, config: JoinConfig, now_ms:
         raise ConfigError(f"negatives: {decisions} has no task {', '.join(unknown)}")
     window_ms = round(config.window_seconds * 1000)
     bounds = _bounds(decisions, now_ms - window_ms, config)
-    events = _Events.read(feedback, schema, window_ms)
+    events = Events.read(feedback, schema, window_ms)
     counts = _Counts()
     with whole_folder(out) as partial:
         writers = {n: LogWriter(partial / n, schema, extra_types=extra_types(schema)) for n in ("labeled", "unlabeled")}
@@ -140,8 +140,8 @@ class _Counts:
         self.positives = {}
 
 
-class _Events:
-    """Feedback by (request, item): a row of labels (T,), NaN = nothing said."""
+class Events:
+    """Feedback within its window, in memory, by request and item. late: how much came after it."""
 
     def __init__(self, schema: LogSchema, labels: dict[tuple[str, str], NDArray[np.float32]], late: int) -> None:
         self.schema, self.late, self._labels = schema, late, labels
@@ -150,7 +150,7 @@ class _Events:
         return len(self._labels)
 
     @staticmethod
-    def read(folder: Path, schema: LogSchema, window_ms: int) -> "_Events":
+    def read(folder: Path, schema: LogSchema, window_ms: int) -> "Events":
         place = {task: i for i, task in enumerate(schema.task_names)}
         labels: dict[tuple[str, str], NDArray[np.float32]] = {}
         late = 0
@@ -164,15 +164,18 @@ class _Events:
                 if task not in place:
                     raise LogError(f"{folder}: feedback on task {task!r}, which the decisions' schema lacks")
                 row[place[task]] = label
-        return _Events(schema, labels, late)
+        return Events(schema, labels, late)
+
+    def of(self, rows: pa.Table) -> NDArray[np.float32]:
+        """(n, T) labels of a log's rows in the order of the schema's tasks, NaN = nothing said."""
+        nothing = np.full(len(self.schema.tasks), np.nan, np.float32)
+        keys = zip(rows.column("served_request").to_pylist(), rows.column("served_item").to_pylist(), strict=True)
+        return np.array([self._labels.get(key, nothing) for key in keys], np.float32).reshape(-1, len(nothing))
 
     def label(self, shown: pa.Table, negatives: tuple[str, ...], counts: _Counts) -> pa.Table:
         """The impressions with their labels, less those without any."""
-        schema, nothing = self.schema, np.full(len(self.schema.tasks), np.nan, np.float32)
-        keys = zip(shown.column("served_request").to_pylist(), shown.column("served_item").to_pylist(), strict=True)
-        found = [self._labels.get(key) for key in keys]
-        counts.matched += sum(row is not None for row in found)
-        labels = np.array([nothing if row is None else row for row in found], np.float32).reshape(-1, len(nothing))
+        schema, labels = self.schema, self.of(shown)
+        counts.matched += int((~np.isnan(labels)).any(1).sum())
         place = {task: i for i, task in enumerate(schema.task_names)}
         for task in _parents_first(schema):
             if task.name in negatives:
