@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from fastapi import HTTPException, Request
 
-_BODY_S = 10.0
 _BODIES = 64  # as many bodies of the largest size may be on their way to a replica at a time
 
 
@@ -24,6 +23,8 @@ class ServiceLimits:
     """Processes that answer."""
     max_body_bytes: int = 4 * 1024 * 1024
     """Of a request."""
+    body_s: float = 10.0
+    """In how many seconds the body of a request has to be there, however slowly it comes; then the reply is a 408."""
     max_running: int = 64
     """Requests that a replica takes on, counted from when their body is there."""
     max_waiting: int = 256
@@ -40,6 +41,8 @@ class ServiceLimits:
     def __post_init__(self) -> None:
         for name in ("replicas", "max_body_bytes", "max_running", "max_waiting"):
             self._check_at_least_one(name)
+        if not self.body_s > 0:
+            raise ValueError(f"body_s must be above 0, not {self.body_s}")
 
     def _check_at_least_one(self, name: str) -> None:
         if getattr(self, name) < 1:
@@ -69,8 +72,8 @@ class ServiceLimits:
 class Room:
     """Of one replica. A request takes its place when its body is there: one that is sent half, or slowly, holds up nobody."""
 
-    def __init__(self, limits: ServiceLimits, body_s: float = _BODY_S) -> None:
-        self._limits, self._body_s = limits, body_s
+    def __init__(self, limits: ServiceLimits) -> None:
+        self._limits = limits
         self._most = limits.max_running + limits.max_waiting // limits.replicas
         self._taken = self._bytes = 0
         self._full = HTTPException(503, "Full; try again", {"Retry-After": str(limits.retry_after_s)})
@@ -87,7 +90,7 @@ class Room:
             raise HTTPException(415, "Content-Type must be application/json")
         body = bytearray()
         try:
-            async with asyncio.timeout(self._body_s):
+            async with asyncio.timeout(self._limits.body_s):
                 await self._read(request, body)
             if self._taken >= self._most:
                 raise self._full
@@ -97,7 +100,7 @@ class Room:
             finally:
                 self._taken -= 1
         except TimeoutError:
-            raise HTTPException(408, f"The body did not come within {self._body_s:g} s") from None
+            raise HTTPException(408, f"The body did not come within {self._limits.body_s:g} s") from None
         finally:
             self._bytes -= len(body)
 

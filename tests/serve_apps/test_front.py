@@ -21,6 +21,7 @@ from serve_apps.front import haproxy_binary
 from serve_apps.haproxy_front import closed
 from serve_apps.limits import Room
 from serve_apps.ranker import RankerService
+from tests.serve_apps.hostile import Sent
 
 CONFIG = """global
     maxconn 4096
@@ -199,31 +200,9 @@ def test_a_body_too_large_or_of_another_type_is_refused() -> None:
     assert client.post("/", content=b"1").status_code == 415
 
 
-class Sent:
-    """A request whose body comes when the test says so."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self.parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.status = 0
-        self.headers: dict[bytes, bytes] = {}
-        scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/", "raw_path": b"/",
-            "root_path": "", "scheme": "http", "query_string": b"", "headers": [(b"content-type", b"application/json")],
-            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
-        }  # fmt: skip
-        self.task = asyncio.create_task(app(scope, self.parts.get, self.send))
-
-    async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], dict(message["headers"])
-
-    def give(self, body: bytes, *, more: bool = False) -> None:
-        self.parts.put_nowait({"type": "http.request", "body": body, "more_body": more})
-
-
 def test_half_sent_bodies_take_no_place_and_do_not_stay() -> None:
     async def ask() -> None:
-        app = room_app(Room(RankerService(max_running=1, max_waiting=1), body_s=0.2))
+        app = room_app(Room(RankerService(max_running=1, max_waiting=1, body_s=0.2)))
         half = [Sent(app) for _ in range(300)]
         for request in half:
             request.give(b"1", more=True)

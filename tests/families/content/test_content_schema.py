@@ -1,4 +1,4 @@
-"""The application of content rankers against its own OpenAPI document."""
+"""The application of content rankers against its own OpenAPI document, slow clients and a changed bundle."""
 
 from pathlib import Path
 
@@ -8,9 +8,28 @@ from fastapi import FastAPI
 from rayrec.families.content.experiment import ContentExperiment
 from serve_apps.content import ContentService
 from serve_apps.content_api import build_content_app
+from serve_apps.model_reference import ModelReference
+from serve_apps.served_content import load_served_content
 from serve_apps.serving_metrics import ServingMetrics
 from tests.families.content.test_content_serving import InProcess, served_by, stored
+from tests.families.content.test_embedding import untrained
+from tests.serve_apps.hostile import assert_a_changed_byte_is_refused, assert_slow_bodies_are_cut
 from tests.serve_apps.openapi import MANY, QUICK, conforms
+
+
+def test_slow_bodies_are_cut(experiment: ContentExperiment, tmp_path: Path) -> None:
+    bundle, out = stored(experiment, tmp_path)
+    limits = ContentService(body_s=0.3)
+    service = InProcess(served_by(bundle, out))
+    app = build_content_app(service, ServingMetrics(), limits, max_candidates=40, max_encoded=20)
+    assert_slow_bodies_are_cut(app, limits.body_s, routes=1)
+
+
+def test_a_bundle_with_a_byte_changed_is_refused(experiment: ContentExperiment, tmp_path: Path) -> None:
+    bundle = untrained(experiment, tmp_path / "bundle", "spar")
+    assert_a_changed_byte_is_refused(
+        bundle.path, tmp_path, lambda folder: load_served_content(ModelReference(str(folder)), None, lambda: None)
+    )
 
 
 @pytest.fixture
