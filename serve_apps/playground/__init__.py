@@ -10,8 +10,8 @@ from serve_apps.limits import ServiceLimits
 
 PLAY = "/play"
 _FOLDER = Path(__file__).parent
-_FILES = {PLAY: ("index.html", "text/html"), f"{PLAY}/play.js": ("play.js", "text/javascript")}
-_FILES[f"{PLAY}/style.css"] = ("style.css", "text/css")
+_FILES = {PLAY: ("index.html", "text/html"), f"{PLAY}/style.css": ("style.css", "text/css")}
+_FILES |= {f"{PLAY}/{name}": (name, "text/javascript") for name in ("panels.js", "play.js")}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
@@ -22,7 +22,7 @@ _HEADERS = {
 
 
 def add_playground(app: FastAPI, limits: ServiceLimits) -> None:
-    """The page and its two files. They hold nothing that is secret and are there without the token, which the page asks for."""
+    """The page and its files. They hold nothing that is secret and are there without the token, which the page asks for."""
     for path, (name, kind) in _FILES.items():
         content = (_FOLDER / name).read_bytes()
 

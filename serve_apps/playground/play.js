@@ -2,7 +2,7 @@
 // One page beside the API. All that comes from the service is put in as text, never as markup.
 const $ = (id) => document.getElementById(id);
 const history_ = [];
-let described = null;
+let described = null, answered = null; // what is served; the answer that is shown
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -18,7 +18,7 @@ async function call(path, body) {
   const reply = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body: body === undefined ? undefined : JSON.stringify(body) });
   if (reply.status === 401) $("access").hidden = false;
   const told = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw new Error(problem(reply.status, told.detail));
+  if (!reply.ok) throw Object.assign(new Error(problem(reply.status, told.detail)), { status: reply.status });
   return told;
 }
 
@@ -40,6 +40,8 @@ async function describe() {
     return;
   }
   $("versions").textContent = "Serving " + described.versions;
+  $("compare").hidden = onTrial().length === 0;
+  $("before").hidden = described.logged === null;
   const box = $("context");
   box.querySelectorAll("label, input").forEach((old) => old.remove());
   for (const name of described.context) {
@@ -110,17 +112,28 @@ function request() {
   return body;
 }
 
-$("ask").addEventListener("submit", async (event) => {
-  event.preventDefault();
+async function recommend() {
+  const told = await call("/v1/recommend", request());
+  show(told);
+  const late = told.late.length ? ` Late: ${told.late.join(", ")}; the order is that of the stage before.` : "";
+  const arm = told.arm ? ` By arm ${told.arm}.` : "", lost = told.logged === false ? " It may not be logged: no feedback on it." : "";
+  say(`${told.items.length} items in ${Math.round(told.timings_ms.total)} ms, of ${told.trace.length} candidates.${arm}${late}${lost}`, told.late.length > 0);
+  return $("answer");
+}
+
+async function run(what, byLink = false) {
   say("Asking ...");
   try {
     if (described === null) await describe();
-    const told = await call("/v1/recommend", request());
-    show(told);
-    const late = told.late.length ? ` Late: ${told.late.join(", ")}; the order is that of the stage before.` : "";
-    say(`${told.items.length} items in ${Math.round(told.timings_ms.total)} ms, of ${told.trace.length} candidates.${late}`, told.late.length > 0);
-    if (event.submitter) $("answer").focus(); // not for a link: its reader begins at the top
+    const section = await what();
+    if (!byLink) section.focus(); // the reader of a link begins at the top
   } catch (error) { say(String(error.message), true); }
+}
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const by = event.submitter ? event.submitter.id : "";
+  run(by === "compare" ? compare : by === "before" ? before : recommend);
 });
 
 const TITLES = { retrieve: "Retrieved", early: "Early ranker", late: "Late ranker" };
@@ -128,41 +141,30 @@ const NEXT = { retrieve: ["early", "late", "shown"], early: ["late", "shown"], l
 const WHY = { without_features: "no features", filtered: "filtered out", unavailable: "taken out" };
 
 function show(told) {
-  $("stages").replaceChildren(...["retrieve", "early", "late"].filter((stage) => stage in told.models).map((stage) => table(stage, told)));
+  answered = told;
+  const stages = ["retrieve", "early", "late"].filter((stage) => stage in told.models);
+  $("stages").replaceChildren(...stages.map((stage) => table(stage, told, told.logged === true && stage === stages.at(-1))));
 }
 
-function table(stage, told) {
+function table(stage, told, asksFeedback) {
   const rows = told.trace.filter((row) => stage in row.scores).sort((a, b) => b.scores[stage] - a.scores[stage]);
-  const made = element("table");
-  made.append(element("caption", `${TITLES[stage]}: ${rows.length} candidates, ${told.models[stage]}, ${told.timings_ms[stage].toFixed(1)} ms`));
-  const head = element("tr");
-  for (const name of ["Rank", "Item", "Score", "Then"]) head.append(element("th", name, { scope: "col" }));
-  made.append(element("thead"));
-  made.tHead.append(head);
-  const body = element("tbody");
-  rows.forEach((row, place) => {
+  const caption = `${TITLES[stage]}: ${rows.length} candidates, ${told.models[stage]}, ${told.timings_ms[stage].toFixed(1)} ms`;
+  return tableOf(caption, ["Rank", "Item", "Score", asksFeedback ? "Then, and feedback" : "Then"], rows.map((row, place) => {
     const goes = NEXT[stage].includes(row.reached);
-    const line = element("tr", undefined, goes ? {} : { class: "cut" });
-    line.append(element("td", String(place + 1), { class: "number" }));
-    const name = element("th", undefined, { scope: "row" });
-    name.append(element("span", row.item, { class: "name" }));
-    name.append(element("small", row.title));
-    line.append(name);
-    line.append(element("td", row.scores[stage].toPrecision(3), { class: "number" }));
+    const line = lineOf(goes ? "" : "cut", place + 1, row.item, row.title, row.scores[stage]);
     const then = element("td", row.position !== null ? `shown ${row.position + 1}` : goes ? "passed on" : WHY[row.reached] || "cut");
     if (row.position !== null) {
       const more = element("button", "+ history", { type: "button", class: "small", "aria-label": `Add ${row.item} to the history` });
       more.addEventListener("click", () => add(row.item));
       then.append(" ", more);
     }
+    if (asksFeedback && row.position !== null) then.append(feedbackOn(told.request, row.item));
     line.append(then);
-    body.append(line);
-  });
-  made.append(body);
-  return made;
+    return line;
+  }));
 }
 
-// A link can say what to ask: /play?history=a,b&k=5&where=kind%3Dred&context.device=phone&ask
+// A link can say what to ask: /play?history=a,b&k=5&where=kind%3Dred&context.device=phone&ask, and &compare, &before
 async function fromLink() {
   const given = new URLSearchParams(location.search);
   history_.push(...(given.get("history") || "").split(",").map((item) => item.trim()).filter(Boolean));
@@ -174,7 +176,8 @@ async function fromLink() {
     const name = "context." + input.dataset.feature;
     if (given.has(name)) input.value = given.get(name);
   });
-  if (given.has("ask") && described !== null) $("ask").requestSubmit();
+  for (const [word, what] of Object.entries({ ask: recommend, compare, before }))
+    if (given.has(word) && described !== null) await run(what, true);
 }
 
 $("token").addEventListener("change", describe);

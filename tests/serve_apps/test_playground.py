@@ -1,25 +1,26 @@
 """The page in a browser, beside a service without Ray; skipped where there is no Chromium."""
 
 import re
-import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from serve_apps.cascade_api import build_cascade_app
 from serve_apps.limits import ServiceLimits
 from serve_apps.serving_metrics import ServingMetrics
 from tests.serve_apps.cascade_parts import PlainStages, served_cascade, small_parts
+from tests.serve_apps.chromium import CHROMIUM
 from tests.serve_apps.test_cascade import ASK, InProcess
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 LINK = (
     "history=item-3,item-9&retrieve=40&early=12&k=5&context.age=0.3&context.user=u1&context.history=item-3,item-9&ask"
@@ -32,10 +33,16 @@ def url(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Iterator[s
     parts = small_parts(folder, small_log)
     stages = PlainStages(parts.references(), folder)
     service = InProcess(served_cascade(parts.references(), stages), stages)
+    with served(build_cascade_app(service, ServingMetrics(), ServiceLimits())) as found:
+        yield found
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Its address, while it is served over HTTP."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    app = build_cascade_app(service, ServingMetrics(), ServiceLimits())
     server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
