@@ -105,20 +105,7 @@ def main() -> None:
 def lines(report: WholeReport) -> list[str]:
     """For a terminal."""
     arms = report.arms
-    rows = [
-        (
-            arm,
-            f"{of.users:,}",
-            f"{of.decisions:,}",
-            str(of.told),
-            task,
-            *map(_cell, (t.value, t.difference, t.calibration)),
-        )
-        for arm, of in arms.arms.items()
-        for task, t in of.tasks.items()
-    ]
-    head = ("arm", "users", "decisions", "with feedback", "task", "a decision", f"less {arms.control}", "calibration")
-    told = [text_table(Table(head, rows))]
+    told = [text_table(_arms_table(arms))]
     if arms.split is None:
         told.append("split: not checked; name the experiment's file by --experiment")
     else:
@@ -128,27 +115,32 @@ def lines(report: WholeReport) -> list[str]:
         nobodys = ", ".join(f"{arm} {n:,}" for arm, n in sorted(arms.nobodys.items()))
         told.append(f"decisions of no user or of none of these arms: {nobodys}")
     for book, by_arm in report.shadows.items():
-        rows = [
-            (
-                arm,
-                f"{of.decisions:,}",
-                *map(str, (of.other, of.overlap, of.mean_rank)),
-                f"{of.own_rank:.5g}",
-                _by_task(of.calibration),
-            )
-            for arm, of in by_arm.items()
-        ]
-        head = ("beside", "decisions", "would show others", "overlap@k", "rank of the shown", "as shown", "calibration")
-        told += [f"shadow {book}", text_table(Table(head, rows))]
+        told += [f"shadow {book}", text_table(_shadow_table(by_arm))]
     return told
+
+
+def _arms_table(report: ArmsReport) -> Table:
+    head = ("arm", "users", "decisions", "with feedback", "task", "a decision", f"less {report.control}", "calibration")
+    rows = []
+    for arm, of in report.arms.items():
+        for task, found in of.tasks.items():
+            counts = (f"{of.users:,}", f"{of.decisions:,}", str(of.told))
+            rows.append((arm, *counts, task, *map(_cell, (found.value, found.difference, found.calibration))))
+    return Table(head, tuple(rows))
+
+
+def _shadow_table(by_arm: Mapping[str, ShadowOfArm]) -> Table:
+    head = ("beside", "decisions", "would show others", "overlap@k", "rank of the shown", "as shown", "calibration")
+    rows = []
+    for arm, of in by_arm.items():
+        calibration = ", ".join(f"{task} {estimate}" for task, estimate in of.calibration.items())
+        shown = (str(of.other), str(of.overlap), str(of.mean_rank), f"{of.own_rank:.5g}")
+        rows.append((arm, f"{of.decisions:,}", *shown, calibration))
+    return Table(head, tuple(rows))
 
 
 def _cell(estimate: Estimate | None) -> str:
     return "" if estimate is None else str(estimate)
-
-
-def _by_task(estimates: Mapping[str, Estimate]) -> str:
-    return ", ".join(f"{task} {estimate}" for task, estimate in estimates.items())
 
 
 def _unix_ms(text: str) -> int:

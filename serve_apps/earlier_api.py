@@ -13,8 +13,8 @@ from rayrec.traffic.ledger import Away
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.limits import Room, ServiceLimits
 from serve_apps.refusals import parse_body
-from serve_apps.served_cascade import ServedCascade
-from serve_apps.service_api import REFUSALS, answering, body_of
+from serve_apps.served_cascade import Recommended, ServedCascade
+from serve_apps.service_api import REFUSALS, Service, answering, body_of
 from serve_apps.traffic_decisions import asked
 
 EARLIER = "/v1/earlier"
@@ -55,11 +55,8 @@ class EarlierReply(BaseModel):
     whole: bool = Field(description="false: the search ended at its bounds, and there may be older answers")
 
 
-class KnowsEarlier(Protocol):
+class KnowsEarlier(Service[ServedCascade, RecommendRequest, Recommended], Protocol):
     """What the route needs."""
-
-    @property
-    def current(self) -> ServedCascade: ...
 
     async def earlier(self, user: str | None, asked: str, most: int) -> Earlier:
         """Raises Away."""

@@ -167,8 +167,7 @@ class _Sums:
         of_request = dict(zip(keys["served_request"].to_pylist(), row_of.tolist(), strict=True))
         requests = shown["served_request"].to_pylist()
         row = np.array([of_request[request] for request in requests], np.int64)
-        said = (~np.isnan(labels)).any(1)
-        told = {request for request, one in zip(requests, said.tolist(), strict=True) if one}
+        told = {requests[i] for i in np.flatnonzero((~np.isnan(labels)).any(1))}
         told_rows = np.array([of_request[request] for request in told], np.int64)
         np.add.at(self.values[:, 1], told_rows[told_rows >= 0], 1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +81,7 @@ def _of_arm(
     unit = _units(rows, code, count)
     users = int(unit.max()) + 1
 
-    def ratio(y: NDArray[np.float64], n: NDArray[np.float64]) -> Estimate:
+    def ratio(y: NDArray[Any], n: NDArray[Any]) -> Estimate:
         """Of sums by decision."""
         return ratio_of_sums(np.bincount(unit, y, users), np.bincount(unit, n, users)).estimate(level)
 
