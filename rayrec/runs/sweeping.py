@@ -12,7 +12,7 @@ On a small machine each trial runs the worker loop in its own process; with GPUs
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -200,6 +200,7 @@ def _run_sweep(folder: Path, record: SweepRecord, space: SweepSpace, show: Shown
     with tracker.told(f"the sweep is done (its best model {winner.bundle}, report {winner.report})"):
         for trial in trials:
             _tell_of(trial, folder, tracker)
+        _end_forgotten(folder, trials, tracker)
         log_run(winner, tracker)
         tracker.log_folder(record.mlflow_run, winner.report.parent, "report")
         tracker.log_metrics(record.mlflow_run, {OBJECTIVE: best.objective}, 0)
@@ -376,6 +377,16 @@ def _tell_of(trial: Trial, folder: Path, tracker: Tracker) -> None:
         run = from_json(RunRecord, note.read_bytes(), str(note))
         send_unsent(note.with_suffix(""), tracker, run.mlflow_run)
         tracker.finish(run.mlflow_run, failed=trial.error is not None)
+
+
+def _end_forgotten(folder: Path, trials: Sequence[Trial], tracker: Tracker) -> None:
+    """Trials that began right before their sweep was killed, of which Tune had kept nothing: others were tried in their place."""
+    names = {trial.name for trial in trials}
+    for note in sorted((folder / "records").glob("*.json")):
+        if note.stem not in names:
+            tracker.finish(from_json(RunRecord, note.read_bytes(), str(note)).mlflow_run, failed=True)
+            shutil.rmtree(note.with_suffix(""), ignore_errors=True)
+            note.unlink()
 
 
 def _trial(result: ray.tune.Result, most_evaluations: int) -> Trial:

@@ -19,12 +19,13 @@ from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing.cagrad import Cagrad
 from rayrec.models.ranker import RankerArchitecture
+from rayrec.runs.run_folder import RunRecord
 from rayrec.runs.sweep_state import KeepAndShow, keep, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
-from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepSpace, apply_parameters, sweep
+from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepSpace, apply_parameters, sweep, trial_record
 from rayrec.training.loop import LoopConfig
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError
+from rayrec.typed_json import ConfigError, to_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,9 +80,16 @@ def test_a_store_that_is_away_at_the_end_of_a_sweep_is_one_line_and_told_of_all_
     assert "\n" not in str(raised.value)
     assert len(shown[0].trials) == 2
     assert shown[0].winner.report.is_file()
+    tracker = Tracker()
+    forgotten = tracker.start(
+        "away-forgotten", config.base
+    )  # begun right before a kill, so that Tune knows nothing of it
+    note = trial_record(runs / "away", "forgotten")
+    note.write_text(to_json(RunRecord(config.base, forgotten, tracker.uri)))
     finished = sweep("away", "ranker", space, config)
     assert {t.name: t.objective for t in finished.trials} == {t.name: t.objective for t in shown[0].trials}
-    tracker = Tracker()
+    assert {path.stem for path in note.parent.glob("*.json")} == {t.name for t in finished.trials}
+    assert tracker.get(forgotten).info.status == "FAILED"
     run = tracker.get(finished.mlflow_run)
     assert (run.info.status, run.data.tags["winner"]) == ("FINISHED", finished.winner.mlflow_run)
     assert "final/test/click/auc" in tracker.get(finished.winner.mlflow_run).data.metrics
