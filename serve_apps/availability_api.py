@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.params import Depends as Dependency
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_apps.item_journal import Availability, ItemRefused, KeeperAway
 from serve_apps.limits import Room, ServiceLimits
-from serve_apps.refusals import Problem, RequestError, parse_body
+from serve_apps.refusals import Problem, RequestError, Unavailable, parse_body
 from serve_apps.service_api import REFUSALS
 
 ITEM = "/v1/items/{item}"
@@ -78,4 +78,4 @@ def refusing_change(field: str, limits: ServiceLimits) -> Iterator[None]:
     except ItemRefused as error:
         raise RequestError([Problem(("body", field), str(error), "value_error")]) from None
     except KeeperAway as error:
-        raise HTTPException(503, str(error), {"Retry-After": str(limits.retry_after_s)}) from None
+        raise Unavailable("items away", str(error), limits.retry_after_s) from None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
@@ -24,7 +24,7 @@ from serve_apps.feedback_api import FEEDBACK, add_feedback
 from serve_apps.item_journal import Availability
 from serve_apps.limits import ServiceLimits
 from serve_apps.playground import add_playground
-from serve_apps.refusals import parse_body
+from serve_apps.refusals import Unavailable, parse_body
 from serve_apps.retrieval_api import ITEMS
 from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
 from serve_apps.served_retriever import NewItem
@@ -129,13 +129,10 @@ def build_cascade_app(
         document=_document,
     )
 
-    def unavailable(error: StageError) -> HTTPException:
+    def unavailable(error: StageError) -> Unavailable:
         metrics.stage_errors.labels(error.stage, error.kind).inc()
-        return HTTPException(
-            503,
-            f"The stage {error.stage!r} cannot answer now: {error.kind}",
-            {"Retry-After": str(limits.retry_after_s)},
-        )
+        detail = f"The stage {error.stage!r} cannot answer now: {error.kind}"
+        return Unavailable(f"{error.stage} {error.kind}", detail, limits.retry_after_s)
 
     @app.post(RECOMMEND, dependencies=guarded, response_model=RecommendReply, responses=REFUSALS)
     async def recommend(request: Request) -> Response:
@@ -149,8 +146,8 @@ def build_cascade_app(
                 raise unavailable(error) from None
             except NothingInTime:
                 metrics.stage_late.labels("retrieve").inc()
-                again = {"Retry-After": str(limits.retry_after_s)}
-                raise HTTPException(503, "The retriever did not answer before the deadline", again) from None
+                detail = "The retriever did not answer before the deadline"
+                raise Unavailable("retrieve late", detail, limits.retry_after_s) from None
         _count(found, metrics)
         request.scope[ANSWERING] = " ".join(found.decision.models.values())
         return Response(to_json(reply(found, trace=asked.trace)), media_type="application/json")

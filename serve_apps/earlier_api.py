@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.params import Depends as Dependency
 from pydantic import BaseModel, Field
 
@@ -12,7 +12,7 @@ from rayrec.traffic.earlier import Earlier, EarlierAnswer
 from rayrec.traffic.ledger import Away
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.limits import Room, ServiceLimits
-from serve_apps.refusals import parse_body
+from serve_apps.refusals import Unavailable, parse_body
 from serve_apps.served_cascade import Recommended, ServedCascade
 from serve_apps.service_api import REFUSALS, Service, answering, body_of
 from serve_apps.traffic_decisions import asked
@@ -84,8 +84,8 @@ def add_earlier(
             try:
                 found = await service.earlier(given.user or None, question, given.limit)
             except Away as error:
-                again = {"Retry-After": str(limits.retry_after_s)}
-                raise HTTPException(503, f"The log of decisions cannot be read now: {error}", again) from None
+                detail = f"The log of decisions cannot be read now: {error}"
+                raise Unavailable("decisions away", detail, limits.retry_after_s) from None
         return {
             "by": "user" if given.user else "question",
             "answers": [_told(answer, question, served) for answer in found.answers],

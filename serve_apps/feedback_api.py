@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rayrec.traffic.feedback import Feedback, FeedbackError, Outcome
 from rayrec.traffic.ledger import Away, Judged
 from serve_apps.limits import Room, ServiceLimits
-from serve_apps.refusals import Problem, RequestError, parse_body
+from serve_apps.refusals import Problem, RequestError, Unavailable, parse_body
 from serve_apps.service_api import REFUSALS, Refusal, body_of
 from serve_apps.serving_metrics import ServingMetrics
 
@@ -83,8 +83,7 @@ def add_feedback(
                 raise RequestError([Problem(("body", "labels"), str(error), "value_error")]) from None
             except Away as error:
                 metrics.feedback.labels("unkept").inc()
-                again = {"Retry-After": str(limits.retry_after_s)}
-                raise HTTPException(503, f"Not kept, send it again: {error}", again) from None
+                raise Unavailable("feedback away", f"Not kept, send it again: {error}", limits.retry_after_s) from None
         outcome = judged.outcome
         metrics.feedback.labels(outcome.value).inc()
         for task in judged.positives:

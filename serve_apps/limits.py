@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from fastapi import HTTPException, Request
 
+from serve_apps.refusals import Unavailable
+
 _BODIES = 64  # as many bodies of the largest size may be on their way to a replica at a time
 
 
@@ -36,7 +38,7 @@ class ServiceLimits:
     metrics_folder: str | None = None
     """Where replicas of a machine share their metrics; default: a new one among temporary files."""
     request_log: str | None = None
-    """Folder in which each replica writes a JSON line a request: time, id, path, status, ms, model; default: none is written."""
+    """Folder in which each replica writes a JSON line a request, of what became of it; default: none is written."""
 
     def __post_init__(self) -> None:
         for name in ("replicas", "max_body_bytes", "max_running", "max_waiting"):
@@ -76,7 +78,7 @@ class Room:
         self._limits = limits
         self._most = limits.max_running + limits.max_waiting // limits.replicas
         self._taken = self._bytes = 0
-        self._full = HTTPException(503, "Full; try again", {"Retry-After": str(limits.retry_after_s)})
+        self._full = Unavailable("full", "Full; try again", limits.retry_after_s)
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:

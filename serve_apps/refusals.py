@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 
 from rayrec.errors import UserError
@@ -37,6 +38,14 @@ class RequestError(ValueError):
         """What pydantic found wrong with a body."""
         found = error.errors(include_url=False, include_context=False, include_input=False)
         return RequestError([Problem(("body", *item["loc"]), item["msg"], item["type"]) for item in found])
+
+
+class Unavailable(HTTPException):
+    """A 503: the same request may be answered later. kind: what stood in the way, a word or two for the metrics and the log."""
+
+    def __init__(self, kind: str, detail: str, retry_after_s: int) -> None:
+        super().__init__(503, detail, {"Retry-After": str(retry_after_s)})
+        self.kind = kind
 
 
 def parse_body(kind: type[M], body: bytes) -> M:

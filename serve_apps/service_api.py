@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_apps.access import access_check, name_check
 from serve_apps.docs_page import docs_page
 from serve_apps.limits import Room, ServiceLimits
-from serve_apps.refusals import RequestError
+from serve_apps.refusals import RequestError, Unavailable
 from serve_apps.request_log import RequestLog
-from serve_apps.serving_metrics import ANSWERING, Observed, ServingMetrics
+from serve_apps.serving_metrics import ANSWERING, FAILED, Observed, ServingMetrics
 
 HEALTH, MODEL, METRICS = "/healthz", "/v1/model", "/metrics"
 _NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'"
@@ -117,6 +117,8 @@ class Straight:
             await self._check(request)
             response = await handler(request)
         except HTTPException as error:
+            if isinstance(error, Unavailable):
+                scope[FAILED] = error.kind
             response = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
         except RequestError as error:
             response = _refused(error)
@@ -194,6 +196,11 @@ def service_app(
     @app.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> JSONResponse:
         return _refused(error)
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(request: Request, error: Unavailable) -> JSONResponse:
+        request.scope[FAILED] = error.kind
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
     app.add_middleware(Straight, check=check, handlers=straight)
     app.add_middleware(

@@ -18,6 +18,7 @@ from serve_apps.reserved_file import reserve_metrics
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
 MODEL_HEADER = "x-rayrec-model"
 ANSWERING = "rayrec.answering"  # in the scope of a request: name and version of the model that answers it
+FAILED = "rayrec.failed"  # in the scope of a request that gets a 5xx: what kind of failure it was
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
@@ -36,6 +37,12 @@ class ServingMetrics:
         self.requests = Counter("rayrec_requests", "Answered requests", ("path", "status"), registry=r)
         self.seconds = Histogram(
             "rayrec_request_seconds", "Time in the replica", ("path",), buckets=_SECONDS, registry=r
+        )
+        self.errors = Counter(
+            "rayrec_errors",
+            "Requests that a replica failed (5xx), by what stood in the way",
+            ("path", "kind"),
+            registry=r,
         )
         self.running = Gauge("rayrec_running_requests", "Requests in work", multiprocess_mode="livesum", registry=r)
         self.batch = Histogram("rayrec_batch_requests", "Requests in one forward pass", buckets=_BATCH, registry=r)
@@ -171,11 +178,17 @@ class Observed:
         self._metrics.running.inc()
         try:
             await self._app(scope, receive, send_named)
+        except Exception as error:
+            scope[FAILED] = type(error).__name__
+            raise
         finally:
             self._metrics.running.dec()
             seconds = perf_counter() - started
             self._metrics.seconds.labels(path).observe(seconds)
             self._metrics.requests.labels(path, str(status)).inc()
+            failed = {"error": scope[FAILED]} if FAILED in scope else {}
+            for kind in failed.values():
+                self._metrics.errors.labels(path, kind).inc()
             line = {
                 "id": name,
                 "method": scope["method"],
@@ -183,4 +196,4 @@ class Observed:
                 "status": status,
                 "ms": round(1e3 * seconds, 3),
             }
-            self._log.write({**line, "model": model})
+            self._log.write({**line, "model": model, **failed})

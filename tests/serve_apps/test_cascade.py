@@ -21,7 +21,7 @@ from serve_apps.cascade_api import build_cascade_app
 from serve_apps.cascade_request import RecommendRequest
 from serve_apps.cascade_stages import RankAsk, RankingStage, RetrieveAsk, StageError
 from serve_apps.item_changes import ItemChanges
-from serve_apps.item_journal import Availability
+from serve_apps.item_journal import Availability, KeeperAway
 from serve_apps.limits import ServiceLimits
 from serve_apps.model_reference import ModelReference
 from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
@@ -283,7 +283,25 @@ def test_a_stage_that_fails_is_a_503_by_kind(cascade: ServedCascade, stages: Pla
     app = build_cascade_app(InProcess(cascade, Failing(stages, "")), ServingMetrics(), ServiceLimits())
     reply = post(app, ASK)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-    assert 'rayrec_stage_errors_total{kind="full",stage="early"} 1.0' in post(app, None, "/metrics").text
+    metrics = post(app, None, "/metrics").text
+    assert 'rayrec_stage_errors_total{kind="full",stage="early"} 1.0' in metrics
+    assert 'rayrec_errors_total{kind="early full",path="/v1/recommend"} 1.0' in metrics
+
+
+def test_a_retriever_that_is_late_and_an_owner_that_is_away_are_errors_of_their_own_kind(
+    cascade: ServedCascade, stages: PlainStages
+) -> None:
+    class Away(InProcess):
+        async def set_available(self, change: Availability) -> bool:
+            raise KeeperAway("its disk is full")
+
+    app = build_cascade_app(Away(cascade, Slowed(stages, "retrieve")), ServingMetrics(), ServiceLimits())
+    assert post(app, {**ASK, "deadline_ms": 20}).status_code == 503
+    reply = post(app, {"available": False}, "/v1/items/item-3", "PUT")
+    assert (reply.status_code, reply.json()["detail"], reply.headers["retry-after"]) == (503, "its disk is full", "1")
+    metrics = post(app, None, "/metrics").text
+    assert 'rayrec_errors_total{kind="retrieve late",path="/v1/recommend"} 1.0' in metrics
+    assert 'rayrec_errors_total{kind="items away",path="/v1/items/{item}"} 1.0' in metrics
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,8 +13,10 @@ from rayrec.data.log import Log
 from serve_apps.example_request import example_request
 from serve_apps.ranker import RankerService
 from serve_apps.ranking_api import build_app
+from serve_apps.ranking_request import RankRequest
+from serve_apps.refusals import Unavailable
 from serve_apps.request_log import GIVEN_HEADER, REQUEST_ID_HEADER
-from serve_apps.served_ranker import ServedRanker
+from serve_apps.served_ranker import Ranked, ServedRanker
 from serve_apps.serving_metrics import ServingMetrics
 from tests.serve_apps.conftest import InProcess
 
@@ -70,6 +72,36 @@ def test_the_log_tells_of_each_request_what_became_of_it_and_nothing_of_its_cont
     assert ID.fullmatch(refused["id"])
     assert (lost["id"], lost["path"], lost["status"]) == ("three", "other", 404)
     assert "secret" not in "".join(file.read_text() for file in (tmp_path / "log").iterdir())
+
+
+def test_the_log_and_the_metrics_tell_what_failed_a_request_and_call_no_refusal_a_failure(
+    ranker: ServedRanker, body: dict[str, Any], tmp_path: Path
+) -> None:
+    class Failing(InProcess):
+        failing: ClassVar[list[Exception]] = [
+            ZeroDivisionError("of secret-value"),
+            Unavailable("full", "Full; try again", 1),
+        ]
+
+        async def ask(self, ranker: ServedRanker, request: RankRequest) -> Ranked:
+            raise self.failing.pop(0)
+
+    limits = RankerService(request_log=str(tmp_path))
+    app = build_app(Failing(ranker), ServingMetrics(), limits)
+    client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    assert client.post("/v1/rank", json=body, headers={GIVEN_HEADER: "one"}).status_code == 500
+    assert client.post("/v1/rank", json=body, headers={GIVEN_HEADER: "two"}).status_code == 503
+    assert client.post("/v1/rank", json={}).status_code == 422
+    broken, full, wrong = lines_of(tmp_path)
+    assert (broken["id"], broken["status"], broken["error"]) == ("one", 500, "ZeroDivisionError")
+    assert (full["id"], full["status"], full["error"]) == ("two", 503, "full")
+    assert "error" not in wrong
+    assert "secret-value" not in str(broken)
+    counted = re.findall(r"^rayrec_errors_total(\{.*\} \S+)", client.get("/metrics").text, re.MULTILINE)
+    assert counted == [
+        '{kind="ZeroDivisionError",path="/v1/rank"} 1.0',
+        '{kind="full",path="/v1/rank"} 1.0',
+    ]
 
 
 @pytest.mark.parametrize("small_disk", [1], indirect=True)
