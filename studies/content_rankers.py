@@ -78,7 +78,7 @@ class ContentStudy:
 
 _SPAR, _EMBSUM = (
     SparConfig(code_dim=32, window=256),
-    EmbsumConfig(code_dim=32, decoder_layers=1, decoder_heads=2, decoder_feed_forward=128, max_summary=64),
+    EmbsumConfig(code_dim=32, decoder_layers=1, decoder_heads=2, decoder_feed_forward=128, max_summary=128),
 )
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "two_tower": {"model": "two_tower"},
@@ -162,6 +162,7 @@ def experiment_of(study: ContentStudy, arm: str, seed: int) -> ContentExperiment
 def run_arm(study: ContentStudy, arm: str, seed: int, states: dict[int, Tensor], length: int | None) -> dict[str, Any]:
     """Train one model and judge it: what a line of the file holds."""
     experiment, started = experiment_of(study, arm, seed), time.perf_counter()
+    experiment.check()
     if length is not None:
         experiment = replace(experiment, ranker=replace(experiment.ranker, max_history=length))
     task = KeptTask(experiment.task(), states, written_ids(experiment))

@@ -37,13 +37,15 @@ class EmbsumConfig:
     summary_weight: float = 0.05
     """lambda, of the loss of writing; 0 = no decoder at all."""
     max_summary: int = 128
-    """Tokens written."""
+    """Tokens written, the end aside: as many as the longest text that is taught, or its end is never reached."""
     decoder_layers: int = 2
     """Layers of the decoder, whose width is the encoder's ``dim``."""
     decoder_heads: int = 4
     """Attention heads of a decoder layer."""
     decoder_feed_forward: int = 512
     """Inner size of the decoder's feed-forward layers."""
+    decoder_dropout: float = 0.1
+    """Dropout in the decoder: a narrow one from scratch learns to tell users apart many times sooner without."""
     global_state: bool = True
     """False = the decoder's last state has no part in the user's embedding."""
     poly_user: bool = True
@@ -128,7 +130,7 @@ class Embsum(ContentRanker):
         token = torch.full((users, 1), self.start, device=states.device)
         done = torch.zeros(users, dtype=torch.bool, device=states.device)
         last, tokens = states.new_zeros(users, states.shape[2]), []
-        for _ in range(self.config.max_summary):
+        for _ in range(self.config.max_summary + 1):
             state = self.decoder.decoder(self.decoder.embed(token), cache)[:, 0]  # (U, d)
             last = torch.where(done.unsqueeze(1), last, state)
             token = self.decoder.logits(state).argmax(-1, keepdim=True).masked_fill(done.unsqueeze(1), self.end)
@@ -175,7 +177,9 @@ class _Writer(nn.Module):
         super().__init__()
         heads = config.decoder_heads
         self.decoder = T5Decoder(
-            T5Config(dim, config.decoder_feed_forward, heads, dim // heads, 1, config.decoder_layers, dropout=0.1)
+            T5Config(
+                dim, config.decoder_feed_forward, heads, dim // heads, 1, config.decoder_layers, config.decoder_dropout
+            )
         )
         self.embed = nn.Embedding(vocabulary, dim)
         nn.init.normal_(self.embed.weight, std=1.0)

@@ -69,6 +69,15 @@ class ContentExperiment:
             raise ConfigError(
                 "EmbSum learns to write summaries: name a version of user texts by summary, or set its weight to 0"
             )
+        if self.ranker.model == "embsum" and self.summary is not None:
+            longest = (
+                int(self.inputs().tokens.user_texts[self.summary].lengths.max(initial=2)) - 2
+            )  # without start and end
+            if self.ranker.embsum.max_summary < longest:
+                raise ConfigError(
+                    f"embsum.max_summary is {self.ranker.embsum.max_summary}, summaries {self.summary!r} have up to {longest} "
+                    "tokens: a model taught to end them there would be cut before it does; raise it, or tokenize shorter texts"
+                )
         self.task()
         self.inputs().refuse_texts_that_know("train")
 
