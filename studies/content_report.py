@@ -1,10 +1,12 @@
-"""The lines of studies.content_rankers as Markdown: python -m studies.content_report --file FILE.
+"""The lines of studies.content_rankers as Markdown: python -m studies.content_report --files FILE [FILE ...].
 
 Means over seeds, each beside its standard error over seeds and over groups of users; then paired differences of AUC from that of
 a baseline arm with 95 % intervals that cover both. The same seeds of both arms are paired; of one seed only users are covered.
+Several files are folds of one data set, each with users of its own: means of them all, each as it weighs in a mean of folds.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,25 @@ Lines = dict[int, dict[str, Any]]  # by seed
 class Report:
     """Which file is told, beside which arm."""
 
-    file: Path
+    files: tuple[Path, ...]
     """Of studies.content_rankers."""
     baseline: str = "miner"
     """Arm that the others are compared with."""
 
 
 def run(report: Report) -> None:
+    folds: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for file in report.files:
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            length = line.get("trained_length")
+            arm = line["arm"] + (f", trained at {length}" if length else "")
+            folds.setdefault((arm, line["seed"]), []).append(line)
     arms: dict[str, Lines] = {}
-    for line in map(json.loads, report.file.read_text(encoding="utf-8").splitlines()):
-        length = line.get("trained_length")
-        arms.setdefault(line["arm"] + (f", trained at {length}" if length else ""), {})[line["seed"]] = line
+    for (arm, seed), lines in folds.items():
+        if len(lines) != len(report.files):
+            print(f"left out: {arm}, seed {seed}, of which {len(lines)} of {len(report.files)} folds are there\n")
+        else:
+            arms.setdefault(arm, {})[seed] = together(lines)
     print("| ranker | seeds | AUC | MRR | nDCG@5 | nDCG@10 | parameters | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for arm, lines in arms.items():
@@ -52,6 +62,23 @@ def run(report: Report) -> None:
             found = [sum(line["by_history"][n]["auc"] for line in read) / len(read) for n in ("5", "15", "30")]
             found.append(sum(line["test"]["auc"] for line in read) / len(read))
             print(f"| {arm} | {' | '.join(f'{value:.4f}' for value in found)} |")
+
+
+def together(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean line of folds; a group of users left out is left out of its fold alone."""
+    if len(folds) == 1:
+        return folds[0]
+    test = {metric: sum(fold["test"][metric] for fold in folds) / len(folds) for metric in METRICS}
+    left_out = {
+        metric: [
+            test[metric] + (without - fold["test"][metric]) / len(folds)
+            for fold in folds
+            for without in fold["left_out"][metric]
+        ]
+        for metric in METRICS
+    }
+    times = {"seconds": sum(fold["seconds"] for fold in folds)} if "seconds" in folds[0] else {}
+    return {**folds[0], "test": test, "left_out": left_out, **times, "by_history": {}}
 
 
 def _mean(lines: Lines, metric: str) -> str:

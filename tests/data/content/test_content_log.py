@@ -175,6 +175,33 @@ def test_goodreads_and_bing_news_are_read(data_root: Path) -> None:
         assert not any(set(shown.candidates[r].tolist()) & set(log.histories[shown.history[r]].tolist()) for r in train)
 
 
+def test_bing_news_has_both_labels_where_it_is_judged_and_folds_test_each_user_once(data_root: Path) -> None:
+    source = data_root / "bing_news_dkn"
+    if not source.is_dir():
+        pytest.skip("no bing_news_dkn")
+
+    def both(log: ContentLog, split: str) -> int:
+        shown = log.impressions
+        return sum(len(set(shown.labels[row].tolist())) == 2 for row in shown.rows(split))
+
+    released = BingNews().read(source)
+    assert (both(released, "valid") > 60, both(released, "test")) == (True, 59)
+    tested: list[int] = []
+    for fold in range(5):
+        log = BingNews(folds=5, fold=fold).read(source)
+        shown, owners = log.impressions, log.owners[log.impressions.history]
+        users = {split: set(owners[shown.rows(split)].tolist()) for split in ("train", "valid", "test")}
+        assert not users["train"] & users["test"] | users["valid"] & users["test"] | users["train"] & users["valid"]
+        assert both(log, "test") > 100
+        assert int(shown.candidates.lengths.sum()) + log.notes["repeated_lines"] == 10_401 + 462
+        for row in shown.rows("test"):
+            assert not set(shown.candidates[row].tolist()) & set(log.histories[shown.history[row]].tolist())
+        tested += users["test"]
+    assert sorted(tested) == list(range(len(released.users)))
+    with pytest.raises(ValueError, match="fold one of them, not 5 and 5"):
+        BingNews(folds=5, fold=5)
+
+
 def test_t5s_vocabulary_starts_and_ends_texts_and_comes_back_as_text(data_root: Path) -> None:
     file = data_root / "t5_vocabulary" / "spiece.model"
     if not file.is_file():
