@@ -20,7 +20,8 @@ class Decision:
     "early", "late", "features"), of the stages that answered. late: stages that did not answer in time.
     items: (N,) names. reached: (N,). position: (N,) int64, place in the reply from 0, -1 = not in it.
     scores: by stage, (N,) float64, NaN where a candidate was not scored. probabilities: by stage and task, the same.
-    columns: raw values of the items' features that the rankers read, by name, (N,), None where an item has no row or no value.
+    rows: (N,) of the table of the items' features, -1 = none. columns: raw values of those that the rankers read, by name, (N,),
+    None where an item has no row or no value.
     arm: of the experiment in traffic that the user is in.
     """
 
@@ -37,5 +38,6 @@ class Decision:
     position: NDArray[np.int64]
     scores: Mapping[str, NDArray[np.float64]]
     probabilities: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    rows: NDArray[np.int64]
     columns: Mapping[str, Sequence[Any]]
     arm: str = "all"

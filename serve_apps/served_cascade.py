@@ -202,13 +202,14 @@ def load_served_cascade(
     found = references.resolve()
     schemas = {stage: read_ranker_schema(getattr(found, stage).model) for stage in RANKERS}
     table = load_item_features(found.features.model, mapped)
-    writers: list[DecisionWriter] = []  # one for all rankers of a schema: it builds their dictionaries
+    writers: list[DecisionWriter] = []  # one for all rankers of a schema: it builds its dictionaries
 
     def writer(schemas: Mapping[RankingStage, LogSchema]) -> DecisionWriter | None:
         if logged_as is None:
             return None
         if not any(made.book.schema == schemas[logged_as] for made in writers):
-            writers.append(DecisionWriter(schemas[logged_as]))
+            table.check(schemas[logged_as], f"the {logged_as} ranker")
+            writers.append(DecisionWriter(schemas[logged_as], table, mapped))
         return next(made for made in writers if made.book.schema == schemas[logged_as])
 
     experiment, arms = found.experiment, {}
@@ -323,6 +324,7 @@ class _Run:
             position=position,
             scores=scores,
             probabilities=probabilities,
+            rows=rows,
             columns=columns.beside(pairs),
             arm=self._rankers.told(self._models),
         )

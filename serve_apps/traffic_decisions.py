@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rayrec.data.log.encoding import LogEncoder
-from rayrec.data.log.schema import LogSchema, SequenceFeature
+from rayrec.data.log.schema import LogSchema
+from rayrec.item_features import ItemTable
+from rayrec.item_features.encoded import encode_items
 from rayrec.traffic.decisions import LoggedDecision, decision_schema
 from rayrec.traffic.ledger import Book, WrittenDecision, written
 from serve_apps.cascade_stages import Scored
@@ -22,12 +25,17 @@ _KEPT: frozenset[Reached] = frozenset({"retrieved", "early", "late", "shown"})  
 class DecisionWriter:
     """Encodes decisions for one book. Immutable; may be shared by threads."""
 
-    def __init__(self, schema: LogSchema) -> None:
-        """schema: of the ranker that is trained on the log."""
+    def __init__(self, schema: LogSchema, items: ItemTable, mapped: Path) -> None:
+        """schema: of the ranker that is trained on the log. items: features of the decisions' items, which fit it. mapped: where
+        they lie encoded, see ``encode_items``."""
         self.book = Book(schema, STAGES)
         self._name = self.book.name
-        self._encoder, self._columns = LogEncoder(schema), decision_schema(schema, STAGES)
-        self._lists = tuple(f.name for f in schema.features if isinstance(f, SequenceFeature))
+        self._columns = decision_schema(schema, STAGES)
+        self._encoded, encoder = encode_items(items, schema, mapped), LogEncoder(schema)
+        names = {feature.name for feature in schema.features} - self._encoded.names
+        self._by_item = names & {*items.schema.kinds, *(pair.name for pair in items.schema.pairs)}
+        self._of_request = names - self._by_item
+        self._item_encoder, self._request_encoder = encoder.part(self._by_item), encoder.part(self._of_request)
 
     def told(self) -> dict[str, Any]:
         """For those who ask: the folder of this log inside the traffic folder, and the tasks that feedback may name."""
@@ -60,28 +68,20 @@ class DecisionWriter:
         return written(logged, self._name, self._columns, STAGES)
 
     def _features(self, decision: Decision, rows: list[int]) -> pa.Table:
-        """Lists of the request, which are long, are encoded once and repeated."""
-        own, of_request, lists = {}, {}, []
-        for feature in self.book.schema.features:
-            name = feature.name
-            if name in decision.columns:
-                values = decision.columns[name]
-                own[name] = [values[i] for i in rows]
-                continue
-            value = decision.context.get(name)
-            if name in self._lists:
-                of_request[name] = value
-                lists.append(name)
-                value = None
-            own[name] = [value] * len(rows)
-        table = self._encoder.encode_values(own)
-        if lists:
-            first: dict[str, list[Any]] = {name: values[:1] for name, values in own.items()}
-            once = self._encoder.encode_values(first | {name: [value] for name, value in of_request.items()})
-            repeated = once.select(lists).take(pa.array(np.zeros(len(rows), np.int64)))
-            for name in lists:
-                table = table.set_column(table.column_names.index(name), name, repeated.column(name))
-        return table
+        """Items' numbers and codes are encoded already; what the request says is encoded once and repeated."""
+        found: dict[str, pa.Array | pa.ChunkedArray] = {
+            name: pa.array(values if values.dtype == np.float32 else np.maximum(values, 0), from_pandas=True)
+            for name, values in self._encoded.rows(decision.rows[rows]).items()
+        }
+        if self._by_item:
+            by_item = {name: decision.columns[name] for name in self._by_item}
+            own = self._item_encoder.encode_values({name: [vs[i] for i in rows] for name, vs in by_item.items()})
+            found |= {name: own.column(name) for name in own.column_names}
+        if self._of_request:
+            once = self._request_encoder.encode_values({n: [decision.context.get(n)] for n in self._of_request})
+            repeated = once.take(pa.array(np.zeros(len(rows), np.int64)))
+            found |= {name: repeated.column(name) for name in repeated.column_names}
+        return pa.table(found)
 
 
 class ShadowWriter:

@@ -213,18 +213,20 @@ def decision_table(decision: LoggedDecision, schema: LogSchema, stages: Sequence
         raise LogError(f"request {decision.request!r}: predictions of tasks that this log lacks: {', '.join(unknown)}")
     assert schema.timestamp is not None
     assert schema.request_id is not None
+    same: dict[str, int | str | None] = {
+        schema.timestamp: decision.time_ms,
+        schema.request_id: number_of(decision.request),
+        USER: None if decision.user is None else number_of(decision.user),
+        TIME: decision.time_ms,
+        "served_request": decision.request,
+        "served_asked": decision.asked,
+        "served_user_name": decision.user,
+        "served_arm": decision.arm,
+        "served_models": json.dumps(dict(decision.models), sort_keys=True),
+    }
     columns = {
-        schema.timestamp: np.full(count, decision.time_ms),
-        schema.request_id: np.full(count, number_of(decision.request)),
-        USER: pa.array([None if decision.user is None else number_of(decision.user)] * count, pa.int64()),
         POSITION: np.asarray(decision.position, np.int64),
-        TIME: np.full(count, decision.time_ms),
-        "served_request": [decision.request] * count,
-        "served_asked": [decision.asked] * count,
-        "served_user_name": [decision.user] * count,
         "served_item": list(decision.items),
-        "served_arm": [decision.arm] * count,
-        "served_models": [json.dumps(dict(decision.models), sort_keys=True)] * count,
         "served_stage": list(decision.stages),
     }
     columns |= {f"{SCORE}{stage}": np.asarray(scores, np.float64) for stage, scores in decision.scores.items()}
@@ -232,7 +234,9 @@ def decision_table(decision: LoggedDecision, schema: LogSchema, stages: Sequence
     wanted = _columns(schema)
     arrays = []
     for column in wanted:
-        if column.name in columns:
+        if column.name in same:
+            array = pa.repeat(pa.scalar(same[column.name], column.type), count)
+        elif column.name in columns:
             array = pa.array(columns[column.name], type=column.type, from_pandas=True)
         elif column.name in given:
             array = given[column.name].combine_chunks().cast(column.type)

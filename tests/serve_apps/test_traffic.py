@@ -13,6 +13,8 @@ import pytest
 from fastapi import FastAPI
 
 from rayrec.data.log.collate import collate
+from rayrec.data.log.encoding import LogEncoder
+from rayrec.data.log.schema import CategoricalFeature, SequenceFeature
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.traffic import journal
 from rayrec.traffic.decisions import decision_tables, number_of
@@ -21,9 +23,11 @@ from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.joining import JoinConfig, join
 from rayrec.traffic.ledger import Away, Book, Judged, Ledger, WrittenDecision
 from serve_apps.cascade_api import build_cascade_app
+from serve_apps.cascade_request import RecommendRequest
 from serve_apps.limits import ServiceLimits
 from serve_apps.served_cascade import ServedCascade
 from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.traffic_decisions import DecisionWriter
 from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_table
 from tests.serve_apps.local_traffic import LocalTraffic, WithTraffic
 from tests.serve_apps.test_cascade import ASK, CONTEXT, InProcess, Slowed, ask, post
@@ -89,6 +93,30 @@ def test_a_decision_is_logged_as_the_ranker_read_it(
         assert reached[f"served_predicted_{task}"].to_numpy() == pytest.approx(again[:, place], rel=1e-5)
     prices = {row["item"]: row["price"] for row in map(dict, _rows(small_table()))}
     assert {item: row["price"] for item, row in rows.items()} == pytest.approx({item: prices[item] for item in rows})
+
+
+def test_features_taken_from_the_encoded_table_are_those_of_the_raw_values(
+    cascade: ServedCascade, stages: PlainStages, parts: Parts
+) -> None:
+    request = RecommendRequest.model_validate({**ASK, "k": 40, "early": 40})
+    decision = asyncio.run(cascade.recommend(request, stages, stages.items.changes, 30_000)).decision
+    schema = load_bundle(parts.late[0]).schema
+    kind = CategoricalFeature("kind", vocabulary=("red", "blue"))  # green is unknown
+    tags = SequenceFeature("tags", max_length=1, encoding="hash", buckets=9)
+    schema = schema.with_features((*schema.features, kind, tags))
+    rows = [i for i, reached in enumerate(decision.reached) if reached != "without_features"]
+    columns, context = decision.columns, decision.context
+    given = {
+        f.name: [columns[f.name][i] if f.name in columns else context.get(f.name) for i in rows]
+        for f in schema.features
+    }
+    expected = LogEncoder(schema).encode_values(given)
+    written = DecisionWriter(schema, stages.features, stages.folder / "mapped").written(decision)
+    assert written is not None
+    assert written.table.select(expected.column_names).to_pydict() == expected.to_pydict()
+    assert expected["price"].null_count > 0
+    assert set(expected["kind"].to_pylist()) == {0, 1, 2}
+    assert len(decision.context["history"]) > 1
 
 
 def _rows(columns: dict[str, list[Any]]) -> list[Any]:

@@ -5,7 +5,9 @@ table = encoder.encode_values({"age": [31, None], "item": ["b7", 12], "history":
 batch = collate(table, bundle.schema, labels=False)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from copy import copy
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -46,6 +48,23 @@ class LogEncoder:
                 assert coder.vocabulary is not None  # a fitted schema has it
                 self._ids[coder.name] = {value: i for i, value in enumerate(coder.vocabulary, start=1)}
                 self._ids[coder.name] |= dict.fromkeys(coder.missing_spellings, 0)
+
+    def part(self, names: Set[str]) -> "LogEncoder":
+        """Of these features alone, by the same dictionaries."""
+        found, own = copy(self), []
+        for feature in self.schema.features:
+            if (
+                isinstance(feature, SequenceFeature) and feature.shares is not None
+            ):  # with what it shared, perhaps, elsewhere
+                c = self._coders[feature.name]
+                feature = replace(
+                    feature, shares=None, encoding=c.encoding, buckets=c.buckets, vocabulary=c.vocabulary
+                )  # fmt: skip
+            if feature.name in names:
+                own.append(feature)
+        found.schema = self.schema.with_features(tuple(own))
+        found._coders = {name: coder for name, coder in self._coders.items() if name in names}
+        return found
 
     def vocabulary_of(self, coder: str) -> Mapping[str, int]:
         """The ids of a categorical feature's values, or of a sequence's own; those of missing ones are 0."""
