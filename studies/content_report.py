@@ -38,11 +38,11 @@ def run(report: Report) -> None:
             arm = line["arm"] + (f", trained at {length}" if length else "")
             folds.setdefault((arm, line["seed"]), []).append(line)
     arms: dict[str, Lines] = {}
-    for (arm, seed), lines in folds.items():
-        if len(lines) != len(report.files):
-            print(f"left out: {arm}, seed {seed}, of which {len(lines)} of {len(report.files)} folds are there\n")
+    for (arm, seed), there in folds.items():
+        if len(there) != len(report.files):
+            print(f"left out: {arm}, seed {seed}, of which {len(there)} of {len(report.files)} folds are there\n")
         else:
-            arms.setdefault(arm, {})[seed] = together(lines)
+            arms.setdefault(arm, {})[seed] = together(there)
     print("| ranker | seeds | AUC | MRR | nDCG@5 | nDCG@10 | parameters | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for arm, lines in arms.items():

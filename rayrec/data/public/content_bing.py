@@ -65,7 +65,8 @@ class BingNews:
                 repeats += len(pooled.keys() & lines)
                 pooled |= {item: max(label, pooled.get(item, 0)) for item, label in lines.items()}
             shown["raw_test.txt"] = {}
-        rows, owners = [], []
+        rows: list[tuple[str, int, list[int], list[int]]] = []
+        owners: list[int] = []
         histories: list[list[int]] = []
         for owner, user in enumerate(users):
             seen = shown["raw_train.txt"].get(user, {})
