@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from jobs.compare_arms import CompareArms, compared
 from rayrec.traffic.assignment import Assignment
 from rayrec.traffic.decisions import number_of
 from rayrec.traffic.joining import JoinConfig, join
+from rayrec.typed_json import to_json
 from serve_apps.cascade import CascadeService
 from serve_apps.cascade_api import reply
 from serve_apps.cascade_request import RecommendRequest
@@ -159,21 +161,26 @@ def test_feedback_on_served_answers_becomes_labels_and_outlives_the_owner_of_the
     assert {(row["request"], row["served_position"]) for row in rows if row["click"] == 1} == clicked
 
 
-def test_an_experiment_is_deployed_without_a_restart_and_its_shadow_is_logged(
-    deployed: DeployedService, parts: Parts
+def test_an_experiment_is_deployed_without_a_restart_its_shadow_is_logged_and_its_arms_are_compared(
+    deployed: DeployedService, parts: Parts, traffic: Path, tmp_path: Path
 ) -> None:
     late = ModelReference(str(parts.late[1]), "late", "2")
     arms = (Arm("old", 0.5), Arm("new", 0.5, late=late))
-    deployed.deploy(parts.references(Experiment("late-test", arms, late)))
+    experiment = Experiment("late-test", arms, late)
+    deployed.deploy(parts.references(experiment))
     assignment = Assignment("late-test", {"old": 0.5, "new": 0.5})
+    drawn = [assignment.arm(f"user-{i}") for i in range(8)]
     with httpx.Client(base_url=deployed.url, timeout=30) as client:
         for user in (f"user-{i}" for i in range(8)):
             reply = client.post("/v1/recommend", json={**ASK, "user": user}).json()
             assert reply["arm"] == assignment.arm(user)
             assert reply["models"]["late"] == ("late/2" if reply["arm"] == "new" else "late/1")
             assert reply["logged"] is True
+        clicked = client.post("/v1/recommend", json={**ASK, "user": "user-0"}).json()
+        event = {"request": clicked["request"], "item": clicked["items"][0]["item"], "labels": {"click": 1}}
+        assert client.post("/v1/feedback", json=event).json()["outcome"] == "accepted"
         deadline = time.monotonic() + 60
-        while 'rayrec_shadow_total{outcome="kept"} 8.0' not in (metrics := client.get("/metrics").text):
+        while 'rayrec_shadow_total{outcome="kept"} 9.0' not in (metrics := client.get("/metrics").text):
             assert time.monotonic() < deadline, [line for line in metrics.splitlines() if "shadow" in line]
             time.sleep(0.1)
         assert client.get("/v1/stages").json()["shadow"] == {"late/2": 1}
@@ -181,6 +188,18 @@ def test_an_experiment_is_deployed_without_a_restart_and_its_shadow_is_logged(
             reply = client.post("/v1/recommend", json={**ASK, "arm": arm}).json()
             assert (reply["arm"], reply["models"]["late"]) == (arm, f"late/{version}")
             assert "logged" not in reply
+    file = tmp_path / "experiment.json"
+    file.write_text(to_json(experiment))
+    report = compared(CompareArms(traffic, file, window_seconds=60), time.time_ns() // 1_000_000 + 61_000)
+    assert {arm: of.users for arm, of in report.arms.arms.items()} == {arm: drawn.count(arm) for arm in ("old", "new")}
+    assert (report.arms.drawn_otherwise, report.arms.moved) == (0, 0)
+    mine = report.arms.arms[drawn[0]]
+    assert mine.decisions == drawn.count(drawn[0]) + 1
+    assert mine.tasks["click"].value.value == pytest.approx(1 / mine.decisions)
+    (shadow,) = report.shadows.values()
+    assert shadow.keys() == {"old", "new"}
+    assert shadow[drawn[0]].decisions == drawn.count(drawn[0]) + 1
+    assert (shadow["new"].other.value, shadow["new"].overlap.value) == (0, 1)  # it is the same ranker
     deployed.deploy(parts.references())
 
 
