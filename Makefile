@@ -25,8 +25,9 @@ demo: $(READY)
 serve: $(READY)
 	$(BIN)/python -m jobs.serve
 
+# Two processes: the tests that share a Ray in one, all others in the other.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # The slow tests too, minutes each; tests marked gpu run where there is one.
 test-all: $(READY)

@@ -33,13 +33,17 @@ ROOT = Path(__file__).parent
 torch.set_num_threads(1)  # of this process: sums come out alike, and tests share their machine
 
 
+LONG = ("test_killed_run.py", "test_ray_job_submission.py")  # minutes in one file, on a Ray of its own
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under ``pytest -n 2 --dist loadgroup``: the files whose tests share a Ray stay in one
-    process, and each other file goes whole to whoever is free, with its module's fixtures."""
+    """Under ``pytest -n 2 --dist loadgroup --no-loadscope-reorder``: the files whose tests share a Ray stay in one process,
+    and each other file goes whole to whoever is free, with its module's fixtures; what takes long comes first."""
     if config.pluginmanager.hasplugin("xdist"):
         on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
         for item in items:
             item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path.relative_to(ROOT))))
+        items.sort(key=lambda item: (item.path not in on_ray, item.path.name not in LONG))
 
 
 @pytest.fixture(scope="session")

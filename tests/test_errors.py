@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.command_line import _Taken
 from rayrec.bundle import BundleError
 from rayrec.data.log import LogError
 from rayrec.data.log.value_checks import ValueProblem
@@ -16,13 +17,15 @@ from rayrec.text.chat_endpoint import ChatError
 from rayrec.typed_json import ConfigError
 from serve_apps.cascade_stages import StageError
 from serve_apps.deploying import DeploymentError
-from serve_apps.refusals import Problem, RequestError
+from serve_apps.refusals import Problem, RequestError, Unavailable
 
 OF_THEIR_OWN = (
     StageError("early", "died"),
     RequestError([Problem(("body", "k"), "is too large", "too_large")]),
     ValueProblem(3, "column 'x': is infinite"),
     ChatError("no such model", hopeless=True),
+    Unavailable("traffic log", "the traffic log is away; ask again", 5),
+    _Taken("a command"),
 )
 
 
@@ -77,7 +80,7 @@ def _caused_by(error: Exception) -> Exception:
 
 
 @pytest.mark.parametrize("error", OF_THEIR_OWN, ids=lambda error: type(error).__name__)
-def test_an_error_is_the_same_in_another_process(error: Exception) -> None:
+def test_an_error_is_the_same_in_another_process(error: BaseException) -> None:
     other = pickle.loads(pickle.dumps(error))  # noqa: S301 (its own)
     assert type(other) is type(error)
     assert (str(other), vars(other)) == (str(error), vars(error))

@@ -28,7 +28,7 @@ class Cluster:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,  # Ray runs workers at a niceness of 15, so beside anything else they may starve
             check=False,
         )
 
