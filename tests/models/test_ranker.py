@@ -1,6 +1,7 @@
 """The ranker's parts against naive references, and its split into embed, represent and heads."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,6 +165,38 @@ def test_fields_have_rows_of_their_own_and_sequences_share_them() -> None:
     torch.testing.assert_close(out[0], expected)
     total = embedding.total(ids, [shared, own])
     torch.testing.assert_close(total[0], expected.view(4, 3).sum(0))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("there", [("dense",), ("sequences",), ("dense", "sequences"), ("categorical",)])
+def test_a_ranker_reads_inputs_of_some_kinds_only(name: str, there: tuple[str, ...]) -> None:
+    """A log may have numbers, or lists, and nothing else."""
+    batch = some_batch()
+    inputs = replace(
+        INPUTS,
+        **{field: () for field in ("dense_mean", "dense_std", "dense_log1p", "dense_missing") if "dense" not in there},
+        categorical_sizes=INPUTS.categorical_sizes if "categorical" in there else (),
+        sequence_sizes=INPUTS.sequence_sizes if "sequences" in there else (),
+        sequence_shares=(None, None) if "sequences" in there else (),
+    )
+    some = replace(
+        batch,
+        dense=batch.dense if "dense" in there else batch.dense[:, :0],
+        categorical=batch.categorical if "categorical" in there else batch.categorical[:, :0],
+        sequences=batch.sequences if "sequences" in there else (),
+    )
+    torch.manual_seed(0)
+    model = Ranker(inputs, ARCHITECTURES[name])
+    out = model(some)
+    assert out.shape == (11, 3)
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+    empty = FieldEmbedding(
+        inputs.categorical_sizes, 3, sequence_sizes=inputs.sequence_sizes, sequence_shares=inputs.sequence_shares
+    )
+    rows = empty(some.categorical, some.sequences).view(11, -1, 3)
+    torch.testing.assert_close(empty.total(some.categorical, some.sequences), rows.sum(1))
 
 
 def test_padding_changes_no_pooled_sequence_and_gets_no_gradient() -> None:

@@ -56,7 +56,9 @@ class FieldEmbedding(nn.Module):
     def total(self, categorical: Tensor, sequences: Sequence[Tensor]) -> Tensor:
         """The same rows summed over fields and sequences: (B, dim)."""
         table = self.table
-        summed = embedding_bag(categorical + self.offsets, table.weight, mode="sum", sparse=table.sparse)
+        summed = table.weight.new_zeros(len(categorical), self.dim)
+        if self.num_fields:  # a bag of no ids is an error in torch
+            summed = embedding_bag(categorical + self.offsets, table.weight, mode="sum", sparse=table.sparse)
         for i, ids in enumerate(sequences):
             summed = summed + self._pool(ids, i, "mean")
         return summed
