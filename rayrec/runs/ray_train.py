@@ -88,13 +88,14 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
 
 
 class _Trainer(TorchTrainer):
-    """On an own cluster without the actor that removes the workers' places should the controller die: such a cluster ends with
-    this process, and beside other Rays that actor prints a traceback. Ctrl-C ends the workers and raises KeyboardInterrupt."""
+    """Without two actors that cost seconds and do nothing here: one hands out datasets that a trainer was given, and this one is
+    given none; the other, on an own cluster only, removes the workers' places should the controller die: such a cluster ends with
+    this process, and beside other Rays it prints a traceback. Ctrl-C ends the workers and raises KeyboardInterrupt."""
 
     def _create_default_callbacks(self) -> list[Any]:
         made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2, which mypy does not see
-        watcher = "PlacementGroupCleanerCallback"
-        return made if joined_cluster() else [callback for callback in made if type(callback).__name__ != watcher]
+        unwanted = ("DatasetsCallback",) if joined_cluster() else ("DatasetsCallback", "PlacementGroupCleanerCallback")
+        return [callback for callback in made if type(callback).__name__ not in unwanted]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         def interrupt(number: int, frame: Any) -> None:
