@@ -1,7 +1,7 @@
 "use strict";
 // One page beside the API. All that comes from the service is put in as text, never as markup.
 const $ = (id) => document.getElementById(id);
-const history_ = [];
+const history_ = [], titles = new Map(); // of items that were found or answered
 let described = null, answered = null; // what is served; the answer that is shown
 
 function element(tag, text, attributes = {}) {
@@ -63,6 +63,7 @@ function showHistory() {
     const gone = element("button", "remove", { type: "button", class: "small", "aria-label": `Remove ${item} from the history` });
     gone.addEventListener("click", () => { history_.splice(place, 1); showHistory(); $("find").focus(); });
     row.append(gone);
+    if (titles.get(item)) row.append(element("small", titles.get(item)));
     list.append(row);
   });
 }
@@ -80,6 +81,7 @@ $("find").addEventListener("input", async () => {
   try {
     const found = await call("/v1/items?find=" + encodeURIComponent(text));
     if (mine !== asked) return;
+    for (const one of found.items) titles.set(one.item, one.title);
     $("found").replaceChildren(...found.items.map((one) => element("option", one.title, { value: one.item })));
   } catch (error) { say(String(error.message), true); }
 });
@@ -142,6 +144,8 @@ const WHY = { without_features: "no features", filtered: "filtered out", unavail
 
 function show(told) {
   answered = told;
+  for (const row of told.trace) titles.set(row.item, row.title);
+  showHistory();
   const stages = ["retrieve", "early", "late"].filter((stage) => stage in told.models);
   $("stages").replaceChildren(...stages.map((stage) => table(stage, told, told.logged === true && stage === stages.at(-1))));
 }

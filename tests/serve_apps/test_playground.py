@@ -83,6 +83,8 @@ def test_a_link_asks_and_the_page_shows_each_stage_in_its_order_and_who_was_cut(
     assert "5 items in" in page
     assert "of 40 candidates" in page
     assert "no features" in page  # of the one item without a row
+    title = next(row["title"] for row in answer["trace"] if row["item"] == "item-9")
+    assert re.search(rf"<li>item-9 <button[^>]*>remove</button><small>{title}</small></li>", page)
 
 
 def test_what_the_service_says_is_text_and_never_markup(url: str) -> None:
