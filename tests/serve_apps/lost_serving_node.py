@@ -126,6 +126,7 @@ def report(asked: list[tuple[float, float, str]], killed: float, restored: float
     assert "wrong" not in found["kinds"]
     assert not [each for each in failed if each[1] < 0], "failures before anything was lost"
     assert not [each for each in failed if each[0] > restored - killed], "failures with both replicas there"
+    assert len(failed) <= CLIENTS, "more failed than the lost replica can have had in work"
     assert found["right_after"] > CLIENTS
 
 
