@@ -29,9 +29,9 @@ serve: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-# The slow tests too, minutes each; tests marked gpu run where there is one.
-test-all: $(READY)
-	$(BIN)/python -m pytest -m "slow or not slow"
+# The slow tests too, minutes each, one after the other; tests marked gpu run where there is one.
+test-all: test
+	$(BIN)/python -m pytest -m "slow or gpu"
 
 cluster: $(READY)
 	$(BIN)/python -m jobs.cluster start
