@@ -120,5 +120,5 @@ def test_make_targets_plans_and_config_files_that_a_page_names_are_there(page: P
     )
     for target in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
-    for file in re.findall(r"\b((?:serve_apps|studies/plans|tune_spaces)/[\w/.-]+\.(?:yaml|json|py))", text):
+    for file in re.findall(r"(?<![\w/])((?:serve_apps|studies/plans|tune_spaces)/[\w/.-]+\.(?:yaml|json|py))", text):
         assert (ROOT / file).is_file(), file
