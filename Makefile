@@ -25,9 +25,9 @@ demo: $(READY)
 serve: $(READY)
 	$(BIN)/python -m jobs.serve
 
-# Two processes: the tests that share a Ray in one, all others in the other.
+# In two processes, each file whole in one of them.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The slow tests too, minutes each, one after the other; tests marked gpu run where there is one.
 test-all: test

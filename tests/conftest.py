@@ -36,14 +36,11 @@ torch.set_num_threads(1)  # of this process: sums come out alike, and tests shar
 LONG = ("test_killed_run.py", "test_ray_job_submission.py")  # minutes in one file, on a Ray of its own
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under ``pytest -n 2 --dist loadgroup --no-loadscope-reorder``: the files whose tests share a Ray stay in one process,
-    and each other file goes whole to whoever is free, with its module's fixtures; what takes long comes first."""
-    if config.pluginmanager.hasplugin("xdist"):
-        on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path.relative_to(ROOT))))
-        items.sort(key=lambda item: (item.path not in on_ray, item.path.name not in LONG))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that ``pytest -n 2 --dist loadfile --no-loadscope-reorder`` ends with short files: each
+    goes whole, with its module's fixtures, to the process that is free. Each process has a Ray of its own."""
+    on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path not in on_ray))
 
 
 @pytest.fixture(scope="session")
