@@ -39,7 +39,7 @@ def main(command: Indexes) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = clustered(command, command.vectors, generator)
     queries = clustered(command, command.queries, generator)
-    hnsw = IndexConfig("hnsw", links=32, build_effort=80, search_effort=64, threads=command.threads)
+    hnsw = IndexConfig("hnsw", links=16, build_effort=40, search_effort=64, threads=command.threads)
     ivf_pq = IndexConfig("ivf_pq", lists=2048, probes=8, code_bytes=32, rerank=20, threads=command.threads)
     indexes, built = {}, {}
     for config in (IndexConfig("exact", threads=command.threads), hnsw, ivf_pq):
@@ -53,8 +53,7 @@ def main(command: Indexes) -> None:
     searches = {
         "exact": ("exact", indexes["exact"].config),
         "hnsw, effort 64": ("hnsw", hnsw),
-        "hnsw, effort 96": ("hnsw", replace(hnsw, search_effort=96)),
-        "hnsw, effort 128": ("hnsw", replace(hnsw, search_effort=128)),
+        "hnsw, effort 256": ("hnsw", replace(hnsw, search_effort=256)),
         "ivf_pq, rerank 20": ("ivf_pq", ivf_pq),
         "ivf_pq, rerank 40": ("ivf_pq", replace(ivf_pq, rerank=40)),
     }
