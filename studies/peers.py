@@ -36,7 +36,7 @@ from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.typed_json import ConfigError
-from studies.peer_models import PEERS, Draw, Peer, Rows, Settings, log_uniform
+from studies.peer_models import PEERS, Draw, Peer, Rows, Settings, log_uniform, network_settings
 
 TASKS: Mapping[str, str] = {"criteo": "click", "census-income": "income", "kuairand": "long_view"}
 METRICS = ("normalized_entropy", "auc")
@@ -68,17 +68,13 @@ class Rayrec:
     epochs: int = 20
 
     def sample(self, draw: Draw) -> Settings:
-        return {
-            "learning_rate": log_uniform(draw, 3e-4, 1e-2),
-            "batch_size": int(draw.choice([256, 1024])),
-            "embedding_dim": int(draw.choice([4, 8, 16])),
+        own = {
             "embedding_learning_rate": log_uniform(draw, 1e-2, 3e-1),
             "embedding_weight_decay": log_uniform(draw, 1e-6, 1e-2),
             "embedding_dropout": float(draw.choice([0.0, 0.25, 0.5])),
-            "dropout": float(draw.uniform(0.0, 0.5)),
-            "units": [(64,), (128, 64), (256, 128, 64)][int(draw.integers(3))],
             "crosses": int(draw.integers(0, 4)),
         }
+        return {**network_settings(draw), **own}
 
     def experiment(self, settings: Settings, seed: int) -> RankerExperiment:
         """What ``jobs.train`` would be given."""
