@@ -20,7 +20,14 @@ from rayrec.families.table import AnyExperiment, family_of, follow, read_experim
 from rayrec.reporting.page import text_table
 from rayrec.runs.arm_choice import ArmChoice, Candidate, choice_section, choose, comparison_of_candidates
 from rayrec.runs.comparing import Judging, raise_failures, run_comparison, train_what_is_left
-from rayrec.runs.comparison import Comparison, ComparisonState, TrialOptions, open_comparison, tell_of_trials
+from rayrec.runs.comparison import (
+    Comparison,
+    ComparisonState,
+    TrialOptions,
+    open_comparison,
+    tell_of_trials,
+    with_seed,
+)
 from rayrec.runs.further import FurtherEvaluation, check_further
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker
@@ -32,7 +39,8 @@ class ArmPlan:
     """One arm: an experiment (its own ``source``, else the plan's base) with ``settings`` on top, by dotted path.
 
     choices: further settings, of which the one that is best on the validation split is compared (see rayrec.runs.arm_choice).
-    each_task: train one model for each task of the log alone, and report them as one arm.
+    each_task: train one model for each task of the log alone, each with the choice that is best for it, and report them as one
+    arm.
     """
 
     source: str | None = None
@@ -122,10 +130,10 @@ def compare(command: Compare) -> ComparisonState:
     planned = plan_of(command)
     choices: dict[str, ArmChoice] = {}
     if planned.open_arms:
+        candidates = comparison_of_candidates(planned.open_arms, planned.choice_seeds)
         for arm, options in planned.arms.items():
             for candidate in options:
-                check_further(planned.wanted, arm, candidate.experiment)
-        candidates = comparison_of_candidates(planned.open_arms, planned.choice_seeds)
+                check_further(planned.wanted, arm, with_seed(candidate.experiment, planned.choice_seeds[0]))
         state = train_what_is_left(
             open_comparison(f"{command.name}-choice", candidates),
             command.trials,
@@ -160,17 +168,18 @@ def plan_of(command: Compare) -> PlannedComparison:
         folder, plan = command.plan.parent, from_json(Plan, command.plan.read_bytes(), str(command.plan))
     base = None if plan.base is None else _experiment(plan.base, folder)
     settings = dict(_setting(text) for text in command.settings)
+    seeds = plan.seeds if command.seeds is None else command.seeds
+    if not seeds:
+        raise ConfigError("seeds are different numbers from 0 on, not []")
     arms: dict[str, tuple[Candidate, ...]] = {}
     joined: dict[str, tuple[str, ...]] = {}
     for name, arm in plan.arms.items():
         experiment = base if arm.source is None else _experiment(arm.source, folder)
         if experiment is None:
             raise ConfigError(f'{command.plan}: arm {name} has no source, and the plan no "base"')
-        if arm.each_task and arm.choices:
-            raise ConfigError(f"{command.plan}: arm {name} has choices and each_task; it can have one of them")
         shared = {**plan.settings, **settings, **arm.settings}
         if arm.each_task:
-            tasks = apply_parameters(experiment, shared).task()
+            tasks = with_seed(apply_parameters(experiment, shared), seeds[0]).task()
             if not isinstance(tasks, RankingTask):
                 raise ConfigError(f"{command.plan}: arm {name}: each_task is for rankers")
             for task in tasks.schema.task_names:
@@ -178,12 +187,10 @@ def plan_of(command: Compare) -> PlannedComparison:
                     raise ConfigError(
                         f"{command.plan}: arm {name} trains a model for {task} as {name}.{task}, but an arm has this name already"
                     )
-                arms[f"{name}.{task}"] = (Candidate({}, apply_parameters(experiment, {**shared, "tasks": [task]})),)
+                arms[f"{name}.{task}"] = _candidates(experiment, {**shared, "tasks": [task]}, arm.choices)
             joined[name] = tuple(f"{name}.{task}" for task in tasks.schema.task_names)
         else:
-            arms[name] = tuple(
-                Candidate(choice, apply_parameters(experiment, {**shared, **choice})) for choice in arm.choices or ({},)
-            )
+            arms[name] = _candidates(experiment, shared, arm.choices)
     for text in command.arms:
         name, equals, source = text.partition("=")
         if not equals:
@@ -197,11 +204,18 @@ def plan_of(command: Compare) -> PlannedComparison:
             for name, candidates in arms.items()
         },
         command.baseline or plan.baseline or next(iter(arms), ""),
-        plan.seeds if command.seeds is None else command.seeds,
+        seeds,
         plan.choice_seeds if command.choice_seeds is None else command.choice_seeds,
         joined,
         None if plan.further is None else _further(plan.further, arms, f"{command.plan}: further"),
     )
+
+
+def _candidates(
+    experiment: AnyExperiment, shared: Mapping[str, Any], choices: tuple[Mapping[str, Any], ...]
+) -> tuple[Candidate, ...]:
+    """One candidate for each choice, on top of the settings that they share; without choices the arm itself."""
+    return tuple(Candidate(choice, apply_parameters(experiment, {**shared, **choice})) for choice in choices or ({},))
 
 
 def _further(options: Mapping[str, Any], arms: Mapping[str, tuple[Candidate, ...]], where: str) -> FurtherEvaluation:

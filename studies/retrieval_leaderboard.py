@@ -92,7 +92,8 @@ def _pair(text: str, arms: Sequence[str]) -> tuple[str, str]:
 
 
 def _experiment(state: ComparisonState) -> RetrieverExperiment:
-    experiment = next(iter(state.record.comparison.arms.values()))
+    comparison = state.record.comparison
+    experiment = comparison.trial(next(iter(comparison.arms)))
     assert isinstance(experiment, RetrieverExperiment)
     return experiment
 

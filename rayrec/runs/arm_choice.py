@@ -24,10 +24,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ArmChoice:
-    """How an arm came out: each candidate's mean objective over the seeds, and which is the best (the first of equals)."""
+    """How an arm came out: each candidate's mean ``objective`` over the seeds, and which is the best (the first of equals)."""
 
     candidates: tuple[Candidate, ...]
     objectives: tuple[float, ...]
+    objective: str
     best: int
 
     @property
@@ -50,15 +51,15 @@ def choose(arms: Mapping[str, tuple[Candidate, ...]], state: ComparisonState) ->
     choices = {}
     for arm, candidates in arms.items():
         objectives = tuple(_objective(state, _name(arm, i)) for i in range(len(candidates)))
-        sign = -1.0 if candidates[0].experiment.task().objective_mode == "max" else 1.0
+        task = state.record.comparison.trial(_name(arm, 0)).task()
+        sign = -1.0 if task.objective_mode == "max" else 1.0
         ranks = [float("inf") if isnan(value) else sign * value for value in objectives]
-        choices[arm] = ArmChoice(candidates, objectives, ranks.index(min(ranks)))
+        choices[arm] = ArmChoice(candidates, objectives, task.objective_name, ranks.index(min(ranks)))
     return choices
 
 
 def choice_section(choices: Mapping[str, ArmChoice]) -> Section:
     """A table of all candidates, the chosen ones marked."""
-    first = next(iter(choices.values())).candidates[0].experiment.task()
     rows = tuple(
         (arm, ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in candidate.settings.items()) or "as it is",
          f"{choice.objectives[i]:.5f}", "chosen" if i == choice.best else "")
@@ -66,7 +67,9 @@ def choice_section(choices: Mapping[str, ArmChoice]) -> Section:
         for i, candidate in enumerate(choice.candidates)
     )  # fmt: skip
     text = "Each arm's candidates by the mean over their own seeds of the objective that training watches; the best is compared."
-    return Section("Choice of settings", text, table=Table(("arm", "candidate", first.objective_name, ""), rows))
+    return Section(
+        "Choice of settings", text, table=Table(("arm", "candidate", next(iter(choices.values())).objective, ""), rows)
+    )
 
 
 def _name(arm: str, candidate: int) -> str:

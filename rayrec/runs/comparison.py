@@ -39,6 +39,8 @@ from rayrec.training.tracking import Tracker
 from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
+SEED = "{seed}"
+"""In a path of an experiment: the trial's seed."""
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -46,7 +48,8 @@ _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 class Comparison:
     """What is compared. ``arms``: experiments by name; ``baseline``: the arm that the others are measured against.
 
-    seeds: of every arm, the same ones, so that differences are paired. Every field called ``seed`` in an experiment is set to it.
+    seeds: of every arm, the same ones, so that differences are paired. Every field called ``seed`` in an experiment is set to it,
+    and ``{seed}`` in a text or path stands for it: data drawn anew for each seed.
     joined: arms that are reported as one, by its name: models of different tasks.
     """
 
@@ -54,6 +57,10 @@ class Comparison:
     baseline: str
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def trial(self, arm: str, seed: int | None = None) -> AnyExperiment:
+        """The experiment of one trial; seed None = the first one."""
+        return with_seed(self.arms[arm], self.seeds[0] if seed is None else seed)
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
@@ -128,12 +135,14 @@ class ComparisonState:
 
 
 def with_seed(experiment: AnyExperiment, seed: int) -> AnyExperiment:
-    """The experiment with every field called ``seed`` set, wherever it is."""
+    """The experiment with every field called ``seed`` set, wherever it is, and the seed in place of ``{seed}`` in its texts."""
 
     def seeded(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: seed if name == "seed" else seeded(part) for name, part in value.items()}
-        return value
+        if isinstance(value, list):
+            return [seeded(part) for part in value]
+        return value.replace(SEED, str(seed)) if isinstance(value, str) else value
 
     return from_plain(type(experiment), seeded(to_plain(experiment)), f"the experiment with seed {seed}")
 
@@ -146,14 +155,15 @@ def open_comparison(name: str, comparison: Comparison, wanted: FurtherEvaluation
     """
     folder = runs_folder() / name
     for arm, experiment in comparison.arms.items():
-        try:
-            experiment.check()
-            check_streams(experiment, 1)
-        except ValueError as error:
-            raise ConfigError(f"arm {arm}: {error}") from error
-        check_further(wanted, arm, experiment)
+        for seed in comparison.seeds if SEED in to_json(experiment) else comparison.seeds[:1]:
+            try:
+                comparison.trial(arm, seed).check()
+                check_streams(comparison.trial(arm, seed), 1)
+            except ValueError as error:
+                raise ConfigError(f"arm {arm}: {error}") from error
+        check_further(wanted, arm, comparison.trial(arm))
         for seed in comparison.seeds:
-            _check_trial(folder, TrialKey(arm, seed), with_seed(experiment, seed), wanted)
+            _check_trial(folder, TrialKey(arm, seed), comparison.trial(arm, seed), wanted)
     file = folder / "comparison.json"
     if file.is_file():
         record = replace(from_json(ComparisonRecord, file.read_bytes(), str(file)), comparison=comparison)
@@ -230,7 +240,7 @@ def _run_here(state: ComparisonState, options: TrialOptions, say: Callable[[str]
 def _asked(state: ComparisonState, key: TrialKey) -> RunRecord:
     """The trial's experiment, with the comparison's MLflow run for its own to hang on."""
     record = state.record
-    return RunRecord(with_seed(record.comparison.arms[key.arm], key.seed), record.mlflow_run, record.tracking_uri)
+    return RunRecord(record.comparison.trial(key.arm, key.seed), record.mlflow_run, record.tracking_uri)
 
 
 def _finished_line(key: TrialKey, outcome: str, finished: int, left: int, seconds: float) -> str:

@@ -85,7 +85,7 @@ def _stacked(
 def metrics_in_order(state: ComparisonState) -> tuple[str, ...]:
     """The metrics that the task follows first, then the others as they are listed."""
     comparison = state.record.comparison
-    followed = comparison.arms[comparison.parts[comparison.baseline][0]].task().curve_metrics
+    followed = comparison.trial(comparison.parts[comparison.baseline][0]).task().curve_metrics
     listed = [metric for outcome in outcomes(state) for metric in (outcome.metric,)]
     return tuple(metric for metric in dict.fromkeys((*followed, *listed)) if metric in listed)
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from jobs.compare import Compare, compare, plan_of
+from rayrec.data.log import Log
+from rayrec.data.log.scarce_labels import keep_labels
 from rayrec.data.log.schema import read_schema, write_schema
 from rayrec.data.log.streams import StreamConfig
 from rayrec.errors import UserError
@@ -19,6 +21,7 @@ from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing.pcgrad import Pcgrad
 from rayrec.metrics.paired import paired_difference
 from rayrec.models.ranker import RankerArchitecture
+from rayrec.runs.arm_choice import comparison_of_candidates
 from rayrec.runs.comparing import Judging, run_comparison
 from rayrec.runs.comparison import (
     Comparison,
@@ -41,12 +44,13 @@ from rayrec.runs.comparison_report import (
     results_csv,
     told_apart,
 )
+from rayrec.runs.run_folder import RunRecord
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import Tracker
-from rayrec.typed_json import ConfigError, to_json
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 
 @pytest.fixture
@@ -270,6 +274,54 @@ def test_each_arm_takes_the_choice_that_is_best_on_validation_and_single_tasks_a
     assert compare(command).done == before
 
 
+def test_each_single_task_model_takes_the_choice_that_is_best_for_its_own_task(
+    base: RankerExperiment, runs: Path, tmp_path: Path
+) -> None:
+    base = replace(base, log=_without_condition(base.log, tmp_path / "log"))
+    (tmp_path / "base.json").write_text(to_json(base))
+    plan = tmp_path / "plan.json"
+    plan.write_text(
+        """{"base": "base.json", "seeds": [3], "choice_seeds": [5], "arms": {"sum": {}, "single": {"each_task": true,
+            "choices": [{"optimizer.learning_rate": 1e-6}, {"optimizer.learning_rate": 0.01}]}}}"""
+    )
+    command = Compare("singles", plan, trials=TrialOptions(in_process=True))
+    assert set(plan_of(command).open_arms) == {"single.click", "single.buy"}
+    state = compare(command)
+    assert set(state.done) == {TrialKey(arm, 3) for arm in ("sum", "single.click", "single.buy")}
+    chosen = open_comparison("singles-choice", comparison_of_candidates(plan_of(command).open_arms, (5,)))
+    for arm in ("single.click", "single.buy"):
+        objectives = {
+            rate: chosen.done[TrialKey(f"{arm}.{i}", 5)].best_objective for i, rate in enumerate((1e-6, 0.01))
+        }
+        taken = state.record.comparison.arms[arm]
+        assert isinstance(taken, RankerExperiment)
+        assert taken.tasks == (arm.removeprefix("single."),)
+        assert taken.optimizer.learning_rate == min(objectives, key=lambda rate: objectives[rate] or 0.0)
+
+
+def test_a_seed_in_a_path_draws_the_data_of_each_trial_anew(base: RankerExperiment, runs: Path, tmp_path: Path) -> None:
+    for seed in (3, 4):
+        keep_labels(Log.open(base.log), 0.5, tmp_path / str(seed), seed=seed)
+    drawn = replace(base, log=tmp_path / "{seed}" / "labeled")
+    comparison = Comparison({"plain": drawn, "slow": _slow(drawn)}, "plain", (3, 4))
+    state = run_comparison("drawn", comparison, TrialOptions(in_process=True), Judging())
+    rows = {seed: Log.open(tmp_path / str(seed) / "labeled").rows("train") for seed in (3, 4)}
+    assert rows[3] != rows[4]
+    for key in state.done:
+        note = trial_folder(state.folder, key) / "trial.json"
+        experiment = from_json(RunRecord, note.read_bytes(), str(note)).experiment
+        assert isinstance(experiment, RankerExperiment)
+        assert experiment.log == tmp_path / str(key.seed) / "labeled"
+        assert state.done[key].rows == rows[key.seed] // 1024 * 1024
+    with pytest.raises(ConfigError, match=r"arm plain: .*/5/labeled"):
+        open_comparison("another", replace(comparison, seeds=(3, 5)))
+    assert not (runs / "another").exists()
+
+
+def _slow(experiment: RankerExperiment) -> RankerExperiment:
+    return replace(experiment, optimizer=replace(experiment.optimizer, learning_rate=1e-6))
+
+
 def _without_condition(log: Path, folder: Path) -> Path:
     """The log with labels of its second task whatever that of the first is."""
     shutil.copytree(log, folder)
@@ -380,10 +432,7 @@ def test_plans_that_are_wrong_name_file_arm_and_field(base: RankerExperiment, tm
         ('{"arms": {"a": {"source": "gone.json"}}}', r"gone\.json: no such file"),
         ('{"base": "base.json", "arms": {"a": {"setings": {}}}}', r"plan\.json: arms\.a\.setings"),
         ('{"base": "base.json", "arms": {"a": {"settings": {"loop.epcohs": 1}}}}', r"loop\.epcohs"),
-        (
-            '{"base": "base.json", "arms": {"a": {"each_task": true, "choices": [{}, {}]}}}',
-            "arm a has choices and each_task",
-        ),
+        ('{"base": "base.json", "seeds": [], "arms": {"a": {}, "b": {}}}', "seeds are different numbers"),
         ('{"base": "base.json", "arms": {"a.click": {}, "a": {"each_task": true}}}', r"arm a trains .* as a\.click"),
         ('{"base": "base.json", "arms": {"a": {"each_task": true}, "a.click": {}}}', r"arm a trains .* as a\.click"),
     ):
