@@ -2,8 +2,9 @@
 
 1. Squared loss: with more and more noise copies both methods come down to the ridge solution.
 2. Logistic loss: what they add to the cross-entropy, drawn and to second order in the noise.
-3. Logistic loss: cosine of learned and true weights against sample size, rarity of positives and noise, each method at its own
-   best strength, beside plain and ridge regression.
+3. Logistic loss: cosine of learned and true weights against sample size, rarity of positives, correlation of features and
+   noise, beside plain and ridge regression. Noise is drawn anew at each step (its mean, exactly). Each method takes the one of
+   twelve settings that aligns best on problems of their own, and is judged on others.
 
 Writes a report with figures to <runs>/<name>/report and its numbers to <runs>/<name>/results.json; minutes on two cores.
 """
@@ -11,6 +12,7 @@ Writes a report with figures to <runs>/<name>/report and its numbers to <runs>/<
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -37,7 +39,7 @@ from studies.perturbation_problems import (
 )
 
 COLORS = {"none": "#98a2b3", "ridge": "#2b8a3e", "scr": "#c2410c", "lspr": "#1d6fb8", "lspr_additive": "#7c3aed"}
-NOISES = (0.25, 0.5, 1.0)
+NOISES = (0.25, 0.5, 1.0, 2.0)
 KINDS = ("none", "ridge", "scr", "lspr")
 
 
@@ -47,30 +49,34 @@ class Lab:
 
     name: str = "perturbation-lab"
     """Folder and run name."""
-    problems: int = 20
-    """Independent data sets ("seeds") of each cell."""
+    problems: int = 500
+    """Independent data sets of each cell, on which methods are judged."""
+    held_out: int = 200
+    """Further ones of each cell, on which their settings are chosen."""
     features: int = 20
     """d, columns of the matrix."""
     signal: float = 2.0
-    """Length of the true weights (logistic)."""
-    rows: tuple[int, ...] = (30, 50, 100, 200, 500, 1000)
+    """Standard deviation of the true logits."""
+    rows: tuple[int, ...] = (30, 50, 100, 200, 500)
     """Sample sizes."""
     base_rates: tuple[float, ...] = (0.5, 0.1, 0.02)
     """Shares of positives."""
-    copies: int = 4
-    """Perturbed copies of each row."""
+    correlations: tuple[float, ...] = (0.0, 0.8)
+    """Of neighbouring features; of others, to the power of their distance."""
     label_noise: float = 1.0
     """Of the linear model."""
     seed: int = 0
-    """Of the problems and of the noise."""
+    """Of the problems."""
     threads: int = 1
     """The matrices are small; more threads mostly wait for each other."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean cosine of one kind of method at its best strength for one sample size and base rate, and its standard error."""
+    """Mean cosine of one kind of method for one sample size, base rate and correlation, at the setting chosen there, and its
+    standard error."""
 
+    correlation: float
     base_rate: float
     rows: int
     kind: str
@@ -102,15 +108,16 @@ def run(lab: Lab, say: Callable[[str], None] = lambda text: print(text, flush=Tr
         )
     )
     cells: list[Cell] = []
-    for base_rate in lab.base_rates:
-        for rows in lab.rows:
-            found = alignment(lab, base_rate, rows)
-            cells += found
-            shown = ", ".join(f"{cell.kind} {cell.cosine:.4f} ± {cell.standard_error:.4f}" for cell in found)
-            say(f"positives {base_rate:g}, {rows:,} rows: {shown}")
+    for correlation in lab.correlations:
+        for base_rate in lab.base_rates:
+            for rows in lab.rows:
+                found = alignment(lab, correlation, base_rate, rows)
+                cells += found
+                shown = ", ".join(f"{cell.kind} {cell.cosine:.4f} ± {cell.standard_error:.4f}" for cell in found)
+                say(f"correlation {correlation:g}, positives {base_rate:g}, {rows:,} rows: {shown}")
     strengths = alignment_by_noise(lab)
-    share, wins = lspr_over_scr(cells)
-    say(f"\nLSPR's mean cosine is at least SCR's in {share:.0%} of {len(cells) // len(KINDS)} cells; {wins}")
+    wins = tuple(compared(cells, kind, other) for kind, other in PAIRS)
+    say("\n" + "\n".join(map(str, wins)))
     page = write_page(folder / "report", "Perturbation lab", _sections(lab, ridge, extra, cells, strengths, wins))
     results = {
         "lab": asdict(lab),
@@ -118,7 +125,7 @@ def run(lab: Lab, say: Callable[[str], None] = lambda text: print(text, flush=Tr
         "extra_loss": extra,
         "cells": [asdict(cell) for cell in cells],
         "by_noise": strengths,
-        "share_lspr_at_least_scr": share,
+        "wins": [asdict(win) for win in wins],
     }
     write_text_atomically(folder / "results.json", json.dumps(results, indent=1))
     say(f"report: {page}")
@@ -155,42 +162,55 @@ def extra_losses(lab: Lab) -> dict[str, dict[float, tuple[float, float]]]:
     return found
 
 
-def grid(kind: str, copies: int) -> list[LinearMethod]:
-    """The strengths and noises among which a kind of method finds its best."""
+def grid(kind: str) -> list[LinearMethod]:
+    """The twelve settings among which a kind of method chooses."""
     match kind:
         case "none":
             return [LinearMethod("none")]
         case "ridge":
-            return [LinearMethod("ridge", strength) for strength in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)]
+            strengths = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
+            return [LinearMethod("ridge", strength) for strength in strengths]
         case "lspr":
-            return [LinearMethod("lspr", strength, noise, copies) for strength in (0.25, 0.5, 1.0) for noise in NOISES]
+            return [LinearMethod("lspr", strength, noise) for strength in (0.25, 0.5, 1.0) for noise in NOISES]
         case _:
-            return [LinearMethod("scr", strength, noise, copies) for strength in (1.0, 10.0, 100.0) for noise in NOISES]
+            return [LinearMethod("scr", strength, noise) for strength in (1.0, 10.0, 100.0) for noise in NOISES]
 
 
-def alignment(lab: Lab, base_rate: float, rows: int) -> list[Cell]:
-    """Each kind of method at the strength whose mean cosine is best, on the same problems."""
-    problems = draw_logistic(
-        lab.problems, rows, lab.features, signal=lab.signal, base_rate=base_rate, seed=lab.seed + rows
+def alignment(lab: Lab, correlation: float, base_rate: float, rows: int) -> list[Cell]:
+    """Each kind of method at the setting whose mean cosine is best on the held-out problems."""
+    held_out, judged = (
+        draw_logistic(
+            count,
+            rows,
+            lab.features,
+            signal=lab.signal,
+            base_rate=base_rate,
+            seed=2 * (lab.seed + rows) + place,
+            correlation=correlation,
+        )
+        for place, count in enumerate((lab.held_out, lab.problems))
     )
     cells = []
     for kind in KINDS:
-        tried = [
-            (method, cosine(logistic_weights(problems, method, lab.seed), problems.weights))
-            for method in grid(kind, lab.copies)
-        ]
-        method, cosines = max(tried, key=lambda pair: float(pair[1].mean()))
-        estimate = mean_estimate(cosines.tolist())
+        settings = grid(kind)
+        method = settings[0]
+        if len(settings) > 1:
+            means = [float(cosine(logistic_weights(held_out, m), held_out.weights).mean()) for m in settings]
+            method = settings[means.index(max(means))]
+        cosines = cosine(logistic_weights(judged, method), judged.weights).tolist()
+        estimate = mean_estimate(cosines)
+        error = estimate.standard_error or 0.0
         cells.append(
             Cell(
+                correlation,
                 base_rate,
                 rows,
                 kind,
                 method.strength,
                 method.noise,
                 estimate.mean,
-                estimate.standard_error or 0.0,
-                tuple(cosines.tolist()),
+                error,
+                tuple(cosines),
             )
         )
     return cells
@@ -205,26 +225,64 @@ def alignment_by_noise(lab: Lab) -> dict[str, dict[float, float]]:
     found: dict[str, dict[float, float]] = {}
     for kind, strength in fixed:
         for noise in (0.1, 0.2, 0.4, 0.8, 1.6):
-            method = LinearMethod(kind, strength, noise, lab.copies)  # type: ignore[arg-type]  # kinds of the table above
-            mean = float(cosine(logistic_weights(problems, method, lab.seed), problems.weights).mean())
+            method = LinearMethod(kind, strength, noise)  # type: ignore[arg-type]  # kinds of the table above
+            mean = float(cosine(logistic_weights(problems, method), problems.weights).mean())
             found.setdefault(kind if kind == "none" else f"{kind} {strength:g}", {})[noise] = mean
     return found
 
 
-def lspr_over_scr(cells: Sequence[Cell]) -> tuple[float, str]:
-    """Share of cells where LSPR's mean cosine is at least SCR's; and in words, in how many they are told apart."""
-    pairs = [
-        (lspr, scr)
-        for lspr in cells
-        for scr in cells
-        if (lspr.kind, scr.kind) == ("lspr", "scr") and (lspr.base_rate, lspr.rows) == (scr.base_rate, scr.rows)
-    ]
-    differences = [paired_difference(lspr.cosines, scr.cosines) for lspr, scr in pairs]
+@dataclass(frozen=True)
+class Wins:
+    """In how many of the cells one kind's mean cosine is above another's, and in how many it is told from it, either way (paired
+    t, Holm over the cells); mean, low, high: of the difference over all problems of all cells, its t interval over problems,
+    equal numbers of problems in the cells taken as one."""
+
+    kind: str
+    other: str
+    cells: int
+    above: int
+    told_above: int
+    told_below: int
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} less {self.other}: {self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]; above in {self.above} of "
+            f"{self.cells} cells, told from 0 (paired t, Holm): above in {self.told_above}, below in {self.told_below}"
+        )
+
+
+PAIRS = (("lspr", "scr"), ("lspr", "ridge"), ("scr", "ridge"), ("lspr", "none"), ("ridge", "none"))
+
+
+def compared(cells: Sequence[Cell], kind: str, other: str) -> Wins:
+    """One kind against another over all cells."""
+    pairs = _pairs(cells, kind, other)
+    differences = [paired_difference(one.cosines, two.cosines) for one, two in pairs]
     p_values = holm([1.0 if d.p_value is None else d.p_value for d in differences])
     told = [d.mean for d, p_value in zip(differences, p_values, strict=True) if p_value <= 0.05]
-    above, below = sum(mean > 0 for mean in told), sum(mean < 0 for mean in told)
-    share = sum(lspr.cosine >= scr.cosine for lspr, scr in pairs) / len(pairs)
-    return share, f"told from 0 (paired t, Holm): above in {above}, below in {below}"
+    over_cells = [[sum(values) / len(pairs) for values in zip(*side, strict=True)] for side in (
+        [one.cosines for one, _ in pairs], [two.cosines for _, two in pairs]
+    )]  # fmt: skip
+    overall = paired_difference(*over_cells)
+    return Wins(
+        kind,
+        other,
+        len(pairs),
+        sum(d.mean > 0 for d in differences),
+        sum(mean > 0 for mean in told),
+        sum(mean < 0 for mean in told),
+        overall.mean,
+        overall.low,
+        overall.high,
+    )
+
+
+def _pairs(cells: Sequence[Cell], kind: str, other: str) -> list[tuple[Cell, Cell]]:
+    places = {(c.correlation, c.base_rate, c.rows, c.kind): c for c in cells}
+    return [(c, places[c.correlation, c.base_rate, c.rows, other]) for c in cells if c.kind == kind]
 
 
 def _drawn_extra_loss(method: LinearMethod, logits: Tensor, y: Tensor, length: float, seed: int) -> float:
@@ -244,7 +302,7 @@ def _sections(
     extra: Mapping[str, Mapping[float, tuple[float, float]]],
     cells: Sequence[Cell],
     strengths: Mapping[str, Mapping[float, float]],
-    wins: str,
+    wins: Sequence[Wins],
 ) -> tuple[Section, ...]:
     copies = [str(n) for n in next(iter(ridge.values()))]
     extra_rows = tuple(
@@ -254,6 +312,7 @@ def _sections(
     )
     cell_rows = tuple(
         (
+            f"{c.correlation:g}",
             f"{c.base_rate:g}",
             f"{c.rows:,}",
             c.kind,
@@ -280,8 +339,8 @@ def _sections(
         Section(
             "Alignment with the true weights",
             f"Cosine, mean over {lab.problems} problems of {lab.features} features, each method at the strength and noise that "
-            f"align best, {lab.copies} noise copies of each row. {wins}.",
-            Table(("positives", "rows", "method", "strength", "noise", "cosine"), cell_rows),
+            f"align best on {lab.held_out} others. {'. '.join(map(str, wins))}.",
+            Table(("correlation", "positives", "rows", "method", "strength", "noise", "cosine"), cell_rows),
             {"alignment": _alignment_plot(lab, cells)},
         ),
         Section(
@@ -293,14 +352,19 @@ def _sections(
 
 
 def _alignment_plot(lab: Lab, cells: Sequence[Cell]) -> Figure:
-    """One panel a base rate: 1 - cosine against the sample size."""
-    figure = Figure(figsize=(4.2 * len(lab.base_rates), 3.4), layout="constrained")
-    for i, base_rate in enumerate(lab.base_rates):
-        panel = figure.add_subplot(1, len(lab.base_rates), i + 1)
+    """One panel a base rate and correlation: 1 - cosine against the sample size."""
+    shape = len(lab.correlations), len(lab.base_rates)
+    figure = Figure(figsize=(4.2 * shape[1], 3.4 * shape[0]), layout="constrained")
+    for i, (correlation, base_rate) in enumerate(product(lab.correlations, lab.base_rates)):
+        panel = figure.add_subplot(*shape, i + 1)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
         for kind in KINDS:
-            own = [cell for cell in cells if cell.kind == kind and cell.base_rate == base_rate]
+            own = [
+                cell
+                for cell in cells
+                if (cell.kind, cell.correlation, cell.base_rate) == (kind, correlation, base_rate)
+            ]
             panel.errorbar(
                 [cell.rows for cell in own],
                 [1 - cell.cosine for cell in own],
@@ -312,9 +376,9 @@ def _alignment_plot(lab: Lab, cells: Sequence[Cell]) -> Figure:
                 linewidth=1.2,
             )
         panel.set(
-            title=f"positives {base_rate:g}",
+            title=f"positives {base_rate:g}, correlation {correlation:g}",
             xlabel="rows",
-            ylabel="1 - cosine" if i == 0 else "",
+            ylabel="1 - cosine" if i % shape[1] == 0 else "",
             xscale="log",
             yscale="log",
         )

@@ -6,8 +6,9 @@ least squares plus a ridge: the closed form. With the logistic loss they part, t
     LSPR: mean CE + strength / 2 * noise^2 |w|^2 * mean p (1 - p)           pulls towards labels: the curvature of the loss
     SCR:  mean CE + strength     * noise^2 |w|^2 * mean (p (1 - p))^2       pulls towards the own prediction
 
-(arXiv 2502.18478 reports the experiment; noise as adaptive ridge: Wager, Wang and Liang 2013.) All problems of a batch are
-solved at once, in float64. Since x is isotropic, how many true weights are 0 changes nothing; how rare positives are does.
+(arXiv 2502.18478 reports the experiment; noise as adaptive ridge: Wager, Wang and Liang 2013.) Training draws e anew at each
+step, so what it descends is the mean over e. Here that mean is exact: of e only e . w ~ N(0, noise^2 |w|^2) moves a prediction,
+so it is an integral over one normal number, on a grid. All problems of a batch are solved at once, in float64.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ from torch import Tensor
 
 _NEWTON_STEPS = 60
 _HALVINGS = 12
+_CHUNK = 400_000  # rows times grid points that are solved at once
+_GRID = (
+    torch.arange(-18, 19, dtype=torch.float64) * 0.3
+)  # of a standard normal g: sums converge as exp(-2 pi^2 / (.3 noise |w|))
+_SHARES = torch.exp(-0.5 * _GRID.square()) / torch.exp(-0.5 * _GRID.square()).sum()
 _TOLERANCE = 1e-7  # of the gradient's length: cosines are then exact to about five digits
 
 
@@ -33,7 +39,8 @@ class Problems:
 
 @dataclass(frozen=True)
 class LinearMethod:
-    """kind "ridge": ``strength`` |w|^2. The others draw ``copies`` perturbed copies of each row, with deviation ``noise``."""
+    """kind "ridge": ``strength`` |w|^2. The others perturb rows with deviation ``noise``; ``copies`` of each row are drawn where
+    the loss is squared, where it is logistic the mean over all of them is taken."""
 
     kind: Literal["none", "ridge", "lspr", "lspr_additive", "scr"]
     strength: float = 0.0
@@ -41,10 +48,26 @@ class LinearMethod:
     copies: int = 1
 
 
-def draw_logistic(problems: int, rows: int, features: int, *, signal: float, base_rate: float, seed: int) -> Problems:
-    """Labels 1 with probability sigmoid(x . w + b), |w| = signal; b makes the mean probability ``base_rate``."""
+def draw_logistic(
+    problems: int,
+    rows: int,
+    features: int,
+    *,
+    signal: float,
+    base_rate: float,
+    seed: int,
+    correlation: float = 0.0,
+) -> Problems:
+    """Labels 1 with probability sigmoid(x . w + b); features of variance 1, of which i and j correlate by correlation^|i - j|.
+
+    signal: standard deviation of x . w (|w| where nothing correlates). b makes the mean probability ``base_rate``.
+    """
     generator = torch.Generator().manual_seed(seed)
     x, weights = _inputs_and_weights(problems, rows, features, signal, generator)
+    places = torch.arange(features, dtype=torch.float64)
+    covariance = correlation ** (places.unsqueeze(0) - places.unsqueeze(1)).abs()
+    x = x @ torch.linalg.cholesky(covariance).mT
+    weights = weights * signal / ((weights @ covariance) * weights).sum(1, keepdim=True).sqrt()
     intercept = _intercept(signal, base_rate)
     probabilities = torch.sigmoid((x @ weights.unsqueeze(2)).squeeze(2) + intercept)
     y = (torch.rand(probabilities.shape, generator=generator, dtype=torch.float64) < probabilities).double()
@@ -107,33 +130,38 @@ def squared_loss_weights(problems: Problems, method: LinearMethod, seed: int) ->
     return _least_squares(x, y, torch.cat([clean * ones, share], dim=1), 0.0, rows)
 
 
-def logistic_weights(problems: Problems, method: LinearMethod, seed: int, *, ridge: float = 1e-4) -> Tensor:
-    """(S, d): weights at the minimum of the method's objective with the logistic loss and the drawn copies.
+def logistic_weights(problems: Problems, method: LinearMethod, *, ridge: float = 1e-4) -> Tensor:
+    """(S, d): weights at the minimum of the method's mean objective over the noise, with the logistic loss.
 
-    By damped Gauss-Newton steps, all problems at once; the intercept is learned and neither penalized nor returned.
+    By damped Gauss-Newton steps, many problems at once; the intercept is learned, not penalized, perturbed or returned.
     ridge: keeps the weights finite where few rows can be separated.
     A problem ends where no step lowers its objective further (SCR's is not convex).
     """
-    x = _with_intercept(problems.x)
+    x = torch.cat([problems.x, problems.x.new_ones(*problems.x.shape[:2], 1)], dim=2)
     penalty = torch.full((x.shape[2],), ridge, dtype=torch.float64)
     if method.kind == "ridge":
         penalty += method.strength
     penalty[-1] = 1e-9
-    perturbed = None
-    if method.kind not in ("none", "ridge"):
-        noise = draw_noise(problems.x, method.noise, method.copies, seed)
-        perturbed = _with_intercept(problems.x.repeat(1, method.copies, 1) + noise)
+    grid = 1 if method.kind in ("none", "ridge") else len(_GRID)
+    chunk = max(1, _CHUNK // (grid * x.shape[1]))
+    solved = [
+        _minimum(x[i : i + chunk], problems.y[i : i + chunk], method, penalty) for i in range(0, x.shape[0], chunk)
+    ]
+    return torch.cat(solved)[:, :-1]
+
+
+def _minimum(x: Tensor, y: Tensor, method: LinearMethod, penalty: Tensor) -> Tensor:
+    """(S, d + 1) of rows x (S, n, d + 1), the intercept's ones last."""
     weights = torch.zeros(x.shape[0], x.shape[2], dtype=torch.float64)
     left = torch.arange(len(weights))  # problems that still move
     for _ in range(_NEWTON_STEPS):
-        now, rows, labels = weights[left], x[left], problems.y[left]
-        copies = None if perturbed is None else perturbed[left]
-        gradient, hessian = _slopes(now, rows, labels, copies, method, penalty)
+        now, rows, labels = weights[left], x[left], y[left]
+        gradient, hessian = _slopes(now, rows, labels, method, penalty)
         step = torch.linalg.solve(hessian, gradient.unsqueeze(2)).squeeze(2)
-        value = _value(now, rows, labels, copies, method, penalty)
+        value = objective(now, rows, labels, method, penalty)
         size = torch.ones(len(left), 1, dtype=torch.float64)
         for _ in range(_HALVINGS):  # of those problems that would rise
-            worse = _value(now - size * step, rows, labels, copies, method, penalty) > value
+            worse = objective(now - size * step, rows, labels, method, penalty) > value
             if not worse.any():
                 break
             size = torch.where(worse.unsqueeze(1), 0.5 * size, size)
@@ -142,7 +170,7 @@ def logistic_weights(problems: Problems, method: LinearMethod, seed: int, *, rid
         left = left[moving]
         if not len(left):
             break
-    return weights[:, :-1]
+    return weights
 
 
 def expected_extra_loss(method: LinearMethod, logits: Tensor, length: float) -> Tensor:
@@ -157,56 +185,77 @@ def expected_extra_loss(method: LinearMethod, logits: Tensor, length: float) -> 
     return 0.5 * method.strength * variance * slope.mean()
 
 
-def _value(
-    weights: Tensor, x: Tensor, y: Tensor, perturbed: Tensor | None, method: LinearMethod, penalty: Tensor
-) -> Tensor:
-    """The objective (S,)."""
-    value = _clean_share(method) * _cross_entropy(weights, x, y) + (penalty * weights.square()).sum(1)
-    if perturbed is None:
+def objective(weights: Tensor, x: Tensor, y: Tensor, method: LinearMethod, penalty: Tensor) -> Tensor:
+    """(S,) of weights (S, d + 1) for rows x (S, n, d + 1), whose last column is 1 and is not perturbed, labels y (S, n)."""
+    z = _logits(weights, x)
+    value = _clean_share(method) * _cross_entropy(z, y).mean(1) + (penalty * weights.square()).sum(1)
+    if method.kind in ("none", "ridge"):
         return value
+    moved, _ = _moved(z, weights, method.noise)
     if method.kind == "scr":
-        p, q = _probabilities(weights, x), _probabilities(weights, perturbed)
-        return value + method.strength * (p.repeat(1, method.copies) - q).square().mean(1)
-    return value + method.strength * _cross_entropy(weights, perturbed, y.repeat(1, method.copies))
+        apart = (torch.sigmoid(z).unsqueeze(2) - torch.sigmoid(moved)).square()
+        return value + method.strength * (apart @ _SHARES).mean(1)
+    return value + method.strength * (_cross_entropy(moved, y.unsqueeze(2)) @ _SHARES).mean(1)
 
 
-def _slopes(
-    weights: Tensor, x: Tensor, y: Tensor, perturbed: Tensor | None, method: LinearMethod, penalty: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient (S, d) and a positive definite (Gauss-Newton) Hessian (S, d, d) of the objective."""
-    gradient, hessian = _cross_entropy_slopes(weights, x, y, _clean_share(method))
-    gradient, hessian = gradient + 2 * penalty * weights, hessian + 2 * torch.diag(penalty)
-    if perturbed is None:
-        return gradient, hessian
-    if method.kind != "scr":
-        more = _cross_entropy_slopes(weights, perturbed, y.repeat(1, method.copies), method.strength)
-        return gradient + more[0], hessian + more[1]
-    x = x.repeat(1, method.copies, 1)
-    p, q = _probabilities(weights, x), _probabilities(weights, perturbed)
-    jacobian = (p * (1 - p)).unsqueeze(2) * x - (q * (1 - q)).unsqueeze(2) * perturbed  # (S, copies * n, d) of p - q
-    factor = 2 * method.strength / x.shape[1]
-    gradient = gradient + factor * ((p - q).unsqueeze(1) @ jacobian).squeeze(1)
-    return gradient, hessian + factor * jacobian.mT @ jacobian
+def _slopes(weights: Tensor, x: Tensor, y: Tensor, method: LinearMethod, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (S, d + 1) and a positive definite (Gauss-Newton) Hessian (S, d + 1, d + 1) of ``objective``.
+
+    e = noise (g u + what is perpendicular to w), u = w / |w|, g standard normal: each is a sum of x, u and the identity.
+    """
+    z = _logits(weights, x)
+    p = torch.sigmoid(z)
+    clean, rows = _clean_share(method), x.shape[1]
+    by_x, by_xx = clean * (p - y), clean * p * (1 - p)  # (S, n) factors of x and of x x^T
+    gradient, hessian = 2 * penalty * weights, 2 * torch.diag(penalty).expand(len(x), -1, -1)
+    if method.kind not in ("none", "ridge"):
+        moved, u = _moved(z, weights, method.noise)
+        q = torch.sigmoid(moved)
+        slope, strength, noise = q * (1 - q), method.strength, method.noise
+        if method.kind == "scr":
+            apart, own = p.unsqueeze(2) - q, (p * (1 - p)).unsqueeze(2) - slope  # p - q, and what x does to it
+            by_x = by_x + 2 * strength * (apart * own) @ _SHARES
+            along = -2 * strength * noise * (apart * slope) @ (_SHARES * _GRID)
+            by_xx = by_xx + 2 * strength * own.square() @ _SHARES
+            by_xu = -2 * strength * noise * (own * slope) @ (_SHARES * _GRID)
+            across = 2 * strength * noise**2 * slope.square() @ _SHARES
+            by_uu = 2 * strength * noise**2 * slope.square() @ (_SHARES * _GRID.square())
+        else:
+            by_x = by_x + strength * (q @ _SHARES - y)
+            along = strength * noise * q @ (_SHARES * _GRID)
+            by_xx = by_xx + strength * slope @ _SHARES
+            by_xu = strength * noise * slope @ (_SHARES * _GRID)
+            across = strength * noise**2 * slope @ _SHARES
+            by_uu = strength * noise**2 * slope @ (_SHARES * _GRID.square())
+        perturbed = torch.ones_like(u[0])
+        perturbed[-1] = 0.0  # not the intercept
+        gradient = gradient + along.mean(1, keepdim=True) * u
+        mixed = (by_xu.unsqueeze(1) @ x).squeeze(1).unsqueeze(2) * u.unsqueeze(1) / rows
+        uu = u.unsqueeze(2) * u.unsqueeze(1)
+        hessian = hessian + mixed + mixed.mT + (by_uu - across).mean(1)[:, None, None] * uu
+        hessian = hessian + across.mean(1)[:, None, None] * torch.diag(perturbed)
+    gradient = gradient + (by_x.unsqueeze(1) @ x).squeeze(1) / rows
+    return gradient, hessian + x.mT @ (x * by_xx.unsqueeze(2)) / rows
+
+
+def _moved(z: Tensor, weights: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """Logits (S, n, points of the grid) of the perturbed rows, and w / |w| (S, d + 1) without the intercept, 0 of w = 0."""
+    along = weights.clone()
+    along[:, -1] = 0.0
+    length = along.norm(dim=1, keepdim=True)
+    return z.unsqueeze(2) + noise * length.unsqueeze(2) * _GRID, along / length.clamp_min(1e-300)
 
 
 def _clean_share(method: LinearMethod) -> float:
     return 1 - method.strength if method.kind == "lspr" else 1.0
 
 
-def _probabilities(weights: Tensor, x: Tensor) -> Tensor:
-    return torch.sigmoid((x @ weights.unsqueeze(2)).squeeze(2))
+def _logits(weights: Tensor, x: Tensor) -> Tensor:
+    return (x @ weights.unsqueeze(2)).squeeze(2)
 
 
-def _cross_entropy(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    z = (x @ weights.unsqueeze(2)).squeeze(2)
-    return (torch.nn.functional.softplus(z) - y * z).mean(1)
-
-
-def _cross_entropy_slopes(weights: Tensor, x: Tensor, y: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    p = _probabilities(weights, x)
-    factor /= x.shape[1]
-    gradient = factor * ((p - y).unsqueeze(1) @ x).squeeze(1)
-    return gradient, factor * x.mT @ (x * (p * (1 - p)).unsqueeze(2))
+def _cross_entropy(z: Tensor, y: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(z) - y * z
 
 
 def _least_squares(x: Tensor, y: Tensor, shares: Tensor, penalty: float, rows: int | None = None) -> Tensor:
@@ -223,10 +272,6 @@ def _inputs_and_weights(
     x = torch.randn(problems, rows, features, generator=generator, dtype=torch.float64)
     weights = torch.randn(problems, features, generator=generator, dtype=torch.float64)
     return x, length * torch.nn.functional.normalize(weights, dim=1)
-
-
-def _with_intercept(x: Tensor) -> Tensor:
-    return torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
 
 
 def _intercept(signal: float, base_rate: float) -> float:
