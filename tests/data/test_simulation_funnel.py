@@ -180,3 +180,29 @@ def test_marginal_probability_is_the_gaussian_mean_of_the_sigmoid() -> None:
     weights = np.exp(-(quantiles**2) / 2)
     expected = (weights / weights.sum() / (1 + np.exp(-(logits[:, None] + 0.8 * quantiles)))).sum(1)
     assert MarginalProbability(0.8)(logits) == pytest.approx(expected, abs=2e-6)
+
+
+def test_signals_by_a_network_have_mean_0_and_the_asked_spread_and_are_not_linear() -> None:
+    plain = Simulator(SMALL).world
+    world = Simulator(replace(SMALL, world=replace(SMALL.world, signal_form="network"))).world
+    assert np.array_equal(world.interests, plain.interests)  # all else is the same world
+    assert plain.networks is None
+    assert world.networks is not None
+    effects = (SMALL.world.early_signal_effect, SMALL.world.late_signal_effect)
+    for network, effect in zip(world.networks, effects, strict=True):
+        x = np.random.default_rng(1).standard_normal((8, 50_000), dtype=np.float32)
+        y = network(x).astype(np.float64)
+        assert abs(y.mean()) < 0.03 * effect
+        assert y.std() == pytest.approx(effect, rel=0.03)
+        design = np.vstack([x, np.ones(x.shape[1])]).T
+        rest = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+        assert 0.1 < rest.var() / y.var() < 0.9
+
+
+def test_a_network_world_draws_its_clicks_from_the_network() -> None:
+    world = replace(SMALL.world, signal_form="network", early_signal_effect=3.0)
+    block = Simulator(replace(SMALL, world=world)).block(0)
+    other = Simulator(SMALL).block(0)
+    assert block.candidates.known_logit.std() > 2 * other.candidates.known_logit.std()
+    late = block.candidates.click_logit - block.candidates.known_logit
+    assert late.std() == pytest.approx(world.late_signal_effect, rel=0.1)

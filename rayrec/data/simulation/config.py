@@ -1,7 +1,7 @@
 """What a simulated ads world is made of: its inhabitants, its truth, its funnel, its size. All effects are in logit units."""
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -57,6 +57,10 @@ class WorldConfig:
     """Of all early signals together."""
     late_signal_effect: float = 0.5
     """Of all late signals together."""
+    signal_form: Literal["linear", "network"] = "linear"
+    """How the signals make up the logit of a click: a weighted sum of the early and one of the late ones; or a random network
+    of one hidden layer of each, of the same mean and deviation, which no linear model of the logged features is right about.
+    The early stage takes the late part for normal in both."""
     interaction_effect: float = 0.15
     """Of the product of the first two early signals (0 with fewer than two)."""
     conversion_effect: float = 0.4

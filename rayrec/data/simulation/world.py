@@ -98,6 +98,10 @@ class World:
         self.conversion_late_weights = _direction(c.late_signals, generator) * np.float32(c.conversion_effect)
         self.conversion_advertiser = (c.conversion_effect * normal(c.advertisers)).astype(np.float32)
         self.interests = _interests(c, self.segment_of_user, generator)  # (users, categories), cumulative
+        self.networks: tuple[_Network, _Network] | None = None  # of the early and of the late signals
+        if c.signal_form == "network":
+            early = _Network(c.early_signals, c.early_signal_effect, generator)
+            self.networks = early, _Network(c.late_signals, c.late_signal_effect, generator)
         self._strides = np.flatnonzero(np.gcd(np.arange(c.ads), c.ads) == 1) if c.ads > 1 else np.zeros(1, np.int64)
         self._day_curve = _cumulative_day()
 
@@ -151,13 +155,13 @@ class World:
         known = per_request[:, None] + self.retrieval_logit(requests, ads)
         known += np.float32(config.history_effect) * (match - np.float32(1 / config.categories))
         known += self.drift[campaign] * requests.progress[:, None]
-        known += _weighted_sum(self.early_weights, early)
+        known += _weighted_sum(self.early_weights, early) if self.networks is None else self.networks[0](early)
         if config.early_signals > 1:
             known += np.float32(config.interaction_effect) * early[0] * early[1]
         conversion = _logit(config.base_conversion_probability) + self.conversion_advertiser[advertiser]
         conversion += _weighted_sum(self.conversion_early_weights, early)
         conversion += _weighted_sum(self.conversion_late_weights, late)
-        click = known + _weighted_sum(self.late_weights, late)
+        click = known + (_weighted_sum(self.late_weights, late) if self.networks is None else self.networks[1](late))
 
         for signal in early[1::2]:
             signal[:] = np.expm1(np.maximum(2.0 + 0.5 * signal, 0.0))  # a count; log1p gives the signal back, shifted
@@ -175,6 +179,25 @@ class World:
             click_logit=click,
             conversion_logit=conversion,
         )
+
+
+class _Network:
+    """effect * (sum_h v_h tanh(a_h . x + b_h) - mean) / deviation, mean and deviation being those over standard normal x."""
+
+    def __init__(self, signals: int, effect: float, generator: np.random.Generator, hidden: int = 8) -> None:
+        self.inner = [np.float32(2.0) * _direction(signals, generator) for _ in range(hidden)]
+        self.offsets = generator.standard_normal(hidden).astype(np.float32)
+        self.outer = generator.standard_normal(hidden).astype(np.float32)
+        self.shift, self.scale = np.float32(0.0), np.float32(1.0)
+        sample = self(generator.standard_normal((signals, 100_000), dtype=np.float32))
+        self.shift, self.scale = np.float32(sample.mean()), np.float32(effect / sample.std())
+
+    def __call__(self, signals: Floats) -> Floats:
+        """(...) of (S, ...)."""
+        total = np.zeros_like(signals[0])
+        for a, b, v in zip(self.inner, self.offsets, self.outer, strict=True):
+            total += v * np.tanh(_weighted_sum(a, signals) + b)
+        return (total - self.shift) * self.scale
 
 
 def _logit(probability: float) -> np.float32:
