@@ -1,15 +1,17 @@
 """Census-Income under a simulated selection, true labels kept aside: python -m studies.census_selection
 
 A model of the past, trained on a sixth of the training rows, selects 3 of each 20 people by its noisy logit of income; only those
-keep their labels, as if the others had never been shown. The students lack much of what selection hangs on (``HIDDEN``), the
-teacher has it; neither sees the noise. All are judged on the true labels of all test rows, selected or not, and on selected
-validation rows. Each seed is done once and kept in --folder.
+keep their labels, as if the others had never been shown. With --selector never_married it selects by that instead: those who
+are not selected then earn *more*, and candidates are wrong as negatives. The students lack much of what selection hangs on
+(``HIDDEN``), the teacher has it; neither sees the noise. All end with their last weights, and are judged on the true labels of
+all test rows, selected or not, and on selected validation rows. Each seed is done once and kept in --folder.
 """
 
 import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,19 +32,30 @@ from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
+from studies.seeds_table import show
 from studies.simulated_selection import SelectionConfig, simulate_selection
 
 METRICS = ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")
 SPLITS = {"all test rows": "test", "selected validation rows": "valid"}
-HIDDEN = (
-    "occupation_code",
-    "major_occupation",
-    "industry_code",
-    "major_industry",
-    "education",
-    "capital_gains",
-    "dividends",
-)
+HIDDEN = {
+    "income": (
+        "occupation_code",
+        "major_occupation",
+        "industry_code",
+        "major_industry",
+        "education",
+        "capital_gains",
+        "dividends",
+    ),
+    "never_married": (
+        "age",
+        "tax_filer_status",
+        "household_and_family_detail",
+        "household_summary",
+        "parents_present",
+        "education",
+    ),
+}
 LINEAR = RankerArchitecture(embedding_dim=1, interaction="none", trunk=(), tower=())
 STUDENT = RankerArchitecture(embedding_dim=4, interaction="none", trunk=(16,), tower=())
 
@@ -61,6 +74,8 @@ class Command:
     """Unlabeled rows per labeled row, each counted like one."""
     epochs: int = 8
     """Of every arm."""
+    selector: Literal["income", "never_married"] = "income"
+    """Whose noisy logit selects."""
 
 
 Metrics = dict[str, dict[str, float]]
@@ -69,66 +84,52 @@ Metrics = dict[str, dict[str, float]]
 def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(1)
-    report = run(command)
-    for split, arms in report.items():
-        print(f"\n{split}\n{'arm':<24}" + "".join(f"{name:>24}" for name in METRICS))
-        for arm, values in arms.items():
-            print(f"{arm:<24}" + "".join(f"{f'{m:.5f} ± {e:.5f}':>24}" for m, e in values.values()))
-    print(json.dumps({"seeds": command.seeds, **report}))
+    results = run(command)
+    for split in SPLITS:
+        print(f"\n{split}")
+        show([{arm: found[split] for arm, found in result.items()} for result in results], METRICS)
 
 
-def run(command: Command) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
-    """Mean and standard error over seeds by split, arm and metric."""
+def run(command: Command) -> list[dict[str, Metrics]]:
+    """Metrics by arm and split, of each seed."""
     if not (command.folder / "census").is_dir():
         import_public("census-income", command.folder / "census", command.source)
-    results = [_seed(command, seed) for seed in range(command.seeds)]
-    report: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    for split in SPLITS:
-        report[split] = {}
-        for arm in results[0]:
-            values = np.array([[result[arm][split][name] for name in METRICS] for result in results])
-            errors = values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.full(len(METRICS), np.nan)
-            report[split][arm] = {
-                n: (round(float(m), 5), round(float(e), 5))
-                for n, m, e in zip(METRICS, values.mean(0), errors, strict=True)
-            }
-    return report
+    return [_seed(command, seed) for seed in range(command.seeds)]
 
 
 def _seed(command: Command, seed: int) -> dict[str, Metrics]:
-    """Metrics by arm and split."""
-    file = command.folder / f"seed-{seed}.json"
+    file = command.folder / f"{command.selector}-{seed}.json"
     if file.is_file():
         found: dict[str, Metrics] = json.loads(file.read_text())
         return found
-    scratch = command.folder / f"seed-{seed}"
+    scratch = command.folder / f"{command.selector}-{seed}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     census, chosen = Log.open(command.folder / "census"), scratch / "chosen"
     keep_labels(census, 1 / 6, scratch / "past-rows", seed=seed, whole_validation=True)
     past = RankerExperiment(
         scratch / "past-rows" / "labeled",
-        tasks=("income",),
+        tasks=(command.selector,),
         ranking=RankingConfig(architecture=LINEAR),
         optimizer=OptimizerConfig(learning_rate=1e-2, embedding_learning_rate=0.05, embedding_weight_decay=1e-3),
-        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None),
+        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None, keep="last"),
         stream=StreamConfig(batch_size=128, seed=seed),
     )
     _train(past, scratch / "past")
-    scored = score_log(ScoringConfig(scratch / "past", census.path, scratch / "scored", {"income": "past"}), workers=0)
-    simulate_selection(scored, SelectionConfig("past", seed=seed), chosen)
-    teacher = replace(past, log=chosen / "labeled")
-    student = replace(teacher, ignored_features=HIDDEN, ranking=RankingConfig(architecture=STUDENT))
-    unlabeled = replace(
-        student, unlabeled=chosen / "unlabeled", unlabeled_ratio=command.ratio, loop=replace(past.loop, keep="last")
+    scored = score_log(
+        ScoringConfig(scratch / "past", census.path, scratch / "scored", {command.selector: "past"}), workers=0
     )
+    simulate_selection(scored, SelectionConfig("past", seed=seed), chosen)
+    teacher = replace(past, log=chosen / "labeled", tasks=("income",))
+    student = replace(teacher, ignored_features=HIDDEN[command.selector], ranking=RankingConfig(architecture=STUDENT))
+    unlabeled = replace(student, unlabeled=chosen / "unlabeled", unlabeled_ratio=command.ratio)
     counted = DistillationConfig(unlabeled_weight=command.ratio)
     taught = replace(unlabeled, ranking=replace(student.ranking, distillation=counted))
     negative = replace(unlabeled, ranking=replace(student.ranking, distillation=replace(counted, target="negative")))
     results = {}
     for name, experiment in {
-        "teacher": teacher,
         "supervised": student,
+        "teacher": teacher,
         "self-training": replace(taught, teacher=TeacherConfig(scratch / "supervised")),
         "candidates as negatives": negative,
         "UKDSL": replace(taught, teacher=TeacherConfig(scratch / "teacher")),

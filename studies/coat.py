@@ -2,7 +2,8 @@
 
 Training rows are ratings of coats that users chose themselves, test rows ratings of coats shown at random (the truth), unlabeled
 rows all pairs of a user and a coat. Supervised, inverse propensity weighting, self-training and UKDSL, whose teacher is a larger
-model trained with propensities; the task is liking (a rating of 4 or 5). Each seed is done once and kept in --folder.
+model, trained with propensities or without; in one arm the student of the latter weighs its own labels by them. The task is
+liking (a rating of 4 or 5). Every arm ends with its last weights. Each seed is done once and kept in --folder.
 """
 
 import json
@@ -28,6 +29,7 @@ from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
+from studies.seeds_table import show
 
 METRICS = ("log_loss", "normalized_entropy", "auc", "ece", "calibration_ratio")
 STUDENT = RankerArchitecture(embedding_dim=4, interaction="none", trunk=(16,), tower=())
@@ -53,17 +55,7 @@ class Command:
 def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(1)
-    results = [seed_metrics(command, seed) for seed in range(command.seeds)]
-    print(f"{'arm':<14}" + "".join(f"{name:>24}" for name in METRICS))
-    report: dict[str, dict[str, list[float]]] = {}
-    for arm in results[0]:
-        values = np.array([[result[arm][name] for name in METRICS] for result in results])
-        errors = values.std(0, ddof=1) / len(values) ** 0.5
-        report[arm] = {
-            n: [round(float(m), 5), round(float(e), 5)] for n, m, e in zip(METRICS, values.mean(0), errors, strict=True)
-        }
-        print(f"{arm:<14}" + "".join(f"{f'{m:.5f} ± {e:.5f}':>24}" for m, e in report[arm].values()))
-    print(json.dumps({"seeds": len(results), "random_ratings": report}))
+    show([seed_metrics(command, seed) for seed in range(command.seeds)], METRICS)
 
 
 def seed_metrics(command: Command, seed: int) -> Mapping[str, Mapping[str, float]]:
@@ -75,32 +67,38 @@ def seed_metrics(command: Command, seed: int) -> Mapping[str, Mapping[str, float
     if file.is_file():
         found: Mapping[str, Mapping[str, float]] = json.loads(file.read_text())
         return found
+    scratch = command.folder / f"seed-{seed}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     supervised = RankerExperiment(
         command.folder / "ratings",
         ranking=RankingConfig(architecture=STUDENT),
         optimizer=OptimizerConfig(learning_rate=5e-3, embedding_learning_rate=0.02),
-        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None),
+        loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None, keep="last"),
         stream=StreamConfig(batch_size=64, seed=seed),
     )
     weighted = replace(supervised, ranking=replace(supervised.ranking, inverse_propensity=InversePropensity()))
-    teacher = replace(weighted, ranking=replace(weighted.ranking, architecture=TEACHER))
+    teacher = replace(supervised, ranking=replace(supervised.ranking, architecture=TEACHER))
+    weighted_teacher = replace(weighted, ranking=replace(weighted.ranking, architecture=TEACHER))
     taught = replace(
         supervised,
         unlabeled=command.folder / "pairs",
         unlabeled_ratio=command.ratio,
         ranking=replace(supervised.ranking, distillation=DistillationConfig(unlabeled_weight=command.ratio)),
-        loop=replace(supervised.loop, keep="last"),
     )
-    scratch = command.folder / f"seed-{seed}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    unweighted = replace(taught, teacher=TeacherConfig(scratch / "teacher"))
     metrics = {}
     for name, experiment in {
         "supervised": supervised,
         "ipw": weighted,
         "self_training": replace(taught, teacher=TeacherConfig(scratch / "supervised")),
         "teacher": teacher,
-        "ukdsl": replace(taught, teacher=TeacherConfig(scratch / "teacher")),
+        "weighted_teacher": weighted_teacher,
+        "ukdsl": replace(taught, teacher=TeacherConfig(scratch / "weighted_teacher")),
+        "ukdsl_unweighted": unweighted,
+        "ukdsl_unweighted_ipw": replace(
+            unweighted, ranking=replace(unweighted.ranking, inverse_propensity=InversePropensity())
+        ),
     }.items():
         metrics[name] = _train(experiment, scratch / name)
     shutil.rmtree(scratch)
