@@ -278,7 +278,7 @@ class _World:
         (last / "best.safetensors").unlink(missing_ok=True)
         curve = [p.value for p in read_progress(best).curve if (p.split, p.task, p.metric) == _WATCHED]
         candidates, seconds = Log.open(self._logs().candidates), time.monotonic() - started
-        for weights, checkpoint in (("best", best), ("last", last)):
+        for weights, checkpoint in zip(WEIGHTS, (best, last), strict=True):
             file = self._file(name, weights)
             bundle = experiment.save_bundle(checkpoint, file.with_suffix(".bundle"))
             values = [value for value in curve if value is not None]
