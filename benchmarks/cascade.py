@@ -44,21 +44,21 @@ from rayrec.models.catalogue import Catalogue
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.retrieval.index import IndexConfig
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_api import reply
-from serve_apps.cascade_ranker import RankerStageSize, scored, staged_ranker
-from serve_apps.cascade_request import RecommendRequest
-from serve_apps.cascade_retriever import RetrieverStageSize, StagedRetriever
-from serve_apps.cascade_stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, RetrieveAsk, Scored
-from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.cascade.api import reply
+from serve_apps.cascade.application import CascadeService
+from serve_apps.cascade.ranker_stage import RankerStageSize, scored, staged_ranker
+from serve_apps.cascade.request import RecommendRequest
+from serve_apps.cascade.retriever_stage import RetrieverStageSize, StagedRetriever
+from serve_apps.cascade.served import ServedCascade
+from serve_apps.cascade.stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, RetrieveAsk, Scored
+from serve_apps.cascade.versions import CascadeReferences
 from serve_apps.deploying import connect_to_serve, serving
-from serve_apps.front import haproxy_is_front
-from serve_apps.item_changes import ItemChanges
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import RequestError
-from serve_apps.served_cascade import ServedCascade
-from serve_apps.served_ranker import load_ranker
-from serve_apps.served_retriever import load_served_retriever
+from serve_apps.items.changes import ItemChanges
+from serve_apps.ranker.served import load_ranker
+from serve_apps.retriever.served import load_served_retriever
+from serve_apps.service.front import haproxy_is_front
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import RequestError
 
 NUMBERS = tuple(f"item_number_{i}" for i in range(7))
 CODES = tuple(f"item_code_{i}" for i in range(7))

@@ -31,12 +31,12 @@ from rayrec.families.content.task import ContentConfig, ContentVocabulary, build
 from rayrec.models.content_encoder import ContentEncoderConfig
 from rayrec.models.content_ranker import ContentShape
 from rayrec.text.content_tokenizer import load_tokenizer
-from serve_apps.content import ContentService
-from serve_apps.content_api import RANK
-from serve_apps.content_request import ContentRequest
+from serve_apps.content.api import RANK
+from serve_apps.content.application import ContentService
+from serve_apps.content.request import ContentRequest
+from serve_apps.content.served import ServedContent
 from serve_apps.deploying import connect_to_serve, serving
-from serve_apps.model_reference import ModelReference
-from serve_apps.served_content import ServedContent
+from serve_apps.service.model_reference import ModelReference
 
 SHARD = 4096
 

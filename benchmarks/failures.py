@@ -35,15 +35,15 @@ from jobs.serve_cascade import ServeCascade, run_cascade
 from rayrec.traffic.decisions import decision_tables
 from rayrec.traffic.feedback import read_feedback
 from rayrec.training.tracking import Tracker
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_api import reply
-from serve_apps.cascade_ranker import RankerStageSize
-from serve_apps.cascade_request import RecommendRequest
-from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.cascade.api import reply
+from serve_apps.cascade.application import CascadeService
+from serve_apps.cascade.ranker_stage import RankerStageSize
+from serve_apps.cascade.request import RecommendRequest
+from serve_apps.cascade.traffic import TrafficOptions
+from serve_apps.cascade.versions import CascadeReferences
 from serve_apps.deploying import connect_to_serve
-from serve_apps.item_changes import ItemChanges
-from serve_apps.model_reference import ModelReference
-from serve_apps.traffic import TrafficOptions
+from serve_apps.items.changes import ItemChanges
+from serve_apps.service.model_reference import ModelReference
 
 SMALL = CascadeBenchmark(items=2_000, history=10, retrieve=50, early=20, k=5)
 _BODIES = 32

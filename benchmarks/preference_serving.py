@@ -34,8 +34,8 @@ from rayrec.retrieval.semantic_tokenizer import TokenizedItems, TokenizerConfig,
 from rayrec.runs.cluster import connect
 from rayrec.text.prompt_tokens import read_encoder_texts
 from serve_apps.deploying import serving
-from serve_apps.model_reference import ModelReference
-from serve_apps.retriever import RetrieverService
+from serve_apps.retriever.application import RetrieverService
+from serve_apps.service.model_reference import ModelReference
 
 Kind = Literal["none", "fresh", "cached"]
 KINDS: tuple[Kind, ...] = ("none", "fresh", "cached")

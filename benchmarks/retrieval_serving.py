@@ -30,9 +30,9 @@ from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.searching import Method, Searcher
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from serve_apps.deploying import connect_to_serve, serving
-from serve_apps.front import haproxy_is_front
-from serve_apps.model_reference import ModelReference
-from serve_apps.retriever import RetrieverService
+from serve_apps.retriever.application import RetrieverService
+from serve_apps.service.front import haproxy_is_front
+from serve_apps.service.model_reference import ModelReference
 
 METHODS: tuple[Method, ...] = ("dense", "generative", "hybrid")
 

@@ -28,9 +28,9 @@ from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatis
 from rayrec.families.ranker.bundle import ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from serve_apps.deploying import connect_to_serve, serving
-from serve_apps.front import haproxy_is_front
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService
+from serve_apps.ranker.application import RankerService
+from serve_apps.service.front import haproxy_is_front
+from serve_apps.service.model_reference import ModelReference
 
 DENSE = [f"i{j}" for j in range(1, 14)]
 CATEGORICAL = [f"c{j}" for j in range(1, 27)]

@@ -24,7 +24,7 @@ from rayrec.traffic.comparing_arms import ArmsReport, compare_arms
 from rayrec.traffic.over_users import Estimate
 from rayrec.traffic.shadow_overlap import ShadowOfArm, compare_shadow
 from rayrec.typed_json import ConfigError, from_json, to_json
-from serve_apps.cascade_versions import MIXED, OWN, Experiment
+from serve_apps.cascade.versions import MIXED, OWN, Experiment
 
 NOT_AS_CONFIGURED = 3
 

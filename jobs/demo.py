@@ -50,11 +50,11 @@ from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
-from serve_apps.access import TOKEN_VARIABLE
 from serve_apps.deploying import connect_to_serve, serving
 from serve_apps.example_request import curl_command, example_request
-from serve_apps.ranker import RankerService
-from serve_apps.retriever import RetrieverService
+from serve_apps.ranker.application import RankerService
+from serve_apps.retriever.application import RetrieverService
+from serve_apps.service.access import TOKEN_VARIABLE
 from tune_spaces import find_space
 
 RANKER, RETRIEVER = "ranker", "retriever"

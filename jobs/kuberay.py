@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rayrec.typed_json import ConfigError
-from serve_apps.access import TOKEN_VARIABLE
+from serve_apps.service.access import TOKEN_VARIABLE
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")

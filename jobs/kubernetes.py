@@ -25,9 +25,9 @@ from rayrec.errors import told
 from rayrec.files import write_text_atomically
 from rayrec.training.experiment import ScalingOptions
 from rayrec.typed_json import ConfigError, from_json
-from serve_apps.cascade_versions import PARTS, CascadeReferences, Experiment
-from serve_apps.model_reference import ModelReference
+from serve_apps.cascade.versions import PARTS, CascadeReferences, Experiment
 from serve_apps.serve_config import Reference, serve_config
+from serve_apps.service.model_reference import ModelReference
 
 _SERVES = "jobs.serve"
 _ANY = "0.0.0.0"  # of a pod; its port is reached through a Service inside of the Kubernetes cluster

@@ -23,12 +23,12 @@ from rayrec.errors import told
 from rayrec.families.table import Family, family_of
 from rayrec.registry import Registry, ResolvedModel, resolve_model
 from rayrec.typed_json import ConfigError
-from serve_apps.access import token_sha256
 from serve_apps.deploying import connect_to_serve, serving
 from serve_apps.example_request import curl_command
-from serve_apps.limits import ServiceLimits
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import VersionError, refusing_version
+from serve_apps.service.access import token_sha256
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import VersionError, refusing_version
 
 MODEL = "models:/ranker@serving"
 L = TypeVar("L", bound=ServiceLimits)

@@ -18,12 +18,12 @@ from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.registry import resolve_model
 from rayrec.typed_json import ConfigError, from_json
-from serve_apps.cascade import CascadeService, example
-from serve_apps.cascade_versions import PARTS, CascadeReferences, Experiment
+from serve_apps.cascade.application import CascadeService, example
+from serve_apps.cascade.served import ServedCascade, load_served_cascade
+from serve_apps.cascade.versions import PARTS, CascadeReferences, Experiment
 from serve_apps.deploying import DeployedService, connect_to_serve, serving
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import one_line, refusing_version
-from serve_apps.served_cascade import ServedCascade, load_served_cascade
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import one_line, refusing_version
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ from ray.serve.schema import ServeDeploySchema
 from rayrec.errors import UserError
 from rayrec.runs.cluster import connect, joined_cluster
 from rayrec.typed_json import ConfigError
-from serve_apps.access import TOKEN_VARIABLE, is_loopback, token_sha256
-from serve_apps.cascade_stages import StageError
-from serve_apps.cascade_versions import CascadeReferences
-from serve_apps.front import READY_S, listen_options, prepare_front
-from serve_apps.item_keeper import end_keeper
-from serve_apps.limits import ServiceLimits
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import one_line
+from serve_apps.cascade.stages import StageError
+from serve_apps.cascade.traffic_keeper import end_traffic_keeper
+from serve_apps.cascade.versions import CascadeReferences
+from serve_apps.items.keeper import end_keeper
 from serve_apps.serve_config import application_config
-from serve_apps.traffic_keeper import end_traffic_keeper
+from serve_apps.service.access import TOKEN_VARIABLE, is_loopback, token_sha256
+from serve_apps.service.front import READY_S, listen_options, prepare_front
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import one_line
 
 _LOGGING = {"log_level": "ERROR", "enable_access_log": False}  # requests are counted in the metrics
 _SHUTDOWN_S = 30

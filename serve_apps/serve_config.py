@@ -4,10 +4,10 @@ from typing import Any
 
 from rayrec.families.table import family_of
 from rayrec.typed_json import to_plain
-from serve_apps.cascade_versions import CascadeReferences
-from serve_apps.front import ANSWER_S
-from serve_apps.limits import ServiceLimits
-from serve_apps.model_reference import ModelReference
+from serve_apps.cascade.versions import CascadeReferences
+from serve_apps.service.front import ANSWER_S
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.model_reference import ModelReference
 
 Reference = ModelReference | CascadeReferences
 

@@ -48,7 +48,7 @@ def ray_session() -> Iterator[None]:
     """A local Ray of 4 logical CPUs, shared by all tests that need one."""
     import ray
 
-    from serve_apps.front import prepare_front
+    from serve_apps.service.front import prepare_front
 
     prepare_front()
     os.environ.setdefault("RAY_worker_niceness", "0")  # as an own Ray of a job has it

@@ -15,9 +15,9 @@ from rayrec.errors import DiskError, UserError, disk_trouble, told
 from rayrec.registry import RegistryError
 from rayrec.text.chat_endpoint import ChatError
 from rayrec.typed_json import ConfigError
-from serve_apps.cascade_stages import StageError
+from serve_apps.cascade.stages import StageError
 from serve_apps.deploying import DeploymentError
-from serve_apps.refusals import Problem, RequestError, Unavailable
+from serve_apps.service.refusals import Problem, RequestError, Unavailable
 
 OF_THEIR_OWN = (
     StageError("early", "died"),

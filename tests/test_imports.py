@@ -12,10 +12,10 @@ STEPS = (
     ("rayrec.families.language_model.experiment", ("ray", "pandas", "scipy", "faiss", "fastapi")),
     ("rayrec.families.retriever.experiment", ("ray", "pandas", "scipy", "fastapi")),
     ("rayrec.families.content.experiment", ("ray", "pandas", "scipy", "fastapi")),
-    ("serve_apps.ranker", ("ray.data", "ray.train", "ray.tune")),
-    ("serve_apps.content", ("ray.data", "ray.train", "ray.tune")),
-    ("serve_apps.retriever", ("ray.data", "ray.train", "ray.tune")),
-    ("serve_apps.cascade", ("ray.data", "ray.train", "ray.tune")),
+    ("serve_apps.ranker.application", ("ray.data", "ray.train", "ray.tune")),
+    ("serve_apps.content.application", ("ray.data", "ray.train", "ray.tune")),
+    ("serve_apps.retriever.application", ("ray.data", "ray.train", "ray.tune")),
+    ("serve_apps.cascade.application", ("ray.data", "ray.train", "ray.tune")),
     ("rayrec.runs.ray_train", ("ray.tune",)),
 )
 

@@ -17,7 +17,7 @@ import torch
 from jobs import train
 from rayrec.errors import UserError
 from rayrec.families.table import OTHERS, families, family_of, read_experiment
-from serve_apps.served_ranker import Ranked, ServedRanker
+from serve_apps.ranker.served import Ranked, ServedRanker
 from tests.conftest import write_small_log
 
 ROOT = Path(__file__).parents[1]

@@ -61,7 +61,7 @@ FAMILIES: tuple[Family, ...] = (
         "rayrec.families.ranker.bundle:load_bundle",
         "ranker",
         "rayrec.families.ranker.evaluation:EvaluateRanker",
-        "serve_apps.ranker",
+        "serve_apps.ranker.application",
     ),
     Family(
         "retriever",
@@ -71,7 +71,7 @@ FAMILIES: tuple[Family, ...] = (
         "rayrec.families.retriever.bundle:load_retriever",
         "sasrec",
         "rayrec.families.retriever.evaluation:EvaluateRetriever",
-        "serve_apps.retriever",
+        "serve_apps.retriever.application",
     ),
     Family(
         "language_model",
@@ -90,7 +90,7 @@ FAMILIES: tuple[Family, ...] = (
         "rayrec.families.content.bundle:load_content_ranker",
         "spar",
         "rayrec.families.content.evaluation:EvaluateContent",
-        "serve_apps.content",
+        "serve_apps.content.application",
     ),
 )
 

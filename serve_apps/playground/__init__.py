@@ -5,8 +5,8 @@ from pathlib import Path
 from fastapi import Depends, FastAPI
 from fastapi.responses import Response
 
-from serve_apps.access import name_check
-from serve_apps.limits import ServiceLimits
+from serve_apps.service.access import name_check
+from serve_apps.service.limits import ServiceLimits
 
 PLAY = "/play"
 _FOLDER = Path(__file__).parent

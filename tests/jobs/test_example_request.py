@@ -24,9 +24,9 @@ from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.table import family_of
 from rayrec.typed_json import ConfigError, to_plain
 from serve_apps.example_request import example_request
-from serve_apps.limits import ServiceLimits
-from serve_apps.ranker import RankerService, example
-from serve_apps.ranking_request import RankRequests
+from serve_apps.ranker.application import RankerService, example
+from serve_apps.ranker.request import RankRequests
+from serve_apps.service.limits import ServiceLimits
 
 
 def test_a_request_of_logged_rows_encodes_to_these_rows(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from rayrec.registry import ResolvedModel
 from rayrec.runs.sweeping import SweepConfig
 from rayrec.training.experiment import ScalingOptions
 from rayrec.typed_json import ConfigError, from_plain, to_plain
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_versions import CascadeReferences, Experiment
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService
+from serve_apps.cascade.application import CascadeService
+from serve_apps.cascade.versions import CascadeReferences, Experiment
+from serve_apps.ranker.application import RankerService
 from serve_apps.serve_config import application_config
+from serve_apps.service.model_reference import ModelReference
 
 SCHEMA = yaml.safe_load((Path(__file__).parent / "kuberay_crds.yaml").read_text())
 JOB = "job --name first --image registry.local/rayrec:1.4 --claim shared"

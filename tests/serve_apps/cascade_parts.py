@@ -15,14 +15,14 @@ from rayrec.families.ranker.bundle import ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.item_features import load_item_features, write_item_features
 from rayrec.retrieval.index import IndexConfig
-from serve_apps.cascade_ranker import StagedArms, scored, staged_arms
-from serve_apps.cascade_retriever import StagedRetriever
-from serve_apps.cascade_stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, RetrieveAsk, Scored
-from serve_apps.cascade_versions import CascadeReferences, Experiment
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import RequestError
-from serve_apps.served_cascade import ServedCascade, load_served_cascade
-from serve_apps.served_retriever import ServedRetriever, load_served_retriever
+from serve_apps.cascade.ranker_stage import StagedArms, scored, staged_arms
+from serve_apps.cascade.retriever_stage import StagedRetriever
+from serve_apps.cascade.served import ServedCascade, load_served_cascade
+from serve_apps.cascade.stages import Candidates, NeedsColumns, RankAsk, RankingStage, Refused, RetrieveAsk, Scored
+from serve_apps.cascade.versions import CascadeReferences, Experiment
+from serve_apps.retriever.served import ServedRetriever, load_served_retriever
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import RequestError
 from tests.serve_apps.local_items import LocalItems
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
 

@@ -9,10 +9,10 @@ from rayrec.bundle import write_bundle
 from rayrec.data.log import Log
 from rayrec.families.ranker.bundle import ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranking_request import RankRequest
-from serve_apps.refusals import RequestError
-from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
+from serve_apps.ranker.request import RankRequest
+from serve_apps.ranker.served import Ranked, ServedRanker, load_ranker
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import RequestError
 from tests.serve_apps.cascade_parts import Parts, PlainStages, small_parts
 
 

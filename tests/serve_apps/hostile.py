@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from serve_apps.refusals import VersionError, refusing_version
+from serve_apps.service.refusals import VersionError, refusing_version
 
 
 class Sent:

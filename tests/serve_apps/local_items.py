@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from serve_apps.item_changes import ItemChanges
-from serve_apps.item_journal import AddedItem, Availability, ItemJournal
+from serve_apps.items.changes import ItemChanges
+from serve_apps.items.journal import AddedItem, Availability, ItemJournal
 
 
 class LocalItems:

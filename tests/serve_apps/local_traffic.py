@@ -7,9 +7,9 @@ from typing import Any
 from rayrec.traffic.earlier import Earlier, earlier_answers
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.ledger import Away, Book, Judged, Ledger, UnknownBook, WrittenDecision
-from serve_apps.cascade_request import RecommendRequest
-from serve_apps.served_cascade import Recommended, ServedCascade
-from serve_apps.traffic import Recorder, ShadowOutcome, TrafficOwner
+from serve_apps.cascade.request import RecommendRequest
+from serve_apps.cascade.served import Recommended, ServedCascade
+from serve_apps.cascade.traffic import Recorder, ShadowOutcome, TrafficOwner
 from tests.serve_apps.test_cascade import InProcess
 
 

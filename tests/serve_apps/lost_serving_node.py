@@ -20,8 +20,8 @@ from ray.cluster_utils import Cluster
 
 from rayrec.data.log import Log
 from serve_apps.example_request import example_request
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService
+from serve_apps.ranker.application import RankerService
+from serve_apps.service.model_reference import ModelReference
 from tests.conftest import write_small_log
 from tests.serve_apps.cascade_parts import small_ranker
 from tests.serve_apps.test_retriever_serving import free_port
@@ -71,7 +71,13 @@ def main(folder: Path) -> None:
         log = Log.open(write_small_log(folder / "log"))
         bundle = small_ranker(folder / "ranker", log.schema, 0)
         service = RankerService(replicas=2, metrics_folder=str(folder / "metrics"))
-        deploy("ranker", "serve_apps.ranker:build", service, ["Ranker"], ModelReference(str(bundle), "ranker", "1"))
+        deploy(
+            "ranker",
+            "serve_apps.ranker.application:build",
+            service,
+            ["Ranker"],
+            ModelReference(str(bundle), "ranker", "1"),
+        )
         nodes_of("Ranker", 2)
         told("three nodes and a service on two of them", began)
         lose_one(cluster, f"http://127.0.0.1:{port}", example_request(log, candidates=8))

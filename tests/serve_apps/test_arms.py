@@ -16,15 +16,15 @@ from jobs.serve_cascade import ExperimentFile, Running
 from rayrec.traffic.assignment import Assignment
 from rayrec.traffic.decisions import decision_tables
 from rayrec.typed_json import ConfigError, from_plain, to_plain
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.cascade_stages import RankAsk, RankingStage, Scored, StageError
-from serve_apps.cascade_versions import Arm, CascadeReferences, Experiment
-from serve_apps.limits import ServiceLimits
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import VersionError
-from serve_apps.serving_metrics import ServingMetrics
-from serve_apps.traffic import TrafficOptions
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.cascade.application import CascadeService
+from serve_apps.cascade.stages import RankAsk, RankingStage, Scored, StageError
+from serve_apps.cascade.traffic import TrafficOptions
+from serve_apps.cascade.versions import Arm, CascadeReferences, Experiment
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import VersionError
 from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade
 from tests.serve_apps.local_traffic import LocalTraffic, WithTraffic
 from tests.serve_apps.test_cascade import ASK, Slowed, post

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serve_apps import batching
-from serve_apps.batching import Batches
+from serve_apps.service import batching
+from serve_apps.service.batching import Batches
 
 
 class Clock:

@@ -17,17 +17,17 @@ from rayrec.retrieval.index import IndexConfig
 from rayrec.traffic.earlier import Earlier
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.ledger import Judged
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.cascade_request import RecommendRequest
-from serve_apps.cascade_stages import RankAsk, RankingStage, RetrieveAsk, StageError
-from serve_apps.item_changes import ItemChanges
-from serve_apps.item_journal import Availability, KeeperAway
-from serve_apps.limits import ServiceLimits
-from serve_apps.model_reference import ModelReference
-from serve_apps.served_cascade import NothingInTime, Recommended, ServedCascade
-from serve_apps.served_ranker import load_ranker
-from serve_apps.served_retriever import NewItem, RetrieveRequest, load_served_retriever
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.cascade.request import RecommendRequest
+from serve_apps.cascade.served import NothingInTime, Recommended, ServedCascade
+from serve_apps.cascade.stages import RankAsk, RankingStage, RetrieveAsk, StageError
+from serve_apps.items.changes import ItemChanges
+from serve_apps.items.journal import Availability, KeeperAway
+from serve_apps.ranker.served import load_ranker
+from serve_apps.retriever.served import NewItem, RetrieveRequest, load_served_retriever
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.model_reference import ModelReference
 from tests.serve_apps.cascade_parts import (
     KINDS,
     NAMES,
@@ -53,7 +53,7 @@ def ask(cascade: ServedCascade, stages: PlainStages, **changed: Any) -> Recommen
 
 
 def asked_one_by_one(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The candidates as three services would give them to a client that joins the features itself; see ``cascade_api._trace``."""
+    """The candidates as three services would give them to a client that joins the features itself; see ``cascade.api._trace``."""
     features = {row["item"]: row for row in map(dict, _rows(small_table()))}
     retriever = load_served_retriever(ModelReference(str(parts.retriever[0])), ItemChanges(), IndexConfig())
     (found,) = retriever.retrieve([RetrieveRequest(history=body["history"], k=body["retrieve"])])

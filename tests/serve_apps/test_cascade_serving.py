@@ -22,14 +22,14 @@ from rayrec.traffic.assignment import Assignment
 from rayrec.traffic.decisions import number_of
 from rayrec.traffic.joining import JoinConfig, join
 from rayrec.typed_json import to_json
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_api import reply
-from serve_apps.cascade_request import RecommendRequest
-from serve_apps.cascade_versions import Arm, CascadeReferences, Experiment
+from serve_apps.cascade.api import reply
+from serve_apps.cascade.application import CascadeService
+from serve_apps.cascade.request import RecommendRequest
+from serve_apps.cascade.traffic import TrafficOptions
+from serve_apps.cascade.traffic_keeper import traffic_keeper_of
+from serve_apps.cascade.versions import Arm, CascadeReferences, Experiment
 from serve_apps.deploying import DeployedService, DeploymentError, serving
-from serve_apps.model_reference import ModelReference
-from serve_apps.traffic import TrafficOptions
-from serve_apps.traffic_keeper import traffic_keeper_of
+from serve_apps.service.model_reference import ModelReference
 from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade
 from tests.serve_apps.test_cascade import ASK
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from serve_apps import serving_metrics
-from serve_apps.serving_metrics import FOLDER_VARIABLE, ServingMetrics
+from serve_apps.service.metrics import FOLDER_VARIABLE, ServingMetrics
 
-FILE = Path(serving_metrics.__file__).with_name("grafana_dashboard.json")
+FILE = Path(__file__).parents[2] / "serve_apps" / "grafana_dashboard.json"
 
 
 @pytest.fixture(scope="module")

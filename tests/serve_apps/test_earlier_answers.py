@@ -10,9 +10,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.limits import ServiceLimits
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.metrics import ServingMetrics
 from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade
 from tests.serve_apps.local_traffic import LocalTraffic, WithTraffic
 from tests.serve_apps.test_cascade import ASK, CONTEXT, InProcess, post

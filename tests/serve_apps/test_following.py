@@ -15,7 +15,7 @@ from rayrec.families.ranker.task import RankingConfig
 from rayrec.registry import Registry, resolve_model
 from rayrec.training.tracking import Tracker
 from serve_apps.deploying import DeploymentError
-from serve_apps.model_reference import ModelReference
+from serve_apps.service.model_reference import ModelReference
 
 ALIAS = "models:/shop@serving"
 

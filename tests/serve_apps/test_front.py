@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
 
-from serve_apps.access import name_check
-from serve_apps.front import haproxy_binary
-from serve_apps.haproxy_front import closed
-from serve_apps.limits import Room
-from serve_apps.ranker import RankerService
+from serve_apps.ranker.application import RankerService
+from serve_apps.service.access import name_check
+from serve_apps.service.front import haproxy_binary
+from serve_apps.service.haproxy_front import closed
+from serve_apps.service.limits import Room
 from tests.serve_apps.hostile import Sent
 
 CONFIG = """global
@@ -65,7 +65,7 @@ def test_haproxy_bounds_requests_and_says_when_to_ask_again() -> None:
 
 PREPARED = """
 import json, os, subprocess, sys
-from serve_apps.front import haproxy_is_front, prepare_front
+from serve_apps.service.front import haproxy_is_front, prepare_front
 inherited = haproxy_is_front()
 prepare_front()
 names = ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT", "RAYREC_FRONT_FOLDER"]

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from rayrec.retrieval.index import IndexConfig
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.cascade_versions import CascadeReferences
-from serve_apps.item_changes import ItemChanges
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService
-from serve_apps.ranking_api import build_app
-from serve_apps.retrieval_api import build_retrieval_app
-from serve_apps.retriever import RetrieverService
-from serve_apps.served_ranker import ServedRanker, load_ranker
-from serve_apps.served_retriever import load_served_retriever
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.cascade.application import CascadeService
+from serve_apps.cascade.versions import CascadeReferences
+from serve_apps.items.changes import ItemChanges
+from serve_apps.ranker.api import build_app
+from serve_apps.ranker.application import RankerService
+from serve_apps.ranker.served import ServedRanker, load_ranker
+from serve_apps.retriever.api import build_retrieval_app
+from serve_apps.retriever.application import RetrieverService
+from serve_apps.retriever.served import load_served_retriever
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.model_reference import ModelReference
 from tests.serve_apps import test_retrieval_api
 from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade
 from tests.serve_apps.conftest import InProcess

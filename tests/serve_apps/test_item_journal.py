@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from rayrec.errors import DiskError
-from serve_apps import item_journal
-from serve_apps.item_changes import ItemChanges
-from serve_apps.item_journal import AddedItem, Availability, ItemJournal, ItemRefused
+from serve_apps.items import journal as item_journal
+from serve_apps.items.changes import ItemChanges
+from serve_apps.items.journal import AddedItem, Availability, ItemJournal, ItemRefused
 
 
 def added(name: str, digest: str = "d") -> AddedItem:

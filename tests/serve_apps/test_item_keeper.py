@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from serve_apps.item_journal import AddedItem, Availability, ItemRefused, KeeperAway
-from serve_apps.item_keeper import ItemFollower, end_keeper, keeper_of
+from serve_apps.items.journal import AddedItem, Availability, ItemRefused, KeeperAway
+from serve_apps.items.keeper import ItemFollower, end_keeper, keeper_of
 
 
 def test_a_change_has_reached_all_followers_when_its_maker_is_answered_and_survives_the_owner(

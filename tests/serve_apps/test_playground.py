@@ -14,9 +14,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.limits import ServiceLimits
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.metrics import ServingMetrics
 from tests.serve_apps.cascade_parts import PlainStages, served_cascade, small_parts
 from tests.serve_apps.chromium import CHROMIUM
 from tests.serve_apps.test_cascade import ASK, InProcess

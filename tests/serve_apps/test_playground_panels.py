@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from rayrec.traffic.feedback import read_feedback
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.limits import ServiceLimits
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.metrics import ServingMetrics
 from tests.serve_apps.cascade_parts import PlainStages, served_cascade, small_parts
 from tests.serve_apps.chromium import CHROMIUM, Browser
 from tests.serve_apps.local_traffic import LocalTraffic, WithTraffic

@@ -152,7 +152,7 @@ def test_a_preference_beyond_the_limits_is_refused_by_name(client: TestClient, w
 
 
 def test_what_others_ask_changes_no_answer(bundle: Path) -> None:
-    from serve_apps.served_retriever import Retrieved, RetrieveRequest
+    from serve_apps.retriever.served import Retrieved, RetrieveRequest
 
     retriever = served(bundle)
     requests = [

@@ -8,9 +8,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from rayrec.typed_json import ConfigError, from_plain
-from serve_apps.access import is_loopback
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService, build
+from serve_apps.ranker.application import RankerService, build
+from serve_apps.service.access import is_loopback
+from serve_apps.service.model_reference import ModelReference
 
 CONFIG = Path(__file__).parents[2] / "serve_apps" / "ranker.yaml"
 

@@ -23,14 +23,14 @@ from rayrec.data.log.schema import DenseFeature, LogSchema, TaskLabel, TextFeatu
 from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import Ranker
-from serve_apps.access import is_loopback
 from serve_apps.example_request import curl_command, example_request
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService
-from serve_apps.ranking_api import build_app
-from serve_apps.ranking_request import RankRequest, RankRequests, RequestError
-from serve_apps.served_ranker import Ranked, ServedRanker, load_ranker
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.ranker.api import build_app
+from serve_apps.ranker.application import RankerService
+from serve_apps.ranker.request import RankRequest, RankRequests, RequestError
+from serve_apps.ranker.served import Ranked, ServedRanker, load_ranker
+from serve_apps.service.access import is_loopback
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.model_reference import ModelReference
 from tests.serve_apps.conftest import InProcess
 
 TOKEN = "correct horse battery staple"

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from serve_apps.limits import ServiceLimits
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import Problem, RequestError, VersionError
-from serve_apps.replica import Replica
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import Problem, RequestError, VersionError
+from serve_apps.service.replica import Replica
 
 
 @dataclass(frozen=True)

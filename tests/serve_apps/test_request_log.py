@@ -11,13 +11,13 @@ from fastapi.testclient import TestClient
 
 from rayrec.data.log import Log
 from serve_apps.example_request import example_request
-from serve_apps.ranker import RankerService
-from serve_apps.ranking_api import build_app
-from serve_apps.ranking_request import RankRequest
-from serve_apps.refusals import Unavailable
-from serve_apps.request_log import GIVEN_HEADER, REQUEST_ID_HEADER
-from serve_apps.served_ranker import Ranked, ServedRanker
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.ranker.api import build_app
+from serve_apps.ranker.application import RankerService
+from serve_apps.ranker.request import RankRequest
+from serve_apps.ranker.served import Ranked, ServedRanker
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.refusals import Unavailable
+from serve_apps.service.request_log import GIVEN_HEADER, REQUEST_ID_HEADER
 from tests.serve_apps.conftest import InProcess
 
 ID = re.compile(r"[0-9a-f]{32}")

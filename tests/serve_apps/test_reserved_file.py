@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
-from serve_apps.reserved_file import ReservedDict
+from serve_apps.service.reserved_file import ReservedDict
 
 COUNTING = """
 import os, subprocess, sys
 folder = sys.argv[1]
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.service.metrics import ServingMetrics
 first = sys.argv[2] == "metrics first"
 def fill():
     with open(f"{folder}/fill", "wb", buffering=0) as file:

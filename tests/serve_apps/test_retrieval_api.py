@@ -23,20 +23,20 @@ from rayrec.models.sasrec import SASRec, SASRecConfig
 from rayrec.retrieval.beam_search import Beams, beam_search
 from rayrec.retrieval.index import IndexConfig
 from rayrec.retrieval.trie import ItemTrie
-from serve_apps.item_changes import ItemChanges
-from serve_apps.item_journal import Availability
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranking_request import RequestError
-from serve_apps.retrieval_api import build_retrieval_app
-from serve_apps.retriever import RetrieverService
-from serve_apps.served_retriever import (
+from serve_apps.items.changes import ItemChanges
+from serve_apps.items.journal import Availability
+from serve_apps.ranker.request import RequestError
+from serve_apps.retriever.api import build_retrieval_app
+from serve_apps.retriever.application import RetrieverService
+from serve_apps.retriever.served import (
     NewItem,
     Retrieved,
     RetrieveRequest,
     ServedRetriever,
     load_served_retriever,
 )
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.model_reference import ModelReference
 from tests.serve_apps.local_items import LocalItems
 from tests.serve_apps.retriever_bundle import TEXTS, small_encoder, small_retriever
 
@@ -229,7 +229,7 @@ def test_a_version_takes_so_many_new_items_and_starts_with_those_it_has(
         assert client.post("/v1/items", json=body).status_code == 201
     with monkeypatch.context() as patched:
         patched.setattr(retriever, "_encoder", None)  # refused without reading a text
-        patched.setattr("serve_apps.served_retriever.TextEncoder", None)
+        patched.setattr("serve_apps.retriever.served.TextEncoder", None)
         for name, problem in (("new-0", "is known already"), ("new-3", "3 items were added already")):
             refused = client.post("/v1/items", json={"item": name, "text": "red tea"})
             assert refused.status_code == 422

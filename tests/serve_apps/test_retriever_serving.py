@@ -14,7 +14,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from jobs.serve import Serve, run
-from serve_apps.retriever import RetrieverService
+from serve_apps.retriever.application import RetrieverService
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
 
 CONFIG = Path(__file__).parents[2] / "serve_apps" / "retriever.yaml"

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.ranker import RankerService
-from serve_apps.ranking_api import build_app
-from serve_apps.retrieval_api import build_retrieval_app
-from serve_apps.retriever import RetrieverService
-from serve_apps.served_ranker import ServedRanker
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.cascade.application import CascadeService
+from serve_apps.ranker.api import build_app
+from serve_apps.ranker.application import RankerService
+from serve_apps.ranker.served import ServedRanker
+from serve_apps.retriever.api import build_retrieval_app
+from serve_apps.retriever.application import RetrieverService
+from serve_apps.service.metrics import ServingMetrics
 from tests.serve_apps import test_retrieval_api
 from tests.serve_apps.cascade_parts import PlainStages, served_cascade, small_parts
 from tests.serve_apps.conftest import InProcess

@@ -17,10 +17,10 @@ from rayrec.item_features import write_item_features
 from rayrec.registry import resolve_model
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import from_plain
-from serve_apps.cascade import CascadeService, build
-from serve_apps.cascade_versions import CascadeReferences
+from serve_apps.cascade.application import CascadeService, build
+from serve_apps.cascade.versions import CascadeReferences
 from serve_apps.deploying import DeploymentError
-from serve_apps.model_reference import ModelReference
+from serve_apps.service.model_reference import ModelReference
 from tests.serve_apps.cascade_parts import Parts, small_table
 
 CONFIG = Path(__file__).parents[2] / "serve_apps" / "cascade.yaml"

@@ -34,10 +34,10 @@ from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 from serve_apps.deploying import DeployedService, DeploymentError, serving
 from serve_apps.example_request import example_request
-from serve_apps.front import haproxy_is_front
-from serve_apps.model_reference import ModelReference
-from serve_apps.ranker import RankerService
-from serve_apps.served_ranker import load_ranker
+from serve_apps.ranker.application import RankerService
+from serve_apps.ranker.served import load_ranker
+from serve_apps.service.front import haproxy_is_front
+from serve_apps.service.model_reference import ModelReference
 
 REPLICA = ("ray::ServeReplica", "ray::SERVE_REPLICA")  # titles of a replica's process: idle, and answering
 

@@ -22,12 +22,12 @@ from rayrec.traffic.earlier import Earlier
 from rayrec.traffic.feedback import Feedback
 from rayrec.traffic.joining import JoinConfig, join
 from rayrec.traffic.ledger import Away, Book, Judged, Ledger, WrittenDecision
-from serve_apps.cascade_api import build_cascade_app
-from serve_apps.cascade_request import RecommendRequest
-from serve_apps.limits import ServiceLimits
-from serve_apps.served_cascade import ServedCascade
-from serve_apps.serving_metrics import ServingMetrics
-from serve_apps.traffic_decisions import DecisionWriter
+from serve_apps.cascade.api import build_cascade_app
+from serve_apps.cascade.decision_log import DecisionWriter
+from serve_apps.cascade.request import RecommendRequest
+from serve_apps.cascade.served import ServedCascade
+from serve_apps.service.limits import ServiceLimits
+from serve_apps.service.metrics import ServingMetrics
 from tests.serve_apps.cascade_parts import Parts, PlainStages, served_cascade, small_table
 from tests.serve_apps.local_traffic import LocalTraffic, WithTraffic
 from tests.serve_apps.test_cascade import ASK, CONTEXT, InProcess, Slowed, ask, post

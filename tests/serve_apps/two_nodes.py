@@ -19,11 +19,11 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from rayrec.typed_json import to_plain
-from serve_apps.cascade import CascadeService
-from serve_apps.cascade_retriever import RetrieverStageSize
-from serve_apps.item_keeper import keeper_of
-from serve_apps.model_reference import ModelReference
-from serve_apps.retriever import RetrieverService
+from serve_apps.cascade.application import CascadeService
+from serve_apps.cascade.retriever_stage import RetrieverStageSize
+from serve_apps.items.keeper import keeper_of
+from serve_apps.retriever.application import RetrieverService
+from serve_apps.service.model_reference import ModelReference
 from tests.conftest import write_small_log
 from tests.serve_apps.cascade_parts import small_parts
 from tests.serve_apps.retriever_bundle import small_encoder, small_retriever
@@ -61,7 +61,13 @@ def check_retriever(client: httpx.Client, folder: Path) -> None:
     bundle = small_retriever(folder / "liger", small_encoder(folder / "encoder"))
     items = str(folder / "items")
     service = RetrieverService(replicas=2, items_folder=items, metrics_folder=str(folder / "metrics"))
-    deploy("retriever", "serve_apps.retriever:build", service, ["Retriever"], ModelReference(str(bundle), "liger", "1"))
+    deploy(
+        "retriever",
+        "serve_apps.retriever.application:build",
+        service,
+        ["Retriever"],
+        ModelReference(str(bundle), "liger", "1"),
+    )
     nodes_of("Retriever", 2)
     ask = {"history": HISTORY, "k": 57, "method": "dense"}
     first = client.post("/v1/retrieve", json=ask).json()["items"][0]
@@ -91,7 +97,7 @@ def check_cascade(client: httpx.Client, folder: Path) -> None:
         state_folder=str(folder / "state"),
         metrics_folder=str(folder / "metrics-of-cascade"),
     )
-    deploy("cascade", "serve_apps.cascade:build", service, CascadeService.deployments, parts.references())
+    deploy("cascade", "serve_apps.cascade.application:build", service, CascadeService.deployments, parts.references())
     nodes_of("Retrieve", 2)
     ask = {**ASK, "retrieve": 57, "method": "dense", "trace": True}
     six = [item["item"] for item in client.post("/v1/recommend", json=ask).json()["items"]]

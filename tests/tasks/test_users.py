@@ -25,8 +25,8 @@ from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import Worker
-from serve_apps.item_changes import ItemChanges
-from serve_apps.served_retriever import Retrieved, RetrieveRequest, ServedRetriever
+from serve_apps.items.changes import ItemChanges
+from serve_apps.retriever.served import Retrieved, RetrieveRequest, ServedRetriever
 
 TOKENS, ITEMS, USERS = 8, 24, 250
 T5 = T5Config(dim=16, feed_forward=32, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1, dropout=0.0)

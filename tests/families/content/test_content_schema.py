@@ -6,11 +6,11 @@ import pytest
 from fastapi import FastAPI
 
 from rayrec.families.content.experiment import ContentExperiment
-from serve_apps.content import ContentService
-from serve_apps.content_api import build_content_app
-from serve_apps.model_reference import ModelReference
-from serve_apps.served_content import load_served_content
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.content.api import build_content_app
+from serve_apps.content.application import ContentService
+from serve_apps.content.served import load_served_content
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.model_reference import ModelReference
 from tests.families.content.test_content_serving import InProcess, served_by, stored
 from tests.families.content.test_embedding import untrained
 from tests.serve_apps.hostile import assert_a_changed_byte_is_refused, assert_slow_bodies_are_cut

@@ -28,13 +28,13 @@ from rayrec.families.content.bundle import ContentBundle
 from rayrec.families.content.experiment import ContentExperiment
 from rayrec.text.content_tokenizer import ContentTokenizer
 from rayrec.typed_json import ConfigError
-from serve_apps.content import ContentService, example
-from serve_apps.content_api import RANK, build_content_app
-from serve_apps.content_request import ContentRequest, RankedContent
-from serve_apps.model_reference import ModelReference
-from serve_apps.refusals import RequestError
-from serve_apps.served_content import ServedContent, load_served_content
-from serve_apps.serving_metrics import ServingMetrics
+from serve_apps.content.api import RANK, build_content_app
+from serve_apps.content.application import ContentService, example
+from serve_apps.content.request import ContentRequest, RankedContent
+from serve_apps.content.served import ServedContent, load_served_content
+from serve_apps.service.metrics import ServingMetrics
+from serve_apps.service.model_reference import ModelReference
+from serve_apps.service.refusals import RequestError
 from tests.families.content.conftest import small_experiment, small_log
 from tests.families.content.test_embedding import untrained
 from tests.serve_apps.test_retriever_serving import free_port
