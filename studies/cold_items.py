@@ -1,16 +1,17 @@
 """Cold items: python -m studies.cold_items --base E.json --embeddings M --folder F
 
 Each draw takes a share of the items out of training and of the tokenizer, so that their targets are cold; trained on the rest:
-the dense retriever and LIGER as they are, and with neighbours, whose dense score never forgets what the text alone knows.
-Beside them stand the untrained neighbours by text. Each arm of a draw is trained once and its ranks kept in the folder. The
-tables pool the draws; intervals for cold targets are over items, for the others over users.
+the dense retriever and LIGER as they are, and with neighbours, whose dense score never forgets what the text alone knows; each
+also blended with the untrained text once it is trained. Beside them stand the untrained neighbours by text. An arm of a draw is
+trained once and its ranks kept in the folder. The tables pool the draws; intervals for cold targets are over items, for the
+others over users.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,13 +25,16 @@ from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.held_out import without_items
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.errors import told
+from rayrec.families.retriever.blending import fit_blend
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.score_ranking import Scores, best_decay, scored_ranks, text_neighbours
+from rayrec.families.retriever.item_scores import Scores, scored_ranks, text_neighbours
+from rayrec.families.retriever.score_ranking import best_decay
 from rayrec.families.retriever.semantic_id_files import write_semantic_ids
 from rayrec.families.retriever.task import HistoryItems
 from rayrec.families.table import read_experiment
 from rayrec.files import whole_file
+from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.semantic_tokenizer import fit_tokenizer, recommended_tokenizer
 from rayrec.runs.comparison import with_seed
 from rayrec.training.experiment import train_here
@@ -63,6 +67,8 @@ class ColdItems:
     """What is trained."""
     neighbours: int = 128
     """Principal dimensions of the arms with neighbours."""
+    budget: float = 0.05
+    """Of the recall of seen items that the blended ones may give up on validation for unseen ones."""
     status: bool = False
     """Train nothing, print what is there."""
 
@@ -145,13 +151,30 @@ def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, fold
         checkpoint = reporter.latest()
         assert checkpoint is not None
         experiment.save_bundle(checkpoint, folder / "bundle")
-    task = experiment.task()
-    searcher, found = task.searcher(load_retriever(folder / "bundle").model), {}
-    for method in searcher.methods:
-        for protocol in PROTOCOLS:
-            name = f"{arm}/{protocol}" if arm.startswith("dense") else f"{arm}, {method}/{protocol}"
-            found[name] = _ranks(experiment, partial(task.ranks, searcher, method=method, history=protocol))
+    task, found = experiment.task(), {}
+    trained = load_retriever(folder / "bundle").model
+    for blended, model in (("", trained), (" blended", _blended(command, experiment, trained))):
+        searcher = task.searcher(model)
+        for method in searcher.methods if not blended else ("dense",):
+            for protocol in PROTOCOLS:
+                ranked = partial(task.ranks, searcher, method=method, history=protocol)
+                way = f"{arm}{blended}" if len(searcher.methods) == 1 else f"{arm}{blended}, {method}"
+                found[f"{way}/{protocol}"] = _ranks(experiment, ranked)
     return found
+
+
+def _blended(command: ColdItems, experiment: RetrieverExperiment, trained: Retriever[Any]) -> Retriever[Any]:
+    """The same weights as ``save_bundle`` leaves them with ``unseen_budget``."""
+    liger = replace(experiment.retrieval.liger, unseen_budget=command.budget)
+    task = replace(experiment, retrieval=replace(experiment.retrieval, liger=liger)).task()
+    model = task.build()
+    model.load_state_dict({**trained.state_dict(), "blend": torch.zeros(3)})
+    print(
+        "blend:",
+        fit_blend(task, model, experiment.data(Worker()).open_evaluation("valid", 1).epoch_batches),
+        flush=True,
+    )
+    return model
 
 
 def _ranks(experiment: RetrieverExperiment, ranked: Callable[[HistoryBatch], Tensor]) -> Ranks:

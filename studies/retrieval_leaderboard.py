@@ -18,16 +18,8 @@ from rayrec.errors import told
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.evaluation import EvaluateRetriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.score_ranking import (
-    Scores,
-    best_decay,
-    best_share,
-    dense_scores,
-    judge_scores,
-    popularity,
-    summed,
-    text_neighbours,
-)
+from rayrec.families.retriever.item_scores import Scores, dense_scores, popularity, summed, text_neighbours
+from rayrec.families.retriever.score_ranking import best_decay, best_share, judge_scores
 from rayrec.families.retriever.task import HistoryItems
 from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.registry import runs_folder

@@ -21,6 +21,7 @@ from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
 from rayrec.models.tuple_decoding import TupleDecoding
 from rayrec.retrieval.repeats import Repeats
 from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Personal, Retriever, items_of
+from rayrec.retrieval.text_blend import Blended, TextBlend, text_query
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class LigerConfig:
     """Principal dimensions of the text in which the cosine of an item and the history's is added to the dense head's own,
     of learned weight and fading with age (not in the paper). The axes are never trained: what the text alone knows of
     unseen items stays. 0 = none."""
+    unseen_budget: float | None = None
+    """Answer by the dense score, that of the untrained text and a bonus for items that training never saw together
+    (``rayrec.retrieval.text_blend``, not in the paper), weighed on validation when training is over: the bonus may cost this
+    share of the recall@10 of seen items. None = by the dense score alone."""
     embedding_std: float = 0.1
     """Of the token, place and level embeddings at the start: small beside the projected text, which knows more then."""
     absolute_positions: bool = True
@@ -77,6 +82,10 @@ class LigerConfig:
             raise ValueError(
                 "neighbours must be at least 0, and belong to the dense head: dense_weight must be above 0"
             )
+        if self.unseen_budget is not None and not 0 <= self.unseen_budget < 1:
+            raise ValueError(f"unseen_budget must lie in [0, 1), or be None, not {self.unseen_budget}")
+        if self.unseen_budget is not None and self.dense_weight == 0:
+            raise ValueError("unseen_budget belongs to the dense head: dense_weight must be above 0")
         if self.dense_weight > 0 and not self.text:
             raise ValueError("dense_weight is above 0 but text is false: the dense head scores items by their text")
         if self.repeat_bias and self.dense_weight == 0:
@@ -96,6 +105,7 @@ class Liger(Retriever[Tensor | Personal]):
     item_text: Tensor
     seen: Tensor
     axes: Tensor
+    blend: Tensor
 
     def __init__(self, items: ItemFeatures, config: LigerConfig) -> None:
         super().__init__()
@@ -124,6 +134,8 @@ class Liger(Retriever[Tensor | Personal]):
             self.register_buffer("axes", _principal_axes(items.text * items.seen.unsqueeze(1), config.neighbours))
             self.neighbour_weight = nn.Parameter(torch.ones(()))
             self.fading = nn.Parameter(0.5 ** torch.arange(config.max_length - 1, -1, -1.0))  # (L,), newest last
+        if config.unseen_budget is not None:
+            self.register_buffer("blend", torch.zeros(3))  # fields of TextBlend
         if config.generative_weight > 0:
             self.decoder = T5Decoder(config.transformer)
             self.head = nn.Linear(width, items.num_tokens, bias=False)
@@ -144,6 +156,17 @@ class Liger(Retriever[Tensor | Personal]):
     @property
     def growing(self) -> Growing | None:
         return self if self.config.text else None
+
+    @property
+    def blended(self) -> Blended | None:
+        return None if self.config.unseen_budget is None else self
+
+    @property
+    def unseen_budget(self) -> float:
+        return self.config.unseen_budget or 0.0
+
+    def blend_with(self, blend: TextBlend) -> None:
+        self.blend = self.blend.new_tensor([blend.text, blend.decay, blend.unseen])
 
     def add_items(self, tokens: Tensor, text: Tensor) -> int:
         """Take in n items never seen in training by tokens (n, M) and text embeddings (n, E); returns the first one's number."""
@@ -209,8 +232,16 @@ class Liger(Retriever[Tensor | Personal]):
 
     def query(self, history: Tensor | Personal) -> Tensor:
         """What the dense head looks for: unit vectors (B, D) of histories (B, L); with ``neighbours`` (B, D + A), the faded sum
-        of the history's texts behind them, of length ``neighbour_weight``."""
-        return self._query(self.encode(history)[0], items_of(history))
+        of the history's texts behind them, of length ``neighbour_weight``; with ``unseen_budget`` E + 1 columns more."""
+        return self._blended_query(self.encode(history)[0], items_of(history))
+
+    def _blended_query(self, states: Tensor, history: Tensor) -> Tensor:
+        query = self._query(states, history)
+        if self.config.unseen_budget is None:
+            return query
+        weight, decay, bonus = self.blend
+        asked = weight * text_query(self.item_text, history[:, -self.config.max_length :], decay)
+        return torch.cat([query, asked, bonus.expand(len(query), 1)], 1)
 
     def _query(self, states: Tensor, history: Tensor) -> Tensor:
         query = normalize(states[:, -1].float(), dim=1)
@@ -227,9 +258,12 @@ class Liger(Retriever[Tensor | Personal]):
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
         """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); with ``neighbours`` (n, D + A), those of the text
-        behind them. Row 0 belongs to no item."""
-        text = self.item_text if rows is None else self.item_text[rows]
-        return self._vectors(self.projection(text), text)
+        behind them; with ``unseen_budget`` the unit text, and 1 for what training never saw. Row 0 belongs to no item."""
+        text, seen = (self.item_text, self.seen) if rows is None else (self.item_text[rows], self.seen[rows])
+        vectors = self._vectors(self.projection(text), text)
+        if self.config.unseen_budget is None:
+            return vectors
+        return torch.cat([vectors, normalize(text.float(), dim=1), (~seen).float().unsqueeze(1)], 1)
 
     def _vectors(self, projected: Tensor, text: Tensor) -> Tensor:
         vectors = normalize(projected.float(), dim=1)
@@ -260,7 +294,7 @@ class Liger(Retriever[Tensor | Personal]):
 
     def query_and_decoding(self, history: Tensor | Personal) -> tuple[Tensor, TupleDecoding]:
         states, real = self.encode(history)
-        return self._query(states, items_of(history)), self._decoding(states, real)
+        return self._blended_query(states, items_of(history)), self._decoding(states, real)
 
     def _decoding(self, states: Tensor, real: Tensor) -> TupleDecoding:
         return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(states, real))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rayrec.retrieval.beam_search import Decoding
 from rayrec.retrieval.repeats import Repeats
+from rayrec.retrieval.text_blend import Blended
 
 H = TypeVar("H")
 H_contra = TypeVar("H_contra", contravariant=True)
@@ -119,6 +120,11 @@ class Retriever(nn.Module, Generic[H]):
 
     @property
     def growing(self) -> Growing | None:
+        return None
+
+    @property
+    def blended(self) -> Blended | None:
+        """What takes a blend on validation once the weights are trained, if there is one."""
         return None
 
     @property

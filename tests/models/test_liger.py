@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking
 from rayrec.retrieval.searching import Searcher
 from rayrec.retrieval.semantic_ids import resolve_collisions
+from rayrec.retrieval.text_blend import TextBlend
 from rayrec.retrieval.trie import ItemTrie
 
 T5 = T5Config(dim=16, feed_forward=24, heads=2, head_dim=8, encoder_layers=1, decoder_layers=1, dropout=0.1)
@@ -152,6 +154,53 @@ def test_an_item_added_later_has_its_neighbours_and_the_searcher_finds_them() ->
     assert torch.equal(found.items, liger.dense_scores(HISTORY).topk(7).indices)
     query, _ = liger.query_and_decoding(HISTORY)
     assert torch.equal(query, liger.query(HISTORY))
+
+
+BLENDED = LigerConfig(T5, projection=(12,), max_length=5, repeat_bias=True, unseen_budget=0.05)
+
+
+def test_a_blend_puts_the_faded_texts_cosine_and_a_bonus_for_unseen_items_on_top_of_the_dense_score() -> None:
+    plain, blended = model(replace(BLENDED, unseen_budget=None)), model(BLENDED)
+    torch.testing.assert_close(blended.dense_scores(HISTORY), plain.dense_scores(HISTORY))
+    blended.blend_with(TextBlend(text=0.3, decay=0.5, unseen=0.2))
+    text, unseen = blended.item_text, torch.tensor([float(not seen) for seen in blended.seen])
+    unit = text / text.norm(dim=1, keepdim=True)
+    oldest_first = [[5, 9, 4], [1, 2, 6, 7, 8], [3]]
+    for row, items in enumerate(oldest_first):
+        asked = sum(0.5**age * unit[item] for age, item in enumerate(reversed(items)))
+        wanted = plain.dense_scores(HISTORY)[row] + 0.3 * cosine_similarity(asked, text, dim=1) + 0.2 * unseen
+        torch.testing.assert_close(blended.dense_scores(HISTORY)[row, 1:], wanted[1:])
+    both = blended.query_and_decoding(HISTORY)[0]
+    torch.testing.assert_close(both, blended.query(HISTORY))
+
+
+def test_a_blend_takes_no_part_in_training() -> None:
+    plain, blended = model(replace(BLENDED, unseen_budget=None)), model(BLENDED)
+    blended.blend_with(TextBlend(text=0.3, decay=0.5, unseen=0.2))
+    target = torch.tensor([7, 3, 12])
+    for name, part in plain.loss(HISTORY, target).items():
+        assert part.equal(blended.loss(HISTORY, target)[name])
+
+
+def test_an_item_added_later_is_lifted_as_unseen_ones_are() -> None:
+    liger = model(BLENDED)
+    tokens, text = liger.item_tokens[-1:] + 0, torch.randn(1, 6)
+    number = liger.add_items(tokens, text)
+    before = liger.dense_scores(HISTORY)[:, number]
+    liger.blend_with(TextBlend(text=0.0, decay=0.0, unseen=0.2))
+    torch.testing.assert_close(liger.dense_scores(HISTORY)[:, number], before + 0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unseen_budget": 1.0}, "unseen_budget must lie in"),
+        ({"unseen_budget": 0.1, "dense_weight": 0.0, "text": False}, "unseen_budget belongs to the dense head"),
+    ],
+)
+def test_a_budget_for_unseen_items_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LigerConfig(T5, **changes)
 
 
 def test_cold_items_get_no_gradient_from_the_dense_loss() -> None:

@@ -47,7 +47,10 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     found = run(command)
     assert set(found) == {
         f"{name}/{protocol}" for protocol in ("ranked", "excluded")
-        for name in (UNTRAINED, "dense", *(f"liger-neighbours, {m}" for m in ("dense", "generative", "hybrid")))
+        for name in (
+            UNTRAINED, "dense", "dense blended", "liger-neighbours blended, dense",
+            *(f"liger-neighbours, {m}" for m in ("dense", "generative", "hybrid")),
+        )
     }  # fmt: skip
     drawn = read_sequences(tmp_path / "cold" / "draw-0" / "sequences").interactions
     seen = leave_one_out(drawn).seen

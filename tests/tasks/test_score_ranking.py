@@ -7,16 +7,9 @@ from torch.nn.functional import one_hot
 
 from rayrec.data.sequences import leave_one_out, write_sequences
 from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.item_scores import dense_scores, popularity, summed, text_neighbours
 from rayrec.families.retriever.judging import judge
-from rayrec.families.retriever.score_ranking import (
-    best_decay,
-    best_share,
-    dense_scores,
-    judge_scores,
-    popularity,
-    summed,
-    text_neighbours,
-)
+from rayrec.families.retriever.score_ranking import best_decay, best_share, judge_scores
 from rayrec.families.retriever.task import HistoryItems, RetrievalConfig
 from rayrec.models.sasrec import SASRecConfig
 from rayrec.typed_json import ConfigError

@@ -19,6 +19,7 @@ from rayrec.data.preferences.streams import JudgedPool, PoolTraining, training_p
 from rayrec.data.sequences import SequenceData, SequenceSplit, leave_one_out, read_sequences, temporal_split
 from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
+from rayrec.families.retriever.blending import fit_blend
 from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, retriever_parts
 from rayrec.families.retriever.preferences import PreferenceConfig, SavedPreferences, benchmark_features, prompts
 from rayrec.families.retriever.semantic_id_files import SavedSemanticIds, read_semantic_ids
@@ -216,9 +217,9 @@ class RetrieverExperiment:
         task, saved = self.task(), self.ids()
         model = task.build()
         model.load_state_dict(best_weights(checkpoint))
-        validated = None
+        validated, validation = None, self.data(Worker()).open_evaluation("valid", 1)
+        fit_blend(task, model, validation.epoch_batches)
         if len(task.searcher(model).methods) > 1:
-            validation = self.data(Worker()).open_evaluation("valid", 1)
             validated = task.validated(model, validation.epoch_batches)
         names = tuple(_data(self.sequences).items.names.to_pylist())
         ids, tokenizer = None, None
