@@ -35,7 +35,9 @@ from rayrec.families.retriever.task import HistoryItems
 from rayrec.families.table import read_experiment
 from rayrec.files import whole_file
 from rayrec.retrieval.retriever import Retriever
+from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import fit_tokenizer, recommended_tokenizer
+from rayrec.retrieval.text_blend import TextBlend
 from rayrec.runs.comparison import with_seed
 from rayrec.training.experiment import train_here
 from rayrec.training.reporters import FolderReporter
@@ -153,28 +155,40 @@ def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, fold
         experiment.save_bundle(checkpoint, folder / "bundle")
     task, found = experiment.task(), {}
     trained = load_retriever(folder / "bundle").model
-    for blended, model in (("", trained), (" blended", _blended(command, experiment, trained))):
+
+    def judge(model: Retriever[Any], name: str, methods: Sequence[Method] | None = None) -> None:
         searcher = task.searcher(model)
-        for method in searcher.methods if not blended else ("dense",):
+        for method in methods or searcher.methods:
             for protocol in PROTOCOLS:
                 ranked = partial(task.ranks, searcher, method=method, history=protocol)
-                way = f"{arm}{blended}" if len(searcher.methods) == 1 else f"{arm}{blended}, {method}"
+                way = name if searcher.methods == ("dense",) else f"{name}, {method}"
                 found[f"{way}/{protocol}"] = _ranks(experiment, ranked)
+
+    judge(trained, arm)
+    model, blend = _blended(command, experiment, trained)
+    assert model.blended is not None
+    for name, parts in (
+        (f"{arm} + text", replace(blend, unseen=0.0)),
+        (f"{arm} + bonus", replace(blend, text=0.0)),
+        (f"{arm} + text + bonus", blend),
+    ):
+        model.blended.blend_with(parts)
+        judge(model, name, ("dense",))
     return found
 
 
-def _blended(command: ColdItems, experiment: RetrieverExperiment, trained: Retriever[Any]) -> Retriever[Any]:
-    """The same weights as ``save_bundle`` leaves them with ``unseen_budget``."""
+def _blended(
+    command: ColdItems, experiment: RetrieverExperiment, trained: Retriever[Any]
+) -> tuple[Retriever[Any], TextBlend]:
+    """The same weights as ``save_bundle`` leaves them with ``unseen_budget``, and the blend."""
     liger = replace(experiment.retrieval.liger, unseen_budget=command.budget)
     task = replace(experiment, retrieval=replace(experiment.retrieval, liger=liger)).task()
     model = task.build()
     model.load_state_dict({**trained.state_dict(), "blend": torch.zeros(3)})
-    print(
-        "blend:",
-        fit_blend(task, model, experiment.data(Worker()).open_evaluation("valid", 1).epoch_batches),
-        flush=True,
-    )
-    return model
+    blend = fit_blend(task, model, experiment.data(Worker()).open_evaluation("valid", 1).epoch_batches)
+    assert blend is not None
+    print(blend, flush=True)
+    return model, blend
 
 
 def _ranks(experiment: RetrieverExperiment, ranked: Callable[[HistoryBatch], Tensor]) -> Ranks:
