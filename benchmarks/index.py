@@ -21,7 +21,8 @@ from rayrec.retrieval.index import DenseIndex, IndexConfig
 class Indexes:
     """clusters: of the vectors, which then have ``spread`` times the noise of their distance. queries: a batch.
 
-    approximate: which indexes stand beside the exact one; HNSW takes minutes to build.
+    approximate: which indexes stand beside the exact one; HNSW takes minutes to build. links, build_effort: of HNSW's graph;
+    search_efforts: each is a search of it. reranks: each is a search of IVF-PQ, times k.
     """
 
     vectors: int = 1_000_000
@@ -32,6 +33,13 @@ class Indexes:
     repeats: int = 3
     threads: int = 2
     approximate: tuple[Literal["hnsw", "ivf_pq"], ...] = ("hnsw", "ivf_pq")
+    links: int = 32
+    build_effort: int = 80
+    search_efforts: tuple[int, ...] = (64, 96, 128)
+    reranks: tuple[int, ...] = (20, 40)
+
+
+RECALL = 0.95  # what a search must reach: the fastest one that does is told, else the most careful
 
 
 def main(command: Indexes) -> None:
@@ -39,8 +47,8 @@ def main(command: Indexes) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = clustered(command, command.vectors, generator)
     queries = clustered(command, command.queries, generator)
-    hnsw = IndexConfig("hnsw", links=16, build_effort=40, search_effort=64, threads=command.threads)
-    ivf_pq = IndexConfig("ivf_pq", lists=2048, probes=8, code_bytes=32, rerank=20, threads=command.threads)
+    hnsw = IndexConfig("hnsw", links=command.links, build_effort=command.build_effort, threads=command.threads)
+    ivf_pq = IndexConfig("ivf_pq", lists=2048, probes=8, code_bytes=32, threads=command.threads)
     indexes, built = {}, {}
     for config in (IndexConfig("exact", threads=command.threads), hnsw, ivf_pq):
         name = config.method
@@ -52,10 +60,8 @@ def main(command: Indexes) -> None:
         print(f"{name}: built in {built[name]:.1f} s", flush=True)
     searches = {
         "exact": ("exact", indexes["exact"].config),
-        "hnsw, effort 64": ("hnsw", hnsw),
-        "hnsw, effort 256": ("hnsw", replace(hnsw, search_effort=256)),
-        "ivf_pq, rerank 20": ("ivf_pq", ivf_pq),
-        "ivf_pq, rerank 40": ("ivf_pq", replace(ivf_pq, rerank=40)),
+        **{f"hnsw, effort {n}": ("hnsw", replace(hnsw, search_effort=n)) for n in command.search_efforts},
+        **{f"ivf_pq, rerank {n}": ("ivf_pq", replace(ivf_pq, rerank=n)) for n in command.reranks},
     }
     searches = {name: search for name, search in searches.items() if search[0] in indexes}
     wanted = indexes["exact"].search(queries, 10).rows
@@ -70,15 +76,16 @@ def main(command: Indexes) -> None:
             recall[name] = (found.unsqueeze(2) == wanted.unsqueeze(1)).any(2).float().mean().item()
     print(f"{command.vectors:,} x {command.dim}, batches of {command.queries}, {command.threads} threads")
     print(f"{'search':<20}{'recall@10':>10}{'queries/s':>12}{'over exact':>12}{'bytes/vector':>14}{'build s':>10}")
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     for name, (which, _) in searches.items():
         speed = command.queries / statistics.median(times[name])
         ratio = statistics.median(e / t for e, t in zip(times["exact"], times[name], strict=True))
         size = indexes[which].bytes / len(indexes[which])
         print(f"{name:<20}{recall[name]:>10.3f}{speed:>12,.0f}{ratio:>12.1f}{size:>14.1f}{built[which]:>10.1f}")
-        results[which] = {  # the last search of each index is its most careful one
-            "recall_at_10": round(recall[name], 4), "qps_over_exact": round(ratio, 1), "bytes_per_vector": round(size, 1),
-        }  # fmt: skip
+        if results.get(which, {}).get("recall_at_10", 0.0) < RECALL:
+            results[which] = {
+                "recall_at_10": round(recall[name], 4), "qps_over_exact": round(ratio, 1), "bytes_per_vector": round(size, 1),
+            }  # fmt: skip
     del results["exact"]
     print(json.dumps(results))
 
