@@ -31,6 +31,7 @@ from rayrec.optim.apollo_update import (
     update_in_place,
     update_stacked,
 )
+from rayrec.optim.eager import EagerOptimizer
 from rayrec.optim.random_projection import Draw, ProjectionCache, draw_projection
 from rayrec.optim.rowwise_adagrad import rowwise_adagrad_update
 
@@ -38,7 +39,7 @@ NonFinite = Literal["propagate", "skip", "raise"]
 Compiler = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-class Apollo(torch.optim.Optimizer):
+class Apollo(EagerOptimizer):
     """APOLLO on matrices, AdamW and row-wise Adagrad on the rest; make the groups with ``apollo_param_groups``.
 
     A group's ``kind`` says what updates it:

@@ -9,6 +9,7 @@ from torch import nn
 from rayrec.optim.apollo import Apollo
 from rayrec.optim.apollo_groups import apollo_param_groups
 from rayrec.optim.compiling import compiled_or_plain
+from rayrec.optim.eager import AdamW
 from rayrec.optim.galore import Galore
 from rayrec.optim.optimizer_chain import OptimizerChain
 from rayrec.optim.rowwise_adagrad import RowwiseAdagrad
@@ -160,7 +161,7 @@ def _build_chain(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
     for groups in (adamw, rowwise):
         groups[:] = [group for group in groups if group["params"]]
     if adamw:
-        parts.append(torch.optim.AdamW(adamw, lr=config.learning_rate, betas=betas, fused=True))
+        parts.append(AdamW(adamw, lr=config.learning_rate, betas=betas, fused=True))
     if rowwise:
         parts.append(RowwiseAdagrad(rowwise, lr=config.embedding_learning_rate))
     return parts[0] if len(parts) == 1 else OptimizerChain(parts)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rayrec.errors import DivergedError
 from rayrec.optim.apollo_groups import matrix_rank, matrix_shape
+from rayrec.optim.eager import EagerOptimizer
 
 
-class Galore(torch.optim.Optimizer):
+class Galore(EagerOptimizer):
     """For parameters of two or more dimensions; ``batch_dims=1``: the first one counts matrices, otherwise as in ``Apollo``.
 
     rank: rows of the projection, or a float in (0, 1]: that share of each matrix's smaller dimension.

@@ -5,8 +5,10 @@ from typing import Any, overload
 
 import torch
 
+from rayrec.optim.eager import EagerOptimizer
 
-class OptimizerChain(torch.optim.Optimizer):
+
+class OptimizerChain(EagerOptimizer):
     """``param_groups`` are those of all parts in order, so schedules and clipping see one optimizer. State dict: one a part."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:

@@ -10,12 +10,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from rayrec.optim.eager import EagerOptimizer
 from rayrec.optim.sparse_rows import merge_rows
 
 _CHEAP_TO_LOOK_AT = ("cpu",)  # devices where finding the rows with a gradient makes no one wait
 
 
-class RowwiseAdagrad(torch.optim.Optimizer):
+class RowwiseAdagrad(EagerOptimizer):
     """For 2-D parameters (V, d) with sparse or dense gradients; a row whose gradient is all zero stays as it is.
 
     weight_decay: L2 added to the gradient of the touched rows only, so its strength on a row grows with how often it is seen.
