@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rayrec.data.log import Log
+from rayrec.data.log import Log, cluster_reader
 from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource
 from rayrec.data.log.slice_reader import SliceReader
 from rayrec.data.log.stream_plan import RowGroup, Slice
@@ -55,34 +55,51 @@ def executions() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
 
 
-def test_closing_early_ends_the_execution(small_log: Path, ray_session: None) -> None:
-    before = executions()
+def wait_for_executions(wanted: int) -> None:
+    deadline = time.monotonic() + 20
+    while len(executions()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(executions()) == wanted
+
+
+@pytest.mark.parametrize("head", [0, 8_000])
+def test_closing_early_ends_the_execution(
+    small_log: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, head: int
+) -> None:
+    monkeypatch.setattr(cluster_reader, "HEAD_ROWS", head)
+    before = len(executions())
     with LogStream(Log.open(small_log), "train", SMALL, epochs=500, reading=Reading("ray")) as stream:
         stream.next_batch()
-        assert len(executions()) > len(before)
-    deadline = time.monotonic() + 20
-    while len(executions()) > len(before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert executions() == before
+        wait_for_executions(before + 1)
+    wait_for_executions(before)
 
 
-def test_all_epochs_are_one_execution(small_log: Path, ray_session: None) -> None:
+def test_all_epochs_are_one_execution(small_log: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.data
+
+    begin, begun = ray.data.read_datasource, []
+    monkeypatch.setattr(ray.data, "read_datasource", lambda *of, **how: begun.append(of) or begin(*of, **how))
+    monkeypatch.setattr(cluster_reader, "HEAD_ROWS", 0)
     with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
-        names = set()
-        for _ in range(3):
-            for _ in stream.epoch_batches():
-                names |= set(executions())
-    assert len(names) <= 1
+        assert sum(len(list(stream.epoch_batches())) for _ in range(3)) == 3 * stream.steps_per_epoch
+    assert len(begun) == 1
+
+
+def test_a_stream_of_few_rows_starts_no_execution(small_log: Path) -> None:
+    with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
+        assert sum(len(list(stream.epoch_batches())) for _ in range(3)) == 3 * stream.steps_per_epoch
+    assert not executions()
 
 
 TWO_WORKERS = """
     import json, sys
     from pathlib import Path
     import numpy as np, pyarrow as pa, ray
-    from rayrec.data.log import Log, LogWriter
+    from rayrec.data.log import Log, LogWriter, cluster_reader
     from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
     from rayrec.data.log.streams import Reading, StreamConfig, StreamPosition, ZippedStreams
 
+    cluster_reader.HEAD_ROWS = 0
     path, rows = Path(sys.argv[1]), 300_000
     names = [f"c{i}" for i in range(39)]
     schema = LogSchema(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rayrec.batch import Batch
-from rayrec.data.log import Log, LogError, LogWriter
+from rayrec.data.log import Log, LogError, LogWriter, cluster_reader
 from rayrec.data.log import folder as log_module
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, SequenceFeature, TaskLabel
 from rayrec.data.log.streams import (
@@ -40,6 +40,12 @@ SCHEMA = LogSchema(
 ROWS = 1_050
 SMALL = StreamConfig(batch_size=64, window_rows=192)  # 16 full batches, windows of 3, a rest of 26
 BY_RAY = Reading("ray")
+
+
+@pytest.fixture(autouse=True)
+def short_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data begins in the middle of the first epoch."""
+    monkeypatch.setattr(cluster_reader, "HEAD_ROWS", 250)
 
 
 def write_numbered_log(folder: Path, rows: int) -> Path:

@@ -1,8 +1,9 @@
 """Streams of batches from a log: shuffled, sharded over ranks, resumable at any step, bit for bit.
 
 The order of rows comes from ``rayrec.data.log.stream_plan``; a ``Reading`` brings them. By "ray", Ray Data
-tasks read and pack row groups anywhere in the cluster, all epochs in one execution; "in_process", a thread of this process does
-(small models, sweep trials, tests). Both give the same batches.
+tasks read and pack row groups anywhere in the cluster, all epochs in one execution, behind the first rows, which this process
+reads while that begins; "in_process", a thread of this process reads all (small models, sweep trials, tests). Both give the
+same batches.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Literal
 
 from rayrec.batch import Batch
 from rayrec.data.log import Log, LogError, read_footer
+from rayrec.data.log.cluster_reader import read_by_cluster
 from rayrec.data.log.collate import batch_of
 from rayrec.data.log.packing import PackedRows, needed_columns
 from rayrec.data.log.slice_reader import SliceReader, read_in_background
@@ -217,11 +219,10 @@ class LogStream:
             )
 
     def _read(self, slices: Iterator[Slice]) -> Generator[PackedRows]:
+        ahead = self.reading.read_ahead
         if self.reading.reader == "ray":
-            from rayrec.data.log.ray_reader import read_by_ray  # the in-process reader must work without Ray
-
-            return read_by_ray(self._reader, slices, world_size=self.world_size)
-        return read_in_background(replace(self._reader, threads=True), slices, self.reading.read_ahead)
+            return read_by_cluster(self._reader, slices, world_size=self.world_size, ahead=ahead)
+        return read_in_background(replace(self._reader, threads=True), slices, ahead)
 
 
 class ZippedStreams:
