@@ -25,7 +25,7 @@ from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.held_out import without_items
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.errors import told
-from rayrec.families.retriever.blending import fit_blend
+from rayrec.families.retriever.blending import fit_blend, fit_bonus
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.item_scores import Scores, scored_ranks, text_neighbours
@@ -37,7 +37,6 @@ from rayrec.files import whole_file
 from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import fit_tokenizer, recommended_tokenizer
-from rayrec.retrieval.text_blend import TextBlend
 from rayrec.runs.comparison import with_seed
 from rayrec.training.experiment import train_here
 from rayrec.training.reporters import FolderReporter
@@ -86,7 +85,9 @@ def run(command: ColdItems) -> dict[str, dict[int, Ranks]]:
         for arm in (None, *command.arms):
             file = command.folder / f"draw-{draw}" / f"{arm or 'untrained'}.npz"
             if not file.is_file() and not command.status:
-                ranks = _untrained(drawn) if arm is None else _trained(command, drawn, arm, file.with_suffix(""))
+                ranks = (
+                    _untrained(command, drawn) if arm is None else _trained(command, drawn, arm, file.with_suffix(""))
+                )
                 columns = {f"{way}/{name}": column for way, one in ranks.items() for name, column in one.items()}
                 with whole_file(file) as unfinished, unfinished.open("wb") as stream:
                     np.savez_compressed(stream, allow_pickle=False, **columns)
@@ -126,24 +127,34 @@ def _drawn(command: ColdItems, base: RetrieverExperiment, draw: int) -> Retrieve
     return seeded.absolute()
 
 
-def _untrained(experiment: RetrieverExperiment) -> dict[str, Ranks]:
+def _untrained(command: ColdItems, experiment: RetrieverExperiment) -> dict[str, Ranks]:
+    """The texts' neighbours, and with the bonus that the blended ones get, by the same rule."""
     experiment = replace(experiment, retrieval=replace(experiment.retrieval, model="dense"))
-    features, depth, found = experiment.task().catalogue.features, experiment.retrieval.list_depth, {}
+    task, depth, found = experiment.task(), experiment.retrieval.list_depth, {}
+    features, unseen = task.catalogue.features, (~task.catalogue.seen).float()
     assert features is not None
+    batches = experiment.data(Worker()).open_evaluation("valid", 1).epoch_batches
     for protocol in PROTOCOLS:
         scores = text_neighbours(features.text, best_decay(experiment, features.text, history=protocol))
-        ranked = partial(_by_scores, scores=scores, depth=depth, history=protocol)
-        found[f"{UNTRAINED}/{protocol}"] = _ranks(experiment, ranked)
+        bonus = fit_bonus(task, partial(_of_batch, scores), batches, command.budget, history=protocol)
+        for way, lift in ((UNTRAINED, 0.0 * unseen), (f"{UNTRAINED} + bonus", bonus * unseen)):
+            ranked = partial(_by_scores, scores=scores, lift=lift, depth=depth, history=protocol)
+            found[f"{way}/{protocol}"] = _ranks(experiment, ranked)
     return found
 
 
-def _by_scores(batch: HistoryBatch, *, scores: Scores, depth: int, history: HistoryItems) -> Tensor:
-    return scored_ranks(scores(batch.history), batch, depth, history)
+def _of_batch(scores: Scores, batch: HistoryBatch) -> Tensor:
+    return scores(batch.history)
+
+
+def _by_scores(batch: HistoryBatch, *, scores: Scores, lift: Tensor, depth: int, history: HistoryItems) -> Tensor:
+    return scored_ranks(scores(batch.history) + lift, batch, depth, history)
 
 
 def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, folder: Path) -> dict[str, Ranks]:
     """By method and protocol; training goes on from its last checkpoint."""
     retrieval = replace(experiment.retrieval, model="dense" if arm.startswith("dense") else "liger")
+    retrieval = replace(retrieval, liger=replace(retrieval.liger, unseen_budget=None))
     if arm.endswith("neighbours"):
         retrieval = replace(retrieval, liger=replace(retrieval.liger, neighbours=command.neighbours))
     experiment = replace(experiment, retrieval=retrieval)
@@ -156,39 +167,33 @@ def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, fold
     task, found = experiment.task(), {}
     trained = load_retriever(folder / "bundle").model
 
-    def judge(model: Retriever[Any], name: str, methods: Sequence[Method] | None = None) -> None:
+    def judge(
+        model: Retriever[Any], name: str, protocols: Sequence[HistoryItems], methods: Sequence[Method] | None = None
+    ) -> None:
         searcher = task.searcher(model)
-        for method in methods or searcher.methods:
-            for protocol in PROTOCOLS:
+        for method in (m for m in methods or searcher.methods if m in searcher.methods):
+            for protocol in protocols:
                 ranked = partial(task.ranks, searcher, method=method, history=protocol)
                 way = name if searcher.methods == ("dense",) else f"{name}, {method}"
                 found[f"{way}/{protocol}"] = _ranks(experiment, ranked)
 
-    judge(trained, arm)
-    model, blend = _blended(command, experiment, trained)
-    assert model.blended is not None
-    for name, parts in (
-        (f"{arm} + text", replace(blend, unseen=0.0)),
-        (f"{arm} + bonus", replace(blend, text=0.0)),
-        (f"{arm} + text + bonus", blend),
-    ):
-        model.blended.blend_with(parts)
-        judge(model, name, ("dense",))
-    return found
-
-
-def _blended(
-    command: ColdItems, experiment: RetrieverExperiment, trained: Retriever[Any]
-) -> tuple[Retriever[Any], TextBlend]:
-    """The same weights as ``save_bundle`` leaves them with ``unseen_budget``, and the blend."""
+    judge(trained, arm, PROTOCOLS)
+    validation = experiment.data(Worker()).open_evaluation("valid", 1).epoch_batches
     liger = replace(experiment.retrieval.liger, unseen_budget=command.budget)
-    task = replace(experiment, retrieval=replace(experiment.retrieval, liger=liger)).task()
-    model = task.build()
+    blended = replace(experiment, retrieval=replace(experiment.retrieval, liger=liger)).task()
+    model = blended.build()
     model.load_state_dict({**trained.state_dict(), "blend": torch.zeros(3)})
-    blend = fit_blend(task, model, experiment.data(Worker()).open_evaluation("valid", 1).epoch_batches)
-    assert blend is not None
-    print(blend, flush=True)
-    return model, blend
+    assert model.blended is not None
+    for protocol in PROTOCOLS:
+        both = fit_blend(blended, model, validation, history=protocol)
+        assert both is not None
+        judge(model, f"{arm} + text + bonus", (protocol,), ("dense", "hybrid"))
+        model.blended.blend_with(replace(both, unseen=0.0))
+        judge(model, f"{arm} + text", (protocol,), ("dense",))
+        alone = fit_blend(blended, model, validation, history=protocol, shares=(0.0,))
+        judge(model, f"{arm} + bonus", (protocol,), ("dense",))
+        print(f"{folder.parent.name} {arm}, {protocol}: {both}, bonus alone {alone}", flush=True)
+    return found
 
 
 def _ranks(experiment: RetrieverExperiment, ranked: Callable[[HistoryBatch], Tensor]) -> Ranks:

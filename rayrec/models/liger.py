@@ -59,7 +59,8 @@ class LigerConfig:
     unseen_budget: float | None = None
     """Answer by the dense score, that of the untrained text and a bonus for items that training never saw together
     (``rayrec.retrieval.text_blend``, not in the paper), weighed on validation when training is over: the bonus may cost this
-    share of the recall@10 of seen items. None = by the dense score alone."""
+    share of the recall@10 of seen items in the dense list, less where fewer than a tenth of the items are unseen. None = by the
+    dense score alone."""
     embedding_std: float = 0.1
     """Of the token, place and level embeddings at the start: small beside the projected text, which knows more then."""
     absolute_positions: bool = True
@@ -232,16 +233,18 @@ class Liger(Retriever[Tensor | Personal]):
 
     def query(self, history: Tensor | Personal) -> Tensor:
         """What the dense head looks for: unit vectors (B, D) of histories (B, L); with ``neighbours`` (B, D + A), the faded sum
-        of the history's texts behind them, of length ``neighbour_weight``; with ``unseen_budget`` E + 1 columns more."""
-        return self._blended_query(self.encode(history)[0], items_of(history))
+        of the history's texts behind them, of length ``neighbour_weight``; with ``unseen_budget`` the blend's columns, see
+        ``item_vectors``."""
+        return self._blended_query(self.encode(history)[0], items_of(history), bonus=True)
 
-    def _blended_query(self, states: Tensor, history: Tensor) -> Tensor:
+    def _blended_query(self, states: Tensor, history: Tensor, *, bonus: bool) -> Tensor:
         query = self._query(states, history)
         if self.config.unseen_budget is None:
             return query
-        weight, decay, bonus = self.blend
+        weight, decay, unseen = self.blend
         asked = weight * text_query(self.item_text, history[:, -self.config.max_length :], decay)
-        return torch.cat([query, asked, bonus.expand(len(query), 1)], 1)
+        lift = (unseen if bonus else torch.zeros_like(unseen)).expand(len(query), 1)
+        return _padded(torch.cat([query, asked, lift], 1))
 
     def _query(self, states: Tensor, history: Tensor) -> Tensor:
         query = normalize(states[:, -1].float(), dim=1)
@@ -258,12 +261,12 @@ class Liger(Retriever[Tensor | Personal]):
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
         """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); with ``neighbours`` (n, D + A), those of the text
-        behind them; with ``unseen_budget`` the unit text, and 1 for what training never saw. Row 0 belongs to no item."""
+        behind them; with ``unseen_budget`` the unit text, 1 for what training never saw, and zeros. Row 0 belongs to no item."""
         text, seen = (self.item_text, self.seen) if rows is None else (self.item_text[rows], self.seen[rows])
         vectors = self._vectors(self.projection(text), text)
         if self.config.unseen_budget is None:
             return vectors
-        return torch.cat([vectors, normalize(text.float(), dim=1), (~seen).float().unsqueeze(1)], 1)
+        return _padded(torch.cat([vectors, normalize(text.float(), dim=1), (~seen).float().unsqueeze(1)], 1))
 
     def _vectors(self, projected: Tensor, text: Tensor) -> Tensor:
         vectors = normalize(projected.float(), dim=1)
@@ -293,8 +296,9 @@ class Liger(Retriever[Tensor | Personal]):
         return self._decoding(*self.encode(history))
 
     def query_and_decoding(self, history: Tensor | Personal) -> tuple[Tensor, TupleDecoding]:
+        """For the hybrid list, which holds every unseen item as it is: without the blend's bonus."""
         states, real = self.encode(history)
-        return self._blended_query(states, items_of(history)), self._decoding(states, real)
+        return self._blended_query(states, items_of(history), bonus=False), self._decoding(states, real)
 
     def _decoding(self, states: Tensor, real: Tensor) -> TupleDecoding:
         return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(states, real))
@@ -328,6 +332,11 @@ class Liger(Retriever[Tensor | Personal]):
         if self.config.repeat_bias:
             shifted, shift = place[once_each(history[known][:, -self.config.max_length :])], self.repeat / temperature
         return full_softmax_loss(queries, items, place[target[known]], shifted=shifted, shift=shift)
+
+
+def _padded(vectors: Tensor) -> Tensor:
+    """(n, D) with zeros behind up to a multiple of 32, into which an index of product codes can divide them."""
+    return pad(vectors, (0, -vectors.shape[1] % 32))
 
 
 def _principal_axes(text: Tensor, count: int) -> Tensor:

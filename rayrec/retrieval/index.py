@@ -69,7 +69,7 @@ class DenseIndex:
         data = _as_array(vectors)
         index = _empty(data.shape[1], len(data), config)
         if not index.is_trained:
-            sample = np.random.default_rng(0).permutation(len(data))[: 50 * _lists(len(data), config)]
+            sample = np.random.default_rng(0).permutation(len(data))[: max(256, 50 * _lists(len(data), config))]
             index.train(data[np.sort(sample)])
         index.add(data)
         return DenseIndex(index, config)

@@ -14,6 +14,7 @@ from rayrec.models.t5 import T5Config
 from rayrec.models.tiger import TigerConfig
 from rayrec.retrieval.beam_search import beam_search
 from rayrec.retrieval.hybrid import hybrid_ranking
+from rayrec.retrieval.index import DenseIndex, IndexConfig
 from rayrec.retrieval.searching import Searcher
 from rayrec.retrieval.semantic_ids import resolve_collisions
 from rayrec.retrieval.text_blend import TextBlend
@@ -170,8 +171,21 @@ def test_a_blend_puts_the_faded_texts_cosine_and_a_bonus_for_unseen_items_on_top
         asked = sum(0.5**age * unit[item] for age, item in enumerate(reversed(items)))
         wanted = plain.dense_scores(HISTORY)[row] + 0.3 * cosine_similarity(asked, text, dim=1) + 0.2 * unseen
         torch.testing.assert_close(blended.dense_scores(HISTORY)[row, 1:], wanted[1:])
-    both = blended.query_and_decoding(HISTORY)[0]
-    torch.testing.assert_close(both, blended.query(HISTORY))
+    hybrid = blended.query_and_decoding(HISTORY)[0] @ blended.item_vectors().T  # holds all unseen items as it is
+    plain_text = blended.query(HISTORY) @ blended.item_vectors().T - 0.2 * unseen
+    torch.testing.assert_close(hybrid, plain_text)
+
+
+def test_vectors_with_a_blend_can_be_searched_by_every_index() -> None:
+    liger = model(BLENDED)
+    liger.blend_with(TextBlend(text=0.3, decay=0.5, unseen=0.2))
+    assert liger.item_vectors().shape == (ITEMS + 1, 32)
+    many = liger.item_vectors()[1:].repeat(10, 1)
+    wanted = (liger.query(HISTORY) @ many.T).topk(5).values
+    for method in ("exact", "hnsw", "ivf_pq"):
+        config = IndexConfig(method=method, lists=4, probes=4, rerank=20)
+        found = DenseIndex.build(many, config).search(liger.query(HISTORY), 5)
+        torch.testing.assert_close(found.scores, wanted, atol=0.03, rtol=0.0)
 
 
 def test_a_blend_takes_no_part_in_training() -> None:

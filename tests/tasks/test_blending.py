@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from rayrec.data.sequences import write_sequences
-from rayrec.families.retriever.blending import BONUSES, SHARES, fit_blend
+from rayrec.data.sequences.batches import HistoryBatch
+from rayrec.families.retriever.blending import BONUSES, SHARES, fit_blend, fit_bonus
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import judge
@@ -91,7 +93,8 @@ def test_the_text_weighs_what_is_best_for_the_searcher_and_the_bonus_is_the_larg
     assert found.text == pytest.approx(max(tried, key=lambda weight: (tried[weight], -weight)))
     assert found.text > 0  # an untrained head knows nothing
 
-    least = (1 - BUDGET) * of(TextBlend(found.text, found.decay, 0.0))["recall@10"]
+    assert wanted.task().catalogue.seen[1:].logical_not().sum() == 2
+    least = (1 - BUDGET * 2 / (0.1 * ITEMS)) * of(TextBlend(found.text, found.decay, 0.0))["recall@10"]
     within = [of(TextBlend(found.text, found.decay, spread * step))["recall@10"] >= least for step in BONUSES]
     assert not all(within)
     assert found.unseen == pytest.approx(spread * BONUSES[within.index(False) - 1])
@@ -124,6 +127,25 @@ def test_a_bundle_answers_with_the_blend_that_was_fitted_to_its_weights(
     fit(wanted, fitted)
     assert fitted.blend.equal(bundle.model.blend)
     assert fitted.blend.any()
+    task = wanted.task()
+    judged = judge(wanted, task, task.searcher(bundle.model), "dense")
+    assert bundle.metadata.metrics["test"]["in_set"]["recall@10"] == pytest.approx(
+        judged.metrics["in_set"]["recall@10"]
+    )
+
+
+def test_where_nothing_is_unseen_or_found_there_is_no_bonus(wanted: RetrieverExperiment) -> None:
+    task, batches = wanted.task(), wanted.data(Worker()).open_evaluation("valid", 1).epoch_batches
+    upside_down = torch.arange(ITEMS + 1.0)
+    assert fit_bonus(task, lambda batch: upside_down.expand(len(batch.history), -1), batches, 0.1) > 0
+
+    def never_right(batch: HistoryBatch) -> Tensor:
+        scores = torch.zeros(len(batch.target), ITEMS + 1)
+        return scores.scatter(1, batch.target.unsqueeze(1), -1.0)
+
+    assert fit_bonus(task, never_right, batches, 0.1) == 0
+    task.catalogue = replace(task.catalogue, seen=torch.ones(ITEMS + 1, dtype=torch.bool))
+    assert fit_bonus(task, lambda batch: upside_down.expand(len(batch.history), -1), batches, 0.1) == 0
 
 
 def test_a_model_without_a_budget_is_left_as_it_is(wanted: RetrieverExperiment) -> None:

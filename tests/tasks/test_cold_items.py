@@ -48,7 +48,8 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     assert set(found) == {
         f"{name}/{protocol}" for protocol in ("ranked", "excluded")
         for name in (
-            UNTRAINED, "dense", "dense + text", "dense + bonus", "dense + text + bonus",
+            UNTRAINED, f"{UNTRAINED} + bonus", "dense", "dense + text", "dense + bonus", "dense + text + bonus",
+            "liger-neighbours + text + bonus, hybrid",
             *(f"liger-neighbours + {part}, dense" for part in ("text", "bonus", "text + bonus")),
             *(f"liger-neighbours, {m}" for m in ("dense", "generative", "hybrid")),
         )

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from rayrec.families.retriever.semantic_id_files import SavedSemanticIds, read_s
 from rayrec.families.retriever.task import RetrievalConfig, RetrievalTask
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.optim import OptimizerConfig
+from rayrec.retrieval.retriever import Retriever
 from rayrec.text.prompt_tokens import EncoderTexts, read_encoder_texts
 from rayrec.training.checkpoint import best_weights, read_progress
 from rayrec.training.loop import LoopConfig
+from rayrec.training.task import Summary
 from rayrec.training.worker import TrainingData, Worker
 from rayrec.typed_json import ConfigError, to_plain
 
@@ -218,7 +220,9 @@ class RetrieverExperiment:
         model = task.build()
         model.load_state_dict(best_weights(checkpoint))
         validated, validation = None, self.data(Worker()).open_evaluation("valid", 1)
-        fit_blend(task, model, validation.epoch_batches)
+        evaluations = read_progress(checkpoint).evaluations
+        if fit_blend(task, model, validation.epoch_batches) is not None:  # what was judged in training had no blend
+            evaluations = {split: self._judged(task, model, split) for split in evaluations}
         if len(task.searcher(model).methods) > 1:
             validated = task.validated(model, validation.epoch_batches)
         names = tuple(_data(self.sequences).items.names.to_pylist())
@@ -236,9 +240,13 @@ class RetrieverExperiment:
             validated,
         )
         parts = retriever_parts(RetrieverModules(model, tokenizer), kept, names)
-        return write_bundle(
-            folder, parts, metrics=read_progress(checkpoint).evaluations, run_config=to_plain(self), overwrite=True
-        )
+        return write_bundle(folder, parts, metrics=evaluations, run_config=to_plain(self), overwrite=True)
+
+    def _judged(self, task: RetrievalTask, model: Retriever[Any], split: str) -> Summary:
+        evaluation = task.evaluation()
+        for batch in self.data(Worker()).open_evaluation(split, 1).epoch_batches():
+            evaluation.update(task.predict(model, batch), batch)
+        return evaluation.summarize()
 
     def _saved_preferences(self, items: Catalogue) -> SavedPreferences | None:
         benchmark = self.benchmark()
