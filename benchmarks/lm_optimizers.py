@@ -1,17 +1,17 @@
-"""Language models from scratch on item texts: AdamW, APOLLO, APOLLO-Mini and GaLore at equal tokens, each at its best lr.
+"""Language models from scratch on item texts: AdamW, APOLLO, APOLLO-Mini, GaLore and Muon at equal tokens and equal tuning.
 
-python -m benchmarks.lm_optimizers [--minutes 3.5]. Each optimizer's learning rate is swept with seed 0 on a grid that grows while
-its best is at an edge; the best one is trained with the other seeds. Work is kept below --out: a call that runs out of its
-minutes says so, and the next one goes on with the very next step. The last call prints the table and writes curves.csv and
-report/report.html, which shows the curves.
+python -m benchmarks.lm_optimizers [--minutes 3.5]. Two rates of each arm, that of matrices and that of embedding, head and
+vectors, are searched with seed 0 in as many trials (``next_rates``); the pair that is best on validation is trained with the
+other seeds, and AdamW's on half of the documents too: what a doubling of the tokens still brings. Work is kept below --out: a
+call that runs out of its minutes says so, and the next one goes on with the very next step. The last call prints the table and
+writes curves.csv and report/report.html, which shows the curves.
 """
 
 import csv
-import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal, get_args
@@ -23,7 +23,9 @@ from rayrec.data.log import Log
 from rayrec.data.log.streams import StreamConfig
 from rayrec.data.public.amazon2018 import read_amazon2018_processed
 from rayrec.data.text_stream import TextImport, documents, write_blocks, write_documents
+from rayrec.errors import DivergedError
 from rayrec.families.language_model.experiment import LanguageModelExperiment
+from rayrec.metrics.paired import PairedDifference, paired_difference
 from rayrec.models.llama import ShapeName
 from rayrec.optim import OptimizerConfig
 from rayrec.optim.config import ProjectionConfig
@@ -36,14 +38,24 @@ from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.worker import RunOptions, Worker
 
-OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
-Results = dict[str, dict[str, float | list[float]]]
-FACTOR = math.sqrt(10.0)  # between neighbours on the grid of learning rates
-GRIDS: Mapping[OptimizerName, tuple[int, ...]] = {  # powers of FACTOR; each grows until its best lies inside
-    "adamw": (-6, -5),
-    "apollo": (-5, -4),
-    "apollo_mini": (-6, -5),
-    "galore": (-4, -3),
+ArmName = Literal["adamw", "adamw_95", "apollo", "apollo_mini", "galore", "muon"]
+Rates = tuple[int, int]  # of matrices and of everything else, as powers of FACTOR
+FACTOR = math.sqrt(10.0)
+ARMS: Mapping[ArmName, str] = {
+    "adamw": "AdamW",
+    "adamw_95": "AdamW, beta2 .95",
+    "apollo": "APOLLO",
+    "apollo_mini": "APOLLO-Mini",
+    "galore": "GaLore",
+    "muon": "Muon",
+}
+STARTS: Mapping[ArmName, Rates] = {  # matrices: what was best when one rate served all; Muon: AdamW's
+    "adamw": (-5, -4),
+    "adamw_95": (-5, -4),
+    "apollo": (-4, -4),
+    "apollo_mini": (-5, -4),
+    "galore": (-3, -4),
+    "muon": (-5, -4),
 }
 
 
@@ -52,43 +64,68 @@ class Benchmark:
     """source: folder of Scientific.item.json. documents: how many item texts are used (the first ones).
 
     rank_share: rank of APOLLO and GaLore over the smaller dimension of a matrix. period: steps between projections (T).
-    extensions: how often a grid may grow, by one. curve_points: evaluations on the validation split in a run.
+    trials: pairs of rates that are tried for each arm. curve_points: evaluations on the validation split in a run.
     minutes: stop after so many; None = go to the end.
-    optimizers: those that this call trains; calls with different ones may share a folder and run at the same time.
+    arms: those that this call trains; calls with different ones may share a folder and run at the same time.
     """
 
     source: Path = Path("shared/data/amazon2018_scientific_text")
     out: Path = field(default_factory=lambda: runs_folder() / "lm-optimizers")
-    documents: int = 800
+    documents: int = 1200
     vocabulary: int = 1024
     block_tokens: int = 128
-    batch_size: int = 8
-    shape: ShapeName = "tiny"
+    batch_size: int = 4
+    shape: ShapeName = "micro"
     rank_share: float = 0.25
     period: int = 50
+    trials: int = 7
     seeds: int = 3
-    extensions: int = 3
     curve_points: int = 10
-    threads: int = 2
+    threads: int = 1
     minutes: float | None = None
-    optimizers: tuple[OptimizerName, ...] = get_args(OptimizerName)
+    arms: tuple[ArmName, ...] = get_args(ArmName)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: learning rate = FACTOR ** power."""
+    """One training run. half: on half of the documents."""
 
-    optimizer: OptimizerName
-    power: int
+    arm: ArmName
+    rates: Rates
     seed: int
+    half: bool = False
 
     @property
-    def learning_rate(self) -> float:
-        return float(f"{FACTOR**self.power:.3g}")
+    def learning_rates(self) -> tuple[float, float]:
+        """Of matrices, of everything else."""
+        matrices, others = (float(f"{FACTOR**power:.3g}") for power in self.rates)
+        return matrices, others
 
     @property
     def name(self) -> str:
-        return f"{self.optimizer}-{self.learning_rate:g}-{self.seed}"
+        matrices, others = self.learning_rates
+        return f"{self.arm}-{matrices:g}-{others:g}-{self.seed}{'-half' if self.half else ''}"
+
+
+def next_rates(tried: Mapping[Rates, float]) -> Rates:
+    """What a hill climb tries after ``tried`` (perplexity by rates, in the order in which they were tried, the start first).
+
+    From the best pair so far: one step further the way that led there, else the first way not yet tried of a larger and a smaller
+    rate of matrices, then of everything else; where all four are known, diagonals and then pairs two steps away.
+    """
+    order = list(tried)
+    best = min(order, key=lambda rates: tried[rates])
+    steps = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1), (2, 0), (-2, 0), (0, 2), (0, -2)]
+    if best != order[0]:
+        before = min(order[: order.index(best)], key=lambda rates: tried[rates])
+        came = (best[0] - before[0], best[1] - before[1])
+        if came in steps[:4]:
+            steps.insert(0, came)
+    for step in steps:
+        rates = best[0] + step[0], best[1] + step[1]
+        if rates not in tried:
+            return rates
+    raise ValueError(f"{len(tried)} pairs of rates around {best} are tried: nothing is left")
 
 
 class OutOfTime(Exception):
@@ -111,10 +148,13 @@ class _Deadline(FolderReporter):
 class Study:
     """Runs as they are needed, each one once."""
 
-    def __init__(self, benchmark: Benchmark, corpus: Path, deadline: float) -> None:
-        self.benchmark, self.corpus, self.deadline = benchmark, corpus, deadline
-        self.steps = Log.open(corpus).rows("train") // benchmark.batch_size
+    def __init__(self, benchmark: Benchmark, deadline: float) -> None:
+        self.benchmark, self.deadline = benchmark, deadline
+        self.corpora = make_corpora(benchmark)
         self.done: dict[Run, Progress] = {}
+
+    def steps(self, half: bool = False) -> int:
+        return Log.open(self.corpora[half]).rows("train") // self.benchmark.batch_size
 
     def progress(self, run: Run) -> Progress:
         if run not in self.done:
@@ -128,12 +168,20 @@ class Study:
                 newest = reporter.latest()
             assert newest is not None  # it was trained
             self.done[run] = read_progress(newest)
-            print(f"{run.name:<24} validation perplexity {self.validation(run):10.2f}", flush=True)
+            print(f"{run.name:<32} validation perplexity {self.done[run].best_objective or math.nan:10.2f}", flush=True)
         return self.done[run]
 
     def validation(self, run: Run) -> float:
         """The best perplexity on the validation split; a diverged run counts as infinite."""
-        value = self.progress(run).best_objective
+        mark = self.benchmark.out / "runs" / run.name / "diverged"
+        if mark.is_file():
+            return math.inf
+        try:
+            value = self.progress(run).best_objective
+        except DivergedError as error:
+            print(f"{run.name:<32} {error}", flush=True)
+            mark.touch()
+            return math.inf
         return value if value is not None and math.isfinite(value) else math.inf
 
     def curve(self, run: Run) -> list[tuple[int, float]]:
@@ -145,70 +193,106 @@ class Study:
             if p.split == "valid" and p.task and p.metric == "perplexity" and p.value is not None
         ]
 
-    def best_power(self, optimizer: OptimizerName) -> int:
-        powers = list(GRIDS[optimizer])
-        for _ in range(self.benchmark.extensions):
-            best = min(powers, key=lambda power: self.validation(Run(optimizer, power, 0)))
-            if min(powers) < best < max(powers):
-                break
-            powers.append(best - 1 if best == min(powers) else best + 1)
-        return min(powers, key=lambda power: self.validation(Run(optimizer, power, 0)))
+    def tried(self, arm: ArmName) -> dict[Rates, float]:
+        """Validation perplexity of seed 0 by rates, in the order of the search."""
+        tried: dict[Rates, float] = {}
+        rates = STARTS[arm]
+        for _ in range(self.benchmark.trials):
+            tried[rates] = self.validation(Run(arm, rates, 0))
+            rates = next_rates(tried)
+        return tried
+
+    def best(self, arm: ArmName) -> Rates:
+        tried = self.tried(arm)
+        return min(tried, key=lambda rates: tried[rates])
 
     def _experiment(self, run: Run) -> LanguageModelExperiment:
-        benchmark = self.benchmark
+        benchmark, steps = self.benchmark, self.steps(run.half)
+        matrices, others = run.learning_rates
         return LanguageModelExperiment(
-            self.corpus,
+            self.corpora[run.half],
             benchmark.shape,
             OptimizerConfig(
-                optimizer=run.optimizer,
-                learning_rate=run.learning_rate,
+                optimizer="adamw" if run.arm == "adamw_95" else run.arm,
+                learning_rate=others,
+                matrix_learning_rate=matrices,
                 weight_decay=0.0,
+                beta2=0.95 if run.arm == "adamw_95" else 0.999,
                 embeddings="adamw",
-                embedding_learning_rate=run.learning_rate,
+                embedding_learning_rate=others,
                 projection=ProjectionConfig(rank_share=benchmark.rank_share, period=benchmark.period, seed=run.seed),
             ),
             LoopConfig(
                 epochs=1,
                 seed=run.seed,
-                warmup_steps=self.steps // 10,
+                warmup_steps=steps // 10,
                 schedule="cosine",
                 gradient_clip=1.0,
-                evaluate_every_steps=max(1, self.steps // benchmark.curve_points),
+                evaluate_every_steps=max(1, steps // benchmark.curve_points),
                 patience=None,
             ),
             StreamConfig(batch_size=benchmark.batch_size, seed=run.seed),
         )
 
 
-def make_corpus(benchmark: Benchmark) -> Path:
-    """The corpus of the first ``documents`` item texts, made once."""
-    out = benchmark.out / "corpus"
-    if not out.is_dir():
+def make_corpora(benchmark: Benchmark) -> Mapping[bool, Path]:
+    """Corpora of the first ``documents`` item texts (False) and with half of their training documents (True), made once.
+
+    Both have the same tokenizer and the same validation and test documents.
+    """
+    out = {half: benchmark.out / ("corpus-half" if half else "corpus") for half in (False, True)}
+    if not out[True].is_dir():  # written last
         benchmark.out.mkdir(parents=True, exist_ok=True)
         texts = read_amazon2018_processed(benchmark.source, "Scientific").items.texts.to_pylist()
         file = write_documents(texts[: benchmark.documents], benchmark.out / "documents.parquet")
-        source = TextImport((file,), "text", benchmark.block_tokens, 0.05, 0.05, reader="in_process")
-        tokenizer = train_tokenizer(documents(source, "train"), benchmark.vocabulary)
-        write_blocks(source, tokenizer.json, tokenizer.separator, out)
+        whole = TextImport((file,), "text", benchmark.block_tokens, 0.05, 0.05, reader="in_process")
+        train, *others = (list(documents(whole, split)) for split in ("train", "valid", "test"))
+        tokenizer = train_tokenizer(iter(train), benchmark.vocabulary)
+        halved = write_documents(train[::2] + others[0] + others[1], benchmark.out / "documents-half.parquet")
+        for source, folder in ((whole, out[False]), (replace(whole, files=(halved,)), out[True])):
+            write_blocks(source, tokenizer.json, tokenizer.separator, folder, overwrite=True)
     return out
 
 
-def measure(study: Study) -> Results:
-    """By optimizer: its learning rate, and test and validation perplexity over seeds."""
-    results: Results = {}
-    for optimizer in study.benchmark.optimizers:
-        power = study.best_power(optimizer)
-        runs = [Run(optimizer, power, seed) for seed in range(study.benchmark.seeds)]
-        valid = [study.validation(run) for run in runs]
-        test = [float(study.progress(run).evaluations["test"]["text"]["perplexity"] or math.nan) for run in runs]
-        results[optimizer] = {
-            "learning_rate": runs[0].learning_rate,
-            "valid_perplexity": valid,
-            "test_perplexity": test,
-            "test_mean": mean(test),
-            "test_std": stdev(test) if len(test) > 1 else 0.0,
-            "seconds_a_step": mean(study.progress(run).seconds / study.progress(run).step for run in runs),
-        }
+@dataclass(frozen=True)
+class Result:
+    """An arm at its best rates: perplexities by seed. difference: of the logarithms of test perplexities, to the first arm's,
+    times 100: per cent."""
+
+    rates: tuple[float, float]
+    valid: tuple[float, ...]
+    test: tuple[float, ...]
+    difference: PairedDifference | None
+    settled: bool
+    """Whether all four neighbours of the best rates were tried."""
+
+
+def measure(study: Study) -> dict[ArmName, Result]:
+    """By arm. The arms' seeds are trained in turn, so that a call that ends early leaves whole ones."""
+    best = {arm: study.best(arm) for arm in study.benchmark.arms}
+    for seed in range(1, study.benchmark.seeds):
+        for arm, rates in best.items():
+            study.progress(Run(arm, rates, seed))
+    results: dict[ArmName, Result] = {}
+    for arm, rates in best.items():
+        runs = [Run(arm, rates, seed) for seed in range(study.benchmark.seeds)]
+        test = tuple(float(study.progress(run).evaluations["test"]["text"]["perplexity"] or math.nan) for run in runs)
+        first = next(iter(results.values())).test if results else None
+        ratio = None if first is None else [100 * math.log(own / other) for own, other in zip(test, first, strict=True)]
+        tried = study.tried(arm)
+        around = (
+            (rates[0] + 1, rates[1]),
+            (rates[0] - 1, rates[1]),
+            (rates[0], rates[1] + 1),
+            (rates[0], rates[1] - 1),
+        )
+        results[arm] = Result(
+            runs[0].learning_rates,
+            tuple(study.validation(run) for run in runs),
+            test,
+            None if ratio is None else paired_difference(ratio, [0.0] * len(ratio)),
+            all(neighbour in tried for neighbour in around),
+        )
     return results
 
 
@@ -216,22 +300,22 @@ def write_curves(study: Study, out: Path) -> None:
     """Validation perplexity by training tokens, of every run, as curves.csv."""
     with (out / "curves.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("optimizer", "learning_rate", "seed", "tokens", "valid_perplexity"))
+        writer.writerow(("arm", "matrix_rate", "other_rate", "seed", "half", "tokens", "valid_perplexity"))
         for run in study.done:
-            rows = [(run.optimizer, run.learning_rate, run.seed, *point) for point in study.curve(run)]
+            rows = [(run.arm, *run.learning_rates, run.seed, run.half, *point) for point in study.curve(run)]
             writer.writerows(rows)
 
 
-def draw_curves(study: Study, chosen: Mapping[str, float]) -> Figure:
-    """The curves of the chosen learning rates, a line a seed."""
+def draw_curves(study: Study, results: Mapping[ArmName, Result]) -> Figure:
+    """The curves at the chosen rates, a line a seed."""
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     panel = figure.add_subplot()
-    colors = dict(zip(get_args(OptimizerName), ("#98a2b3", "#1d6fb8", "#2b8a3e", "#c2410c"), strict=True))
+    colors = dict(zip(ARMS, ("#98a2b3", "#475467", "#1d6fb8", "#2b8a3e", "#c2410c", "#7c3aed"), strict=True))
     for run in study.done:
-        if run.learning_rate == chosen[run.optimizer]:
-            label = f"{run.optimizer}, lr {run.learning_rate:g}" if run.seed == 0 else None
+        if run.arm in results and run.learning_rates == results[run.arm].rates and not run.half:
+            label = f"{ARMS[run.arm]}, {_shown_rates(run.learning_rates)}" if run.seed == 0 else None
             curve = zip(*study.curve(run), strict=True)
-            panel.plot(*curve, "-", color=colors[run.optimizer], label=label, linewidth=1.2)
+            panel.plot(*curve, "-", color=colors[run.arm], label=label, linewidth=1.2)
     panel.set(xlabel="training tokens", ylabel="validation perplexity", yscale="log")
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.25)
@@ -239,52 +323,92 @@ def draw_curves(study: Study, chosen: Mapping[str, float]) -> Figure:
     return figure
 
 
-def report_sections(study: Study, results: Results, setting: str) -> tuple[Section, ...]:
-    """The table, the curves, and what every learning rate gave."""
-    rates = {name: float(f"{result['learning_rate']}") for name, result in results.items()}
-    rows = [(name, f"{rates[name]:g}", _shown(result), _milliseconds(result)) for name, result in results.items()]
-    swept = sorted((run for run in study.done if run.seed == 0), key=lambda run: (run.optimizer, run.power))
-    values = [(run.optimizer, f"{run.learning_rate:g}", f"{study.validation(run):.2f}") for run in swept]
+def result_table(results: Mapping[ArmName, Result]) -> Table:
+    """A row an arm."""
+    columns = (
+        "optimizer",
+        "rate of matrices, of the rest",
+        "neighbours tried",
+        "validation",
+        "test",
+        "less the first, %",
+    )
+    rows = [
+        (
+            ARMS[arm],
+            _shown_rates(result.rates),
+            "all" if result.settled else "some",
+            f"{mean(result.valid):.2f}",
+            f"{mean(result.test):.2f} ({_deviation(result.test)})",
+            ""
+            if result.difference is None
+            else f"{result.difference.mean:+.1f} ({result.difference.low:+.1f}, {result.difference.high:+.1f})",
+        )
+        for arm, result in results.items()
+    ]
+    return Table(columns, tuple(rows))
+
+
+def report_sections(study: Study, results: Mapping[ArmName, Result], setting: str) -> tuple[Section, ...]:
+    """The table, the curves, and what every pair of rates gave."""
+    values = [
+        (ARMS[arm], _shown_rates(Run(arm, rates, 0).learning_rates), f"{value:.2f}")
+        for arm in results
+        for rates, value in study.tried(arm).items()
+    ]
     return (
-        Section("At equal tokens", setting, Table(("optimizer", "lr", "test perplexity", "ms a step"), tuple(rows))),
-        Section("Perplexity curves", "A line is a seed.", figures={"curves": draw_curves(study, rates)}),
+        Section("At equal tokens", setting, result_table(results)),
+        Section("Perplexity curves", "A line is a seed.", figures={"curves": draw_curves(study, results)}),
         Section(
-            "Learning rates", "Seed 0; the best one was taken.", Table(("optimizer", "lr", "validation"), tuple(values))
+            "Rates",
+            "Seed 0, in the order tried; the best pair was taken.",
+            Table(("optimizer", "rate of matrices, of the rest", "validation"), tuple(values)),
         ),
     )
 
 
-def _shown(result: Mapping[str, float | list[float]]) -> str:
-    return f"{result['test_mean']:.2f} +- {result['test_std']:.2f}"
+def _shown_rates(rates: tuple[float, float]) -> str:
+    return f"{rates[0]:g}, {rates[1]:g}"
 
 
-def _milliseconds(result: Mapping[str, float | list[float]]) -> str:
-    seconds = result["seconds_a_step"]
-    assert not isinstance(seconds, list)
-    return f"{1000 * seconds:.0f}"
+def _deviation(values: Sequence[float]) -> str:
+    return f"{stdev(values):.2f}" if len(values) > 1 else "one seed"
 
 
 def main() -> None:
     benchmark = tyro.cli(Benchmark, description=__doc__)
     deadline = math.inf if benchmark.minutes is None else time.monotonic() + 60 * benchmark.minutes
-    study = Study(benchmark, make_corpus(benchmark), deadline)
+    study = Study(benchmark, deadline)
     try:
         results = measure(study)
+        of_half: list[float] = []
+        if "adamw" in results:
+            halves = [Run("adamw", study.best("adamw"), seed, half=True) for seed in range(benchmark.seeds)]
+            of_half = [study.validation(run) for run in halves]
     except OutOfTime:
         print(f"out of time after {len(study.done)} whole runs: the same command goes on from here")
         return
-    tokens = study.steps * benchmark.batch_size * benchmark.block_tokens
-    setting = f"{tokens:,} training tokens, {study.steps} steps, {benchmark.seeds} seeds, shape {benchmark.shape}"
+    tokens = study.steps() * benchmark.batch_size * benchmark.block_tokens
+    setting = f"{tokens:,} training tokens, {study.steps()} steps, {benchmark.seeds} seeds, shape {benchmark.shape}"
     write_curves(study, benchmark.out)
     page = write_page(
         benchmark.out / "report", "Optimizers of language models", report_sections(study, results, setting)
     )
+    table = result_table(results)
     print(setting)
-    print(f"{'optimizer':<14}{'lr':>10}{'test perplexity':>22}{'ms a step':>12}")
-    for name, result in results.items():
-        print(f"{name:<14}{result['learning_rate']:>10}{_shown(result):>22}{_milliseconds(result):>12}")
+    for row in (table.columns, ("---",) * len(table.columns), *table.rows):
+        print(f"| {' | '.join(map(str, row))} |")
+    if of_half:
+        print(f"AdamW on half of the training documents: validation {mean(of_half):.2f} ({_deviation(of_half)})")
+    for arm in results:
+        print(
+            f"{ARMS[arm]}, tried: "
+            + "; ".join(
+                f"{_shown_rates(Run(arm, rates, 0).learning_rates)}: {value:.2f}"
+                for rates, value in study.tried(arm).items()
+            )
+        )
     print(f"curves: {benchmark.out / 'curves.csv'}\nreport: {page}")
-    print(json.dumps({"tokens": tokens, "shape": benchmark.shape, **results}))
 
 
 if __name__ == "__main__":

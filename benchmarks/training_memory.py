@@ -11,17 +11,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 import torch
 import tyro
 
 from rayrec.families.language_model.task import token_losses
 from rayrec.models.llama import SHAPES, LlamaConfig, LlamaLanguageModel, ShapeName
-from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
+from rayrec.optim import OptimizerConfig, OptimizerName, build_optimizer, clip_gradients
 from rayrec.optim.state_memory import measured_memory, predicted_memory
 
-OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 MIB = 2**20
 
 

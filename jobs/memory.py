@@ -18,10 +18,9 @@ from jobs.command_line import read_one_of
 from rayrec.errors import told
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.models.llama import SHAPES, LlamaConfig, LlamaLanguageModel, ShapeName
-from rayrec.optim import OptimizerConfig, build_optimizer
+from rayrec.optim import OptimizerConfig, OptimizerName, build_optimizer
 from rayrec.optim.state_memory import TrainingMemory, measured_memory, predicted_memory, step_once
 
-OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GIB = 2**30
 

@@ -9,10 +9,12 @@ from torch import nn
 from rayrec.optim.apollo import Apollo
 from rayrec.optim.apollo_groups import apollo_param_groups
 from rayrec.optim.compiling import compiled_or_plain
-from rayrec.optim.eager import AdamW
+from rayrec.optim.eager import AdamW, Muon
 from rayrec.optim.galore import Galore
 from rayrec.optim.optimizer_chain import OptimizerChain
 from rayrec.optim.rowwise_adagrad import RowwiseAdagrad
+
+OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore", "muon"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,38 @@ class ProjectionConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """How parameters are updated; with APOLLO and GaLore, vectors, heads and narrow matrices are AdamW's."""
+class MuonConfig:
+    """How Muon steps; other optimizers ignore it. Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon."""
 
-    optimizer: Literal["adamw", "apollo", "apollo_mini", "galore"] = "adamw"
+    momentum: float = 0.95
+    """Decay of the averaged gradient that is orthogonalized."""
+    nesterov: bool = True
+    """Orthogonalize (1 - momentum) gradient + momentum average in place of the average."""
+    iterations: int = 5
+    """Newton-Schulz iterations, at most 99."""
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
+    """What a (rows, columns) matrix' rate is multiplied by: "match_rms_adamw" .2 sqrt(max(rows, columns)), so that an
+    update is about as large as AdamW's and its rates and decay serve (Liu et al. 2025, arXiv 2502.16982); "original"
+    sqrt(max(1, rows / columns)), whose rates are larger, .02 there."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"muon.momentum must lie in [0, 1), not {self.momentum}")
+        if not 1 <= self.iterations <= 99:
+            raise ValueError(f"muon.iterations must lie between 1 and 99, not {self.iterations}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters are updated; where it isn't AdamW that trains matrices, vectors, heads and narrow matrices are AdamW's."""
+
+    optimizer: OptimizerName = "adamw"
     """What trains matrices."""
     learning_rate: float = 1e-3
     """Of all parameters but embedding tables."""
+    matrix_learning_rate: float | None = None
+    """Of matrices that are neither tables, heads (modules called head, heads, lm_head, classifier) nor narrower than 8: what
+    ``optimizer`` trains. None = ``learning_rate``."""
     weight_decay: float = 1e-5
     """Decoupled decay of all parameters but embedding tables and vectors."""
     beta1: float = 0.9
@@ -69,11 +96,14 @@ class OptimizerConfig:
     """L2 on looked-up rows (row-wise Adagrad) or decoupled decay of all rows (AdamW)."""
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     """How APOLLO, APOLLO-Mini and GaLore project gradients."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    """How Muon steps."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "embedding_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("learning_rate", "matrix_learning_rate", "embedding_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
         for name in ("weight_decay", "embedding_weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -104,9 +134,10 @@ def rate_share(parameter: nn.Parameter) -> float:
 
 
 def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Of ``apollo_param_groups``, where what ``config.optimizer`` trains is of kind "apollo"."""
     projection, mini = config.projection, config.optimizer == "apollo_mini"
     rank = projection.rank if projection.rank is not None else 1 if mini else projection.rank_share
-    return apollo_param_groups(
+    groups = apollo_param_groups(
         model,
         weight_decay=config.weight_decay,
         rank=rank,
@@ -119,49 +150,83 @@ def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
         embedding_lr=config.embedding_learning_rate,
         embedding_weight_decay=config.embedding_weight_decay,
     )
+    for group in groups:
+        if group["kind"] == "apollo":
+            group["lr"] = _matrix_rate(config)
+    return groups
+
+
+def _matrix_rate(config: OptimizerConfig) -> float:
+    return config.learning_rate if config.matrix_learning_rate is None else config.matrix_learning_rate
 
 
 def _build_chain(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, GaLore beside it, and row-wise Adagrad beside both, as far as there are parameters for each."""
-    galore: list[dict[str, Any]] = []
+    """AdamW, GaLore or Muon beside it, and row-wise Adagrad beside both, as far as there are parameters for each."""
+    matrices: list[dict[str, Any]] = []  # GaLore's or Muon's
     adamw: list[dict[str, Any]] = []
     rowwise: list[dict[str, Any]] = []
     parts: list[torch.optim.Optimizer] = []
     betas = (config.beta1, config.beta2)
-    if config.optimizer == "galore":
+    if config.optimizer == "adamw":
+        (table, *others) = _adamw_groups(model, config)
+        adamw += others
+        (rowwise if config.embeddings == "rowwise_adagrad" else adamw).append(table)
+    else:
         for group in _groups(model, config):
-            if group["kind"] == "apollo":
-                galore.append({name: group[name] for name in ("params", "rank", "batch_dims", "weight_decay")})
+            if group["kind"] == "apollo" and config.optimizer == "galore":
+                matrices.append({name: group[name] for name in ("params", "lr", "weight_decay", "rank", "batch_dims")})
+            elif group["kind"] == "apollo":  # torch's Muon refuses what has not two dimensions
+                flat = [p for p in group["params"] if p.dim() == 2]
+                matrices.append({"params": flat, "lr": group["lr"], "weight_decay": config.weight_decay})
+                left = [p for p in group["params"] if p.dim() != 2]
+                adamw.append({"params": left, "weight_decay": config.weight_decay})
             else:
                 own = {name: value for name, value in group.items() if name not in ("kind", "eps")}
                 (rowwise if group["kind"] == "rowwise_adagrad" else adamw).append(own)
-    else:
-        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        trained = [p for p in model.parameters() if p.requires_grad]
-        embeddings = {
-            "params": [p for p in trained if id(p) in tables],
-            "weight_decay": config.embedding_weight_decay,
-            "lr": config.embedding_learning_rate,
-        }
-        others = [p for p in trained if id(p) not in tables]
-        adamw = [
-            {
-                "params": [p for p in others if (p.dim() > 1) == matrices and rate_share(p) == share],
-                "weight_decay": config.weight_decay if matrices else 0.0,
-                "lr": config.learning_rate * share,
-            }
-            for share in sorted({rate_share(p) for p in others}, reverse=True)
-            for matrices in (True, False)
-        ]
-        (rowwise if config.embeddings == "rowwise_adagrad" else adamw).append(embeddings)
-    if galore:
+    for groups in (matrices, adamw, rowwise):
+        groups[:] = [group for group in groups if group["params"]]
+    if matrices and config.optimizer == "galore":
         scale = 0.25 if config.projection.scale is None else config.projection.scale
         period = config.projection.period
-        parts.append(Galore(galore, lr=config.learning_rate, betas=betas, scale=scale, projection_period=period))
-    for groups in (adamw, rowwise):
-        groups[:] = [group for group in groups if group["params"]]
+        parts.append(Galore(matrices, lr=config.learning_rate, betas=betas, scale=scale, projection_period=period))
+    elif matrices:
+        parts.append(_muon(matrices, config.muon))
     if adamw:
         parts.append(AdamW(adamw, lr=config.learning_rate, betas=betas, fused=True))
     if rowwise:
         parts.append(RowwiseAdagrad(rowwise, lr=config.embedding_learning_rate))
     return parts[0] if len(parts) == 1 else OptimizerChain(parts)
+
+
+def _muon(groups: list[dict[str, Any]], config: MuonConfig) -> Muon:
+    momentum, nesterov, adjust = config.momentum, config.nesterov, config.adjust_lr_fn
+    return Muon(groups, momentum=momentum, nesterov=nesterov, ns_steps=config.iterations, adjust_lr_fn=adjust)
+
+
+def _adamw_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Tables first, then the others, by share of the rate, decay and rate."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    others = [p for p in trained if id(p) not in tables]
+    own_rate: set[int] = set()
+    if config.matrix_learning_rate is not None:
+        own_rate = {id(p) for group in _groups(model, config) if group["kind"] == "apollo" for p in group["params"]}
+    groups = [
+        {
+            "params": [
+                p
+                for p in others
+                if rate_share(p) == share and (p.dim() > 1) == decayed and (id(p) in own_rate) == matrices
+            ],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "lr": (_matrix_rate(config) if matrices else config.learning_rate) * share,
+        }
+        for share in sorted({rate_share(p) for p in others}, reverse=True)
+        for decayed, matrices in ((True, True), (True, False), (False, False))
+    ]
+    embeddings = {
+        "params": [p for p in trained if id(p) in tables],
+        "weight_decay": config.embedding_weight_decay,
+        "lr": config.embedding_learning_rate,
+    }
+    return [embeddings, *groups]

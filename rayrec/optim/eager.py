@@ -23,3 +23,7 @@ class AdamW(EagerOptimizer, torch.optim.AdamW):
     """torch's AdamW, bit for bit; not ``differentiable``."""
 
     step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
+class Muon(EagerOptimizer, torch.optim.Muon):
+    """torch's Muon, whose step has no mark."""

@@ -3,7 +3,7 @@
 The prediction needs no memory: model and optimizer may lie on the meta device.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ _STEP_BYTES = 4  # a () float32 tensor a parameter
 
 @dataclass(frozen=True)
 class GroupMemory:
-    """One parameter group. kind: what updates it ("adamw", "apollo", "galore", "rowwise_adagrad").
+    """One parameter group. kind: what updates it ("adamw", "apollo", "galore", "muon", "rowwise_adagrad").
 
     numbers: parameters counted one by one. gradient_bytes: dense gradients; those of sparse tables depend on the batch and count
     0. state_bytes: every tensor that the optimizer keeps for the group and writes to a checkpoint.
@@ -124,10 +124,18 @@ def _groups(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.optim.Opti
             yield part, group
 
 
+_KINDS: Mapping[type[torch.optim.Optimizer], str] = {
+    torch.optim.AdamW: "adamw",
+    Galore: "galore",
+    torch.optim.Muon: "muon",
+    RowwiseAdagrad: "rowwise_adagrad",
+}
+
+
 def _kind(part: torch.optim.Optimizer, group: dict[str, Any]) -> str:
     if isinstance(part, Apollo):
         return str(group["kind"])
-    for kind, name in ((torch.optim.AdamW, "adamw"), (Galore, "galore"), (RowwiseAdagrad, "rowwise_adagrad")):
+    for kind, name in _KINDS.items():
         if isinstance(part, kind):
             return name
     raise TypeError(f"the state of {type(part).__name__} is not known")
@@ -138,6 +146,8 @@ def _state_bytes(part: torch.optim.Optimizer, kind: str, group: dict[str, Any], 
         return 4 * len(parameter)
     dtype = part.state_dtype if isinstance(part, Apollo) else None
     size = (dtype or parameter.dtype).itemsize
+    if kind == "muon":
+        return parameter.nbytes
     if kind == "adamw":
         return 2 * parameter.numel() * size + _STEP_BYTES
     matrices, rows, columns = matrix_shape(parameter.shape, group["batch_dims"])

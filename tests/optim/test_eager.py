@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from rayrec.optim import OptimizerConfig, build_optimizer
-for name in ("adamw", "apollo", "apollo_mini", "galore"):
+for name in ("adamw", "apollo", "apollo_mini", "galore", "muon"):
     for embeddings in ("rowwise_adagrad", "adamw"):
         model = nn.Sequential(nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 1))
         optimizer = build_optimizer(model, OptimizerConfig(optimizer=name, embeddings=embeddings))

@@ -6,11 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayrec.optim import OptimizerConfig, build_optimizer
-from rayrec.optim.config import ProjectionConfig
+from rayrec.optim import OptimizerConfig, OptimizerName, ProjectionConfig, build_optimizer
 from rayrec.optim.state_memory import measured_memory, predicted_memory, step_once
-
-OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore"]
 
 
 class Mixed(nn.Module):

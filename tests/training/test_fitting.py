@@ -370,7 +370,7 @@ def test_what_decides_a_model_says_nothing_of_how_it_is_run_and_is_read_where_it
         from_plain(RankerExperiment, {**plain, "ranking": {**plain["ranking"], "threads": 1}})
 
 
-@pytest.mark.parametrize("method", ["adamw", "galore"])
+@pytest.mark.parametrize("method", ["adamw", "galore", "muon"])
 def test_a_run_that_diverges_ends_with_one_line(runs: Path, experiment: RankerExperiment, method: str) -> None:
     wild = replace(
         experiment,

@@ -15,8 +15,8 @@ from rayrec.training.loop import updates_of
 from tests.training.test_loop import Killed, KilledAfter, experiment, train, train_here  # noqa: F401  (a fixture)
 
 
-@pytest.mark.parametrize("optimizer", ["apollo", "apollo_mini", "galore"])
-def test_a_killed_run_of_a_low_rank_optimizer_ends_as_an_undisturbed_one(
+@pytest.mark.parametrize("optimizer", ["apollo", "apollo_mini", "galore", "muon"])
+def test_a_killed_run_of_each_optimizer_ends_as_an_undisturbed_one(
     experiment: RankerExperiment,  # noqa: F811
     tmp_path: Path,
     optimizer: str,
