@@ -13,6 +13,7 @@ import torch
 from rayrec.bundle import BundleError
 from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences import Interactions, ItemTable, SequenceData, leave_one_out, write_sequences
+from rayrec.data.sequences.augmentation import AugmentationConfig
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.evaluation import EachMethod, EvaluateRetriever
@@ -263,6 +264,13 @@ def test_a_model_without_its_inputs_is_refused(folders: tuple[Path, Path], tmp_p
         replace(experiment(folders, "tiger"), optimizer=OptimizerConfig())
     with pytest.raises(ConfigError, match="needs valid_from"):
         SplitConfig("temporal")
+
+
+def test_augmentation_is_refused_where_training_is_on_prefixes(folders: tuple[Path, Path]) -> None:
+    stream = SequenceStreamConfig(augmentation=AugmentationConfig(crop=0.5))
+    replace(experiment(folders, "sasrec"), stream=stream).check()
+    with pytest.raises(ConfigError, match=r"stream.augmentation changes the windows .*; 'tiger' trains on prefixes"):
+        replace(experiment(folders, "tiger"), stream=stream).check()
 
 
 def test_a_method_without_its_head_is_refused(folders: tuple[Path, Path]) -> None:

@@ -5,7 +5,7 @@ Two views of the training part of the histories:
     prefixes  the model predicts one item from what precedes it (TIGER, LIGER): one row a (user, position)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,10 +132,20 @@ class TrainingWindows:
         return Examples(users, self._train_lengths[users] - 1 - steps_back)
 
 
-def window_batch(interactions: Interactions, windows: Examples, length: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, L), left-padded with 0: targets[b, j] came right after inputs[b, j]."""
+def window_batch(
+    interactions: Interactions,
+    windows: Examples,
+    length: int,
+    change: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, L), left-padded with 0: targets[b, j] came right after inputs[b, j].
+
+    change: of the windows' items (B, L + 1), before inputs and targets are cut from them.
+    """
     longest = int(min(length, windows.positions.max()))
     matrix = histories(interactions, windows.users, windows.positions + 1, longest + 1)
+    if change is not None:
+        matrix = change(matrix)
     inputs, targets = matrix[:, :-1], matrix[:, 1:]
     return torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(np.where(inputs > 0, targets, 0))
 

@@ -1,13 +1,15 @@
 """Batches of histories epoch by epoch: shuffled, sharded over ranks, resumable at any step; only the histories are stored."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayrec.data.log.streams import StreamPosition
+from rayrec.data.sequences.augmentation import AugmentationConfig, augmented
 from rayrec.data.sequences.batches import (
     HistoryBatch,
     TrainingPrefixes,
@@ -33,6 +35,8 @@ class SequenceStreamConfig:
     """Of the shuffling and of the validation sample."""
     valid_examples: int | None = None
     """Judge so many validation targets, the same ones each time, instead of all (generative models judge slowly)."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """How training windows are changed at random; for models that train on windows (sasrec, depth)."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.evaluation_batch_size, self.valid_examples or 1) < 1 or self.seed < 0:
@@ -43,12 +47,15 @@ class TrainingSequences:
     """A rank's share of the training windows (``windows``) or prefixes; see ``batches``. All ranks make equally many steps.
 
     tokens: (U,) of the users, for models that read them, which none does by windows.
+    Raises ValueError when prefixes should be augmented, or there are too few examples.
     """
 
     def __init__(
         self, interactions: Interactions, split: SequenceSplit, config: SequenceStreamConfig, *, length: int, windows: bool,
         rank: int = 0, world_size: int = 1, start: StreamPosition | None = None, tokens: NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
+        if config.augmentation.on and not windows:
+            raise ValueError("stream.augmentation changes windows; this model trains on prefixes")
         self._interactions, self._config, self._length, self._tokens = interactions, config, length, tokens
         self._examples = TrainingWindows(split, length) if windows else TrainingPrefixes(split)
         self._rank, self._world_size = rank, world_size
@@ -79,15 +86,20 @@ class TrainingSequences:
         for step, rows in enumerate(own, first + 1):
             ended = step == self.steps_per_epoch
             self._position = StreamPosition(epoch + 1, 0) if ended else StreamPosition(epoch, step)
-            yield self._batch(rows), None
+            yield self._batch(rows, (epoch, (step - 1) * self._world_size + self._rank)), None
 
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _batch(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> HistoryBatch:
-        located = self._examples.locate(rows)
+    def _batch(self, rows: NDArray[np.int64], number: tuple[int, int]) -> HistoryBatch:
+        """number: epoch, and which of its batches this is: by them it is augmented, whoever makes it."""
+        located, augmentation = self._examples.locate(rows), self._config.augmentation
         if isinstance(self._examples, TrainingWindows):
-            return HistoryBatch(*window_batch(self._interactions, located, self._length))
+            change = None
+            if augmentation.on:
+                generator = np.random.default_rng((self._config.seed, *number))
+                change = partial(augmented, config=augmentation, generator=generator)
+            return HistoryBatch(*window_batch(self._interactions, located, self._length, change))
         return example_batch(self._interactions, located, self._length, self._tokens)
 
 

@@ -99,6 +99,10 @@ class RetrieverExperiment:
         return replace(self, sequences=self.sequences.resolve(), semantic_ids=ids, preferences=preferences)
 
     def check(self) -> None:
+        if self.stream.augmentation.on and not self.retrieval.architecture.reads_windows:
+            raise ConfigError(
+                f"stream.augmentation changes the windows of sasrec and depth; {self.retrieval.model!r} trains on prefixes"
+            )
         self.task()
 
     def fingerprint(self) -> str:
