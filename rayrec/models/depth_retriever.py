@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize, pad, silu
 
 from rayrec.models.catalogue import Catalogue, ItemFeatures
+from rayrec.models.known_items import KnownItems, forget_known
 from rayrec.models.layers.item_softmax import full_softmax_loss, once_each
 from rayrec.models.layers.packed_histories import PackedHistories
 from rayrec.models.layers.short_attention import attend
 from rayrec.retrieval.repeats import Repeats
 from rayrec.retrieval.retriever import DenseHead, GenerativeHead, Growing, Retriever
-from rayrec.retrieval.trie import ItemTrie
 
 _REPEAT_RATE = 5.0  # a repeat term moves by so many learning rates a step
 
@@ -106,7 +106,7 @@ class DepthRetriever(Retriever[Tensor]):
         self.levels = items.tokens.shape[1]
         self.register_buffer("item_tokens", items.tokens.clone())
         self.register_buffer("seen", items.seen.clone())
-        self._known: _KnownItems | None = None
+        self._known: KnownItems | None = None
         dim = config.dim
         self.tokens = nn.Embedding(items.num_tokens, dim)
         self.positions = nn.Embedding(config.max_length, dim)
@@ -124,7 +124,7 @@ class DepthRetriever(Retriever[Tensor]):
             if config.repeat_terms:
                 self.dense_repeat = nn.Parameter(torch.zeros(()))
         self._initialize()
-        self.register_load_state_dict_post_hook(_forget_known)
+        self.register_load_state_dict_post_hook(forget_known)
 
     @property
     def num_items(self) -> int:
@@ -200,10 +200,10 @@ class DepthRetriever(Retriever[Tensor]):
         return DepthDecoding(self, history[:, -self.config.max_length :])
 
     @property
-    def known(self) -> "_KnownItems":
+    def known(self) -> "KnownItems":
         """The trie of the items; made when first needed, since a bundle's tokens come after its model."""
         if self._known is None or self._known.nodes.device != self.item_tokens.device:
-            self._known = _KnownItems(self.item_tokens)
+            self._known = KnownItems(self.item_tokens)
         return self._known
 
     def states(self, packed: PackedHistories) -> Tensor:
@@ -280,9 +280,7 @@ class DepthRetriever(Retriever[Tensor]):
         matching, found = read > 0, []
         for level in range(self.levels):
             scores = self.logits(h, level, self.marks(matching, read, newest, level))
-            _, children, exists = known.trie.children(level, nodes[:, level])  # (T, C)
-            among = scores.gather(1, children - known.slices[level].start)
-            found.append(among.masked_fill(~exists, -torch.inf))
+            found.append(known.among_children(scores, level, nodes[:, level], known.slices[level].start))
             matching = matching & (self.item_tokens[read][..., level] == tokens[:, level, None])
             if level + 1 < self.levels:
                 h = self.descend(h, tokens[:, level], level)
@@ -301,11 +299,6 @@ class DepthRetriever(Retriever[Tensor]):
             if isinstance(module, _Block):
                 for last in (module.output, module.feed_forward.contract):
                     nn.init.normal_(last.weight, std=last.in_features**-0.5 / math.sqrt(2 * self.config.layers))
-
-
-def _forget_known(model: nn.Module, keys: object) -> None:
-    """Loaded tokens may be those of other items."""
-    model._known = None  # type: ignore[assignment]
 
 
 class DepthDecoding:
@@ -342,41 +335,10 @@ class DepthDecoding:
         history, newest = (x.expand(-1, width, -1) for x in (self._history, self._newest))
         scores = model.logits(self._h, level, model.marks(self._matching, history, newest, level))  # (U, W, K)
         codes = model.known.slices[level]
-        _, children, exists = model.known.trie.children(level, self._nodes)
-        among = scores.gather(2, children - codes.start).masked_fill(~exists, -torch.inf)
+        among = model.known.among_children(scores, level, self._nodes, codes.start)
         found = scores.new_full((*scores.shape[:2], model.num_tokens), -torch.inf)
         found[..., codes] = scores - among.logsumexp(2, keepdim=True)
         return found
-
-
-class _KnownItems:
-    """The trie of the items' tokens, and where each item stands in it.
-
-    slices: tokens of each level. nodes: (N + 1, M + 1) int64 node of each item's prefix by depth; row 0 is padding.
-    """
-
-    def __init__(self, item_tokens: Tensor) -> None:
-        device = item_tokens.device
-        trie = ItemTrie.of(item_tokens)
-        tokens = item_tokens[1:]
-        firsts, lasts = tokens.min(0).values.tolist(), tokens.max(0).values.tolist()
-        self.slices = tuple(slice(first, last + 1) for first, last in zip(firsts, lasts, strict=True))
-        self.trie = trie.to(device)
-        self.nodes = torch.zeros(len(item_tokens), trie.depth + 1, dtype=torch.int64, device=device)
-        for level in range(trie.depth):
-            self.nodes[1:, level + 1] = self.child(level, self.nodes[1:, level], tokens[:, level])
-
-    def places(self, items: Tensor) -> Tensor:
-        """(T, M) the place of each of the items' (T,) nodes among its siblings."""
-        nodes = self.nodes[items]
-        starts = [self.trie.offsets[level][nodes[:, level]] for level in range(self.trie.depth)]
-        return nodes[:, 1:] - torch.stack(starts, 1)
-
-    def child(self, level: int, nodes: Tensor, tokens: Tensor) -> Tensor:
-        """The child (...) of each of ``nodes`` (...) at depth ``level`` by its token (...); its first one where there is none."""
-        children, found, exists = self.trie.children(level, nodes)
-        place = ((found == tokens.unsqueeze(-1)) & exists).int().argmax(-1, keepdim=True)
-        return children.gather(-1, place).squeeze(-1)
 
 
 class _Block(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, normalize, pad
 
 from rayrec.models.catalogue import Catalogue, ItemFeatures
+from rayrec.models.known_items import KnownItems, forget_known
 from rayrec.models.layers.item_softmax import full_softmax_loss, once_each, shifted_scores
 from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder, T5Encoder
 from rayrec.models.tuple_decoding import TupleDecoding
@@ -69,6 +70,9 @@ class LigerConfig:
     """Layer norm of the input."""
     user_tokens: int = 0
     """TIGER's; a user's name is hashed to one of so many tokens, which stands before the oldest item; 0 = no users."""
+    constrained_softmax: bool = False
+    """In the generative head, the softmax of a level is over the codes that continue to a real item, in training as in search
+    (not in the papers); false = over all tokens."""
 
     def __post_init__(self) -> None:
         if self.user_tokens < 0:
@@ -112,6 +116,8 @@ class Liger(Retriever[Tensor | Personal]):
         super().__init__()
         self.config = config
         self.num_tokens = items.num_tokens
+        self._known: KnownItems | None = None
+        self.register_load_state_dict_post_hook(forget_known)
         width, levels = config.transformer.dim, items.tokens.shape[1]
         self.register_buffer("item_tokens", items.tokens.clone())
         self.register_buffer("item_text", items.text.clone())
@@ -175,7 +181,17 @@ class Liger(Retriever[Tensor | Personal]):
         self.item_tokens = torch.cat([self.item_tokens, tokens.to(self.item_tokens)])
         self.item_text = torch.cat([self.item_text, text.to(self.item_text)])
         self.seen = torch.cat([self.seen, self.seen.new_zeros(len(tokens))])
+        self._known = None
         return first
+
+    @property
+    def known(self) -> KnownItems | None:
+        """The items' trie for a constrained softmax; made when first needed, since a bundle's tokens come after its model."""
+        if not self.config.constrained_softmax:
+            return None
+        if self._known is None or self._known.nodes.device != self.item_tokens.device:
+            self._known = KnownItems(self.item_tokens)
+        return self._known
 
     def encode(self, asked: Tensor | Personal, projected: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """States (B, K, D) and which of them are real (B, K), for histories (B, L); K = L * M, and one more with users' tokens.
@@ -228,7 +244,11 @@ class Liger(Retriever[Tensor | Personal]):
         if config.generative_weight > 0:
             tokens = self.item_tokens[target]  # (B, M)
             logits = self.head(self._decode(tokens[:, :-1], self.decoder.cache(states, real)))
-            parts["generative"] = cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+            known = self.known
+            if known is None:
+                parts["generative"] = cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+            else:
+                parts["generative"] = -known.log_probabilities(logits, target).mean()
         return parts
 
     def query(self, history: Tensor | Personal) -> Tensor:
@@ -301,14 +321,19 @@ class Liger(Retriever[Tensor | Personal]):
         return self._blended_query(states, items_of(history), bonus=False), self._decoding(states, real)
 
     def _decoding(self, states: Tensor, real: Tensor) -> TupleDecoding:
-        return TupleDecoding(self.token_embedding, self.decoder, self.head, self.decoder.cache(states, real))
+        cache = self.decoder.cache(states, real)
+        return TupleDecoding(self.token_embedding, self.decoder, self.head, cache, self.known)
 
     def log_likelihood(self, history: Tensor | Personal, items: Tensor) -> Tensor:
         """log p (B, K) of the tuples of items (B, K) after histories (B, L)."""
         tokens = self.item_tokens[items]  # (B, K, M)
         cache = self.decoder.cache(*self.encode(history))
         logits = self.head(self._decode(tokens.flatten(0, 1)[:, :-1], cache))
-        each = logits.float().log_softmax(-1).gather(2, tokens.flatten(0, 1).unsqueeze(2)).squeeze(2)
+        known = self.known
+        if known is None:
+            each = logits.float().log_softmax(-1).gather(2, tokens.flatten(0, 1).unsqueeze(2)).squeeze(2)
+        else:
+            each = known.log_probabilities(logits, items.flatten())
         return each.sum(1).view(items.shape)
 
     def _decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:

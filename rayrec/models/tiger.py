@@ -35,6 +35,9 @@ class TigerConfig:
     user_tokens: int = 0
     """The paper has 2,000: the user's name is hashed to one of so many tokens, which is read before the items; 0 = the
     model knows no users."""
+    constrained_softmax: bool = False
+    """The softmax of a level is over the codes that continue to a real item, in training as in search; the paper's is
+    over all tokens."""
 
     def __post_init__(self) -> None:
         _ = self.as_liger  # its checks
@@ -49,5 +52,5 @@ class TigerConfig:
         return LigerConfig(
             self.transformer, text=False, dense_weight=0.0, absolute_positions=self.absolute_positions,
             input_norm=self.input_norm, input_dropout=self.input_dropout, max_length=self.max_length,
-            embedding_std=self.embedding_std, user_tokens=self.user_tokens,
+            embedding_std=self.embedding_std, user_tokens=self.user_tokens, constrained_softmax=self.constrained_softmax,
         )  # fmt: skip

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from rayrec.models.known_items import KnownItems
 from rayrec.models.t5 import DecoderCache, T5Config, T5Decoder
 
 
@@ -33,11 +34,23 @@ class TupleDecoder(nn.Module):
 
 
 class TupleDecoding:
-    """Decoding in progress: one row of the cache a beam, cross-attention keys once a user."""
+    """Decoding in progress: one row of the cache a beam, cross-attention keys once a user.
 
-    def __init__(self, embedding: nn.Embedding, decoder: T5Decoder, head: nn.Linear, cache: DecoderCache) -> None:
+    known: where the softmaxes run over the codes that continue to one of these items only; None = over all tokens.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        decoder: T5Decoder,
+        head: nn.Linear,
+        cache: DecoderCache,
+        known: KnownItems | None = None,
+    ) -> None:
         self._embedding, self._decoder, self._head, self._cache = embedding, decoder, head, cache
         self._users = len(cache.cross_bias)
+        self._known, self._level = known, 0
+        self._nodes = torch.zeros(self._users, 1, dtype=torch.int64, device=cache.cross_bias.device)  # of each beam
 
     def first(self) -> Tensor:
         start = torch.zeros(self._users, 1, dtype=torch.int64, device=self._cache.cross_bias.device)
@@ -47,9 +60,14 @@ class TupleDecoding:
         beams = self._cache.keys[0].shape[0] // max(self._users, 1)
         first_row = torch.arange(self._users, device=parents.device).unsqueeze(1) * beams
         self._cache.follow((first_row + parents).flatten())
+        if self._known is not None:
+            self._nodes = self._known.child(self._level, self._nodes.gather(1, parents), tokens)
+            self._level += 1
         return self._step(tokens.reshape(-1, 1))
 
     def _step(self, tokens: Tensor) -> Tensor:
         states = self._decoder(self._embedding(tokens), self._cache)
-        log_probabilities = self._head(states[:, -1]).float().log_softmax(-1)
-        return log_probabilities.view(self._users, -1, self._head.out_features)
+        logits: Tensor = self._head(states[:, -1]).float().view(self._users, -1, self._head.out_features)
+        if self._known is None:
+            return logits.log_softmax(-1)
+        return logits - self._known.among_children(logits, self._level, self._nodes).logsumexp(-1, keepdim=True)

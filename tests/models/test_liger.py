@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -244,6 +245,58 @@ def test_beam_search_scores_are_the_models_log_likelihood() -> None:
     torch.testing.assert_close(found.scores, liger.log_likelihood(HISTORY, found.items), atol=1e-5, rtol=1e-5)
     narrow = beam_search(trie, liger.decoding(HISTORY), 4)
     torch.testing.assert_close(narrow.scores, liger.log_likelihood(HISTORY, narrow.items), atol=1e-5, rtol=1e-5)
+
+
+def masked_log_probabilities(liger: Liger, history: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """(B, M) of the tokens of items (B,), by a mask over all tokens that is made by comparing every item's prefix."""
+    tokens = liger.item_tokens[items]
+    logits = liger.head(liger._decode(tokens[:, :-1], liger.decoder.cache(*liger.encode(history))))
+    found = []
+    for row, own in enumerate(tokens.tolist()):
+        each = []
+        for level, token in enumerate(own):
+            siblings = {other[level] for other in liger.item_tokens[1:].tolist() if other[:level] == own[:level]}
+            mask = torch.tensor([number not in siblings for number in range(liger.num_tokens)])
+            each.append(logits[row, level].masked_fill(mask, -torch.inf).log_softmax(0)[token])
+        found.append(torch.stack(each))
+    return torch.stack(found)
+
+
+def test_a_constrained_softmax_is_that_of_a_mask_over_tokens_that_lead_to_no_item_gradients_too() -> None:
+    liger = model(replace(HYBRID, constrained_softmax=True))
+    target = torch.tensor([6, 9, 17])
+    wanted = -masked_log_probabilities(liger, HISTORY, target).mean()
+    loss = liger.losses(HISTORY, target)["generative"]
+    torch.testing.assert_close(loss, wanted)
+    parameters = (liger.head.weight, liger.token_embedding.weight, liger.projection.linear.weight)
+    for gradient, expected in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(wanted, parameters), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    unmasked = model().losses(HISTORY, target)["generative"]
+    assert unmasked > loss + 0.1
+
+
+@torch.no_grad()
+def test_under_a_constrained_softmax_the_likelihoods_of_all_items_sum_to_one_and_search_finds_them() -> None:
+    liger = model(replace(HYBRID, constrained_softmax=True))
+    every = torch.arange(1, ITEMS + 1).expand(3, -1)
+    likelihoods = liger.log_likelihood(HISTORY, every)
+    torch.testing.assert_close(likelihoods.exp().sum(1), torch.ones(3))
+    for beams in (ITEMS, 4):
+        found = beam_search(ItemTrie.of(liger.item_tokens), liger.decoding(HISTORY), beams)
+        torch.testing.assert_close(found.scores, likelihoods.gather(1, found.items - 1), atol=1e-5, rtol=1e-5)
+    taken = {tuple(tokens) for tokens in liger.item_tokens[1:].tolist()}
+    levels = range(1, 5), range(5, 9), range(9, liger.num_tokens)
+    free = next(tokens for tokens in product(*levels) if tokens not in taken)
+    liger.add_items(torch.tensor([free]), torch.randn(1, 6))
+    grown = torch.arange(1, ITEMS + 2).expand(3, -1)
+    torch.testing.assert_close(liger.log_likelihood(HISTORY, grown).exp().sum(1), torch.ones(3))
+    other = model(replace(HYBRID, constrained_softmax=True))
+    _ = other.known
+    state = other.state_dict() | {"item_tokens": other.item_tokens.flip(0).roll(1, 0)}
+    other.load_state_dict(state)
+    torch.testing.assert_close(other.log_likelihood(HISTORY, every).exp().sum(1), torch.ones(3))
 
 
 @torch.no_grad()

@@ -103,6 +103,21 @@ def test_a_beam_search_over_all_items_finds_the_likelihoods_under_each_users_tok
     torch.testing.assert_close(alone.scores[0], found.scores[2])
 
 
+@torch.no_grad()
+def test_with_a_constrained_softmax_tigers_likelihoods_of_its_items_sum_to_one() -> None:
+    every = torch.arange(1, 6).expand(2, -1)
+    sums = [
+        tiger(TigerConfig(test_t5.CONFIG, max_length=4, constrained_softmax=constrained))
+        .eval()
+        .log_likelihood(HISTORY, every)
+        .exp()
+        .sum(1)
+        for constrained in (True, False)
+    ]
+    torch.testing.assert_close(sums[0], torch.ones(2))
+    assert (sums[1] < 0.9).all()
+
+
 def test_settings_from_before_there_were_user_tokens_are_those_without() -> None:
     before = to_plain(RetrievalConfig("tiger"))
     for model in ("tiger", "liger"):
@@ -118,6 +133,7 @@ def test_settings_from_before_there_were_user_tokens_are_those_without() -> None
         ({}, set()),
         ({"absolute_positions": True}, {"position_embedding.weight", "level_embedding.weight"}),
         ({"input_norm": True}, {"input_norm.weight", "input_norm.bias"}),
+        ({"constrained_softmax": True}, set()),
     ],
 )
 def test_what_ligers_code_adds_is_there_only_by_name(option: dict[str, bool], parameters: set[str]) -> None:
