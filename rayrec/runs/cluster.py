@@ -1,8 +1,13 @@
 """Ray for a job: the cluster it was submitted to, or an own one on this machine."""
 
+import atexit
 import logging
 import os
+import signal
+import sys
 import tempfile
+import threading
+from concurrent.futures import Future
 
 import ray
 
@@ -15,7 +20,38 @@ SOCKET_NAME = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasm
 # own machine, and its dashboard is off, which the watcher would report every second.
 _TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 # Ray has its workers step back for all else (niceness 15): beside other work they starve. An own cluster's are the job itself.
-_OWN_CLUSTER_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}
+_OWN_CLUSTER_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+    "RAY_worker_niceness": "0",
+}
+
+_beginning: "Future[None] | None" = None
+
+
+def begin() -> None:
+    """Begin what ``connect`` ends, beside all that the caller does in between; only in a main thread. For a job that will train
+    by Ray Train: an own cluster's processes that stand by import what its actors need."""
+    global _beginning
+    if ray.is_initialized() or _beginning is not None or threading.current_thread() is not threading.main_thread():
+        return
+    if not joined_cluster():
+        os.environ.setdefault("RAY_preload_python_modules", "ray.train.v2._internal.execution.controller")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as ray.init does in a main thread
+    _beginning = Future()
+    atexit.register(_beginning.exception)  # waits: what ends Ray at exit must find it whole
+    threading.Thread(target=_begin, args=(_beginning,), name="ray-beginning", daemon=True).start()
+
+
+def _begin(beginning: "Future[None]") -> None:
+    try:
+        _connect(None, logging.ERROR)  # not: that it is no main thread
+    except BaseException as error:
+        beginning.set_exception(error)
+        return
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    beginning.set_result(None)
+    threading.Event().wait()  # Linux ends Ray's processes with the thread that started them
 
 
 def connect(*, num_cpus: int | None = None) -> None:
@@ -24,8 +60,15 @@ def connect(*, num_cpus: int | None = None) -> None:
     A private Ray listens without dashboard, takes 300 MB of shared memory for blocks on their way, and ends with the process.
     Workers log errors only; what they print (progress) is shown.
     """
-    if ray.is_initialized():
-        return
+    global _beginning
+    if _beginning is not None:
+        begun, _beginning = _beginning, None
+        begun.result()
+    if not ray.is_initialized():
+        _connect(num_cpus, logging.WARNING)
+
+
+def _connect(num_cpus: int | None, logging_level: int) -> None:
     own = not joined_cluster()
     settings = _TRAIN_SETTINGS | (_OWN_CLUSTER_SETTINGS if own else {})
     settings |= {OTHERS: os.environ[OTHERS]} if OTHERS in os.environ else {}
@@ -41,7 +84,7 @@ def connect(*, num_cpus: int | None = None) -> None:
         include_dashboard=False,
         object_store_memory=300_000_000,
         log_to_driver=True,
-        logging_level=logging.WARNING,
+        logging_level=logging_level,
         logging_config=logs,
         _temp_dir=_short_temporary_folder(),
     )

@@ -26,14 +26,18 @@ def fit(
     """Train (or go on with a run of this name), then write bundle and report and log both to MLflow.
 
     in_process: one worker in this very process, on CPU, without Ray. Raises UserErrors for whatever the user can put right,
-    before anything is started.
+    before anything is started but Ray, which begins beside the run's record.
     """
     scaling = scaling or ScalingOptions()
     if in_process and scaling.workers != 1:
         raise ConfigError(f"a run in process has one worker, not {scaling.workers}")
     experiment.check()
     check_streams(experiment, scaling.workers)
-    with only_one(name):
+    with only_one(name) as place:
+        if not in_process and not _is_trained(place / "train"):
+            from rayrec.runs.cluster import begin  # seconds of imports
+
+            begin()  # beside the imports of the tracking store
         folder, record = open_run(name, experiment, options)
         checkpoint = newest_checkpoint(folder / "train")
         progress = None if checkpoint is None else read_progress(checkpoint)
@@ -55,6 +59,11 @@ def fit(
         if last is None:
             raise RuntimeError(f"{folder}: training ended without a checkpoint")
         return complete_run(folder, record, last)
+
+
+def _is_trained(folder: Path) -> bool:
+    checkpoint = newest_checkpoint(folder)
+    return checkpoint is not None and read_progress(checkpoint).finished
 
 
 def _train_in_process(folder: Path, record: RunRecord, *, start: Path | None) -> None:

@@ -1,29 +1,24 @@
 """An experiment under Ray Train: 1..n workers, restarted from checkpoints unless the same error would come again."""
 
-import logging
-import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
-import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+import ray
+from ray.train import BackendConfig, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rayrec.runs.cluster import connect, gpus, joined_cluster
-from rayrec.runs.endings import clear_endings, ends_run, has_ended, raise_ending
+from rayrec.runs.endings import clear_endings, raise_ending
+from rayrec.runs.ray_controller import OwnWorkers, PlainController
+from rayrec.runs.ray_worker import worker_loop
 from rayrec.runs.run_folder import RunRecord
-from rayrec.training.experiment import ScalingOptions, train_here
-from rayrec.training.metric_queue import MetricQueue
-from rayrec.training.reporters import RayTrainReporter
-from rayrec.training.tracking import Tracker
-from rayrec.training.worker import Worker
-from rayrec.typed_json import from_plain, to_plain
+from rayrec.training.experiment import ScalingOptions
+from rayrec.typed_json import to_plain
 
 ABORT_SECONDS = 20.0  # for workers to end after Ctrl-C
 
@@ -66,15 +61,14 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
     clear_endings(folder)
     connect()
     settings = ray_train_settings(folder, scaling)
-    trainer = _Trainer(
+    trainer = Trainer(
         worker_loop,
         train_loop_config={
             "record": to_plain(record),
             "folder": str(folder),
             "start": None if start is None else str(start),
         },
-        scaling_config=settings.scaling_config,
-        run_config=settings.run_config,
+        settings=settings,
     )
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -87,15 +81,41 @@ def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *,
         raise result.error
 
 
-class _Trainer(TorchTrainer):
-    """Without two actors that cost seconds and do nothing here: one hands out datasets that a trainer was given, and this one is
+class Trainer(DataParallelTrainer):
+    """As Ray Train's for torch. One worker on CPUs has no one to talk to: without a process group, its controller needs no torch.
+
+    Without two actors that cost seconds and do nothing here: one hands out datasets that a trainer was given, and this one is
     given none; the other, on an own cluster only, removes the workers' places should the controller die: such a cluster ends with
     this process, and beside other Rays it prints a traceback. Ctrl-C ends the workers and raises KeyboardInterrupt."""
 
+    def __init__(
+        self, loop: Callable[[dict[str, Any]], None], *, train_loop_config: dict[str, Any], settings: RayTrainSettings
+    ) -> None:
+        scaling = settings.scaling_config
+        super().__init__(
+            loop,
+            train_loop_config=train_loop_config,
+            backend_config=BackendConfig()
+            if scaling.num_workers == 1 and not scaling.use_gpu
+            else _torch_backend(gpu=bool(scaling.use_gpu)),
+            scaling_config=scaling,
+            run_config=settings.run_config,
+        )
+
     def _create_default_callbacks(self) -> list[Any]:
-        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2, which mypy does not see
+        made: list[Any] = super()._create_default_callbacks()
         unwanted = ("DatasetsCallback",) if joined_cluster() else ("DatasetsCallback", "PlacementGroupCleanerCallback")
         return [callback for callback in made if type(callback).__name__ not in unwanted]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        if joined_cluster():
+            return super()._initialize_and_run_controller(**settings)
+        settings["scaling_policy"] = OwnWorkers(settings["scaling_policy"].scaling_config)
+        controller: Any = ray.remote(num_cpus=0)(PlainController).remote(**settings)
+        if threading.current_thread() is threading.main_thread():
+            self._register_sigint_handler(controller)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
     def _register_sigint_handler(self, controller: Any) -> None:
         def interrupt(number: int, frame: Any) -> None:
@@ -107,39 +127,7 @@ class _Trainer(TorchTrainer):
         signal.signal(signal.SIGINT, interrupt)
 
 
-def worker_loop(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs; ``config`` holds the run's record as plain JSON, its folder and where to begin."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, and told once
-    # Ray Train tells of each report by a logger that is named after its own file.
-    files = [n for n in logging.root.manager.loggerDict if n.endswith("ray/train/v2/_internal/execution/context.py")]
-    for name in ("ray.train", *files):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    record = from_plain(RunRecord, config["record"], "the run's record")
-    folder = Path(config["folder"])
-    if has_ended(folder):
-        return
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), device, record.options)
-    if record.options.threads is None and device.type == "cpu":
-        # Ray sets one thread for a fractional CPU; on CPUs training is the work, so share the machine out evenly.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    metrics = (
-        MetricQueue(folder, Tracker(record.tracking_uri, record.mlflow_run), record.mlflow_run)
-        if worker.rank == 0
-        else None
-    )
-    reporter = RayTrainReporter(None if config["start"] is None else Path(config["start"]))
-    try:
-        train_here(
-            record.experiment,
-            reporter,
-            worker=worker,
-            log_metrics=(lambda values, step: None) if metrics is None else metrics.log,
-        )
-    except Exception as error:
-        if not ends_run(folder, worker.rank, error, reporter.latest()) or worker.size > 1:
-            raise  # Ray Train starts the workers again, from the last checkpoint
-    finally:
-        if metrics is not None:
-            metrics.close()
+def _torch_backend(*, gpu: bool) -> BackendConfig:
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend="nccl" if gpu else "gloo")

@@ -33,7 +33,8 @@ from rayrec.registry import runs_folder
 from rayrec.reporting import Section
 from rayrec.runs.cluster import connect, gpus
 from rayrec.runs.endings import clear_endings, raise_ending
-from rayrec.runs.ray_train import ray_train_settings, worker_loop
+from rayrec.runs.ray_train import ray_train_settings
+from rayrec.runs.ray_worker import worker_loop
 from rayrec.runs.run_folder import FinishedRun, RunRecord, log_run, only_one, write_run
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweep_state import KeepAndShow, put_back

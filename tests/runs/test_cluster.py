@@ -1,6 +1,7 @@
 """How an own Ray is started: where it keeps its sockets, how its workers rank."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,37 @@ def test_workers_of_an_own_ray_rank_as_the_job_and_those_of_a_cluster_as_it_says
     (how,) = started
     assert how["environ"].get("RAY_worker_niceness") == niceness
     assert "RAY_worker_niceness" not in how.get("runtime_env", {}).get("env_vars", {})
+
+
+def test_what_was_begun_is_there_when_connect_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on = [], threading.Event()
+
+    def init(**how: Any) -> None:
+        go_on.wait(10)
+        started.append(threading.current_thread())
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": ""})
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    cluster.begin()
+    assert not started
+    go_on.set()
+    cluster.connect()
+    cluster.connect()
+    (thread,) = started
+    assert thread is not threading.current_thread()
+    assert thread.is_alive()  # Ray's processes end with it
+
+
+def test_what_could_not_be_begun_is_raised_by_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**how: Any) -> None:
+        raise UserError("no room")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": ""})
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    cluster.begin()
+    with pytest.raises(UserError, match="no room"):
+        cluster.connect()
