@@ -340,9 +340,7 @@ def result_table(results: Mapping[ArmName, Result]) -> Table:
             "all" if result.settled else "some",
             f"{mean(result.valid):.2f}",
             f"{mean(result.test):.2f} ({_deviation(result.test)})",
-            ""
-            if result.difference is None
-            else f"{result.difference.mean:+.1f} ({result.difference.low:+.1f}, {result.difference.high:+.1f})",
+            _shown_difference(result),
         )
         for arm, result in results.items()
     ]
@@ -369,6 +367,14 @@ def report_sections(study: Study, results: Mapping[ArmName, Result], setting: st
 
 def _shown_rates(rates: tuple[float, float]) -> str:
     return f"{rates[0]:g}, {rates[1]:g}"
+
+
+def _shown_difference(result: Result) -> str:
+    difference = result.difference
+    if difference is None:
+        return ""
+    interval = f"{difference.low:+.1f}, {difference.high:+.1f}" if len(result.test) > 1 else "one seed"
+    return f"{difference.mean:+.1f} ({interval})"
 
 
 def _deviation(values: Sequence[float]) -> str:
