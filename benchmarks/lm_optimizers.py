@@ -197,9 +197,9 @@ class Study:
         """Validation perplexity of seed 0 by rates, in the order of the search."""
         tried: dict[Rates, float] = {}
         rates = STARTS[arm]
-        for _ in range(self.benchmark.trials):
+        for trial in range(self.benchmark.trials):
+            rates = next_rates(tried) if trial else rates
             tried[rates] = self.validation(Run(arm, rates, 0))
-            rates = next_rates(tried)
         return tried
 
     def best(self, arm: ArmName) -> Rates:
@@ -272,7 +272,10 @@ def measure(study: Study) -> dict[ArmName, Result]:
     best = {arm: study.best(arm) for arm in study.benchmark.arms}
     for seed in range(1, study.benchmark.seeds):
         for arm, rates in best.items():
-            study.progress(Run(arm, rates, seed))
+            if math.isinf(study.validation(Run(arm, rates, seed))):
+                raise DivergedError(
+                    f"{arm} at its best rates diverged with seed {seed}: leave it out, or try more rates"
+                )
     results: dict[ArmName, Result] = {}
     for arm, rates in best.items():
         runs = [Run(arm, rates, seed) for seed in range(study.benchmark.seeds)]

@@ -23,8 +23,11 @@ class KnownItems:
         self.slices = tuple(slice(first, last + 1) for first, last in zip(firsts, lasts, strict=True))
         self.trie = trie.to(device)
         self.nodes = torch.zeros(len(item_tokens), trie.depth + 1, dtype=torch.int64, device=device)
-        for level in range(trie.depth):
-            self.nodes[1:, level + 1] = self.child(level, self.nodes[1:, level], tokens[:, level])
+        nodes = torch.arange(len(self.trie.items), device=device)  # the leaves; then their parents, up to the root
+        self.nodes[self.trie.items, trie.depth] = nodes
+        for level in reversed(range(trie.depth)):
+            nodes = torch.searchsorted(self.trie.offsets[level], nodes, right=True) - 1
+            self.nodes[self.trie.items, level] = nodes
 
     def places(self, items: Tensor) -> Tensor:
         """(T, M) the place of each of the items' (T,) nodes among its siblings."""

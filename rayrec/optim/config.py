@@ -80,7 +80,7 @@ class OptimizerConfig:
     """Of all parameters but embedding tables."""
     matrix_learning_rate: float | None = None
     """Of matrices that are neither tables, heads (modules called head, heads, lm_head, classifier) nor narrower than 8: what
-    ``optimizer`` trains. None = ``learning_rate``."""
+    ``optimizer`` trains (Muon takes no convolutions and stacks: they keep ``learning_rate``). None = ``learning_rate``."""
     weight_decay: float = 1e-5
     """Decoupled decay of all parameters but embedding tables and vectors."""
     beta1: float = 0.9

@@ -71,3 +71,18 @@ def test_what_could_not_be_begun_is_raised_by_connect(monkeypatch: pytest.Monkey
     cluster.begin()
     with pytest.raises(UserError, match="no room"):
         cluster.connect()
+
+
+@pytest.mark.parametrize(("cores", "preloads"), [(2, True), (64, False)])
+def test_processes_that_stand_by_import_train_on_machines_of_few_cores_alone(
+    monkeypatch: pytest.MonkeyPatch, cores: int, preloads: bool
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(cluster.ray, "init", lambda **how: started.append(dict(os.environ)))
+    monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"], "RAY_ADDRESS": ""})
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    cluster.begin()
+    cluster.connect()
+    assert ("RAY_preload_python_modules" in started[0]) is preloads
