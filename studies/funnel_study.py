@@ -102,6 +102,20 @@ class FunnelStudyConfig:
     )
     """Of the students."""
 
+    def student(self, log: Path, seed: int) -> RankerExperiment:
+        """An early stage that learns from the clicks of ``log`` alone; arms and teachers change it."""
+        return RankerExperiment(
+            log,
+            ignored_features=self.ignored_features,
+            tasks=("click",),
+            ranking=RankingConfig(architecture=self.architecture),
+            optimizer=OptimizerConfig(
+                learning_rate=self.learning_rate, embedding_learning_rate=self.embedding_learning_rate
+            ),
+            loop=LoopConfig(epochs=self.epochs, seed=seed, schedule="linear", patience=None),
+            stream=StreamConfig(batch_size=self.batch_size, seed=seed),
+        )
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -306,7 +320,7 @@ class _Seed:
     def _run(self, arm: Arm) -> None:
         started = time.monotonic()
         logs = SimulatedLogs.open(self.folder / "world")
-        experiment = self._experiment(self.folder / "labeled")
+        experiment = self.config.student(self.folder / "labeled", self.seed)
         hidden = teacher_only_features(Log.open(self.folder / "labeled").schema)
         ranking = replace(experiment.ranking, distillation=arm.distillation, inverse_propensity=arm.inverse_propensity)
         student = replace(
@@ -324,7 +338,10 @@ class _Seed:
     def _train_helper(self, name: str) -> None:
         """The teacher, which sees all features of impressions; or the model of the chance to be shown, from the student's."""
         if name == _TEACHER:
-            config, student = self.config, self._experiment(SimulatedLogs.open(self.folder / "world").labeled)
+            config, student = (
+                self.config,
+                self.config.student(SimulatedLogs.open(self.folder / "world").labeled, self.seed),
+            )
             teacher = replace(
                 student,
                 ranking=RankingConfig(architecture=config.teacher_architecture),
@@ -338,27 +355,13 @@ class _Seed:
             return
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             log = write_shown_log(SimulatedLogs.open(self.folder / "world"), Path(scratch) / "shown")
-            experiment = replace(self._experiment(log.path), tasks=(_SHOWN,))
+            experiment = replace(self.config.student(log.path, self.seed), tasks=(_SHOWN,))
             shown = replace(
                 experiment,
                 stream=replace(experiment.stream, batch_size=8 * self.config.batch_size),
                 loop=replace(experiment.loop, epochs=1),
             )
             self._train(shown, self.folder / name)
-
-    def _experiment(self, log: Path) -> RankerExperiment:
-        config = self.config
-        return RankerExperiment(
-            log,
-            ignored_features=config.ignored_features,
-            tasks=("click",),
-            ranking=RankingConfig(architecture=config.architecture),
-            optimizer=OptimizerConfig(
-                learning_rate=config.learning_rate, embedding_learning_rate=config.embedding_learning_rate
-            ),
-            loop=LoopConfig(epochs=config.epochs, seed=self.seed, schedule="linear", patience=None),
-            stream=StreamConfig(batch_size=config.batch_size, seed=self.seed),
-        )
 
     def _train(self, experiment: RankerExperiment, bundle: Path) -> Path:
         training = bundle.with_name(f".{bundle.name}.training")

@@ -22,7 +22,6 @@ from rayrec.data.simulation import SimulatedLogs, SimulationConfig, simulate, te
 from rayrec.errors import told
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
-from rayrec.families.ranker.task import RankingConfig
 from rayrec.files import write_text_atomically
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.metrics.paired import mean_estimate, paired_difference
@@ -32,7 +31,6 @@ from rayrec.reporting import Table
 from rayrec.reporting.page import text_table
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import RunOptions, Worker
 from rayrec.typed_json import from_json, to_json
@@ -219,22 +217,8 @@ class _World:
         world = self.folder / "world"
         return SimulatedLogs.open(world) if world.is_dir() else simulate(self.simulation, world)
 
-    def _experiment(self, log: Path) -> RankerExperiment:
-        study = self.command.study
-        return RankerExperiment(
-            log,
-            ignored_features=study.ignored_features,
-            tasks=("click",),
-            ranking=RankingConfig(architecture=study.architecture),
-            optimizer=OptimizerConfig(
-                learning_rate=study.learning_rate, embedding_learning_rate=study.embedding_learning_rate
-            ),
-            loop=LoopConfig(epochs=study.epochs, seed=self.seed, schedule="linear", patience=None),
-            stream=replace(RankerExperiment(log).stream, batch_size=study.batch_size, seed=self.seed),
-        )
-
     def _teach(self, plan: TeacherPlan) -> None:
-        plain = self._experiment(self._logs().labeled)
+        plain = self.command.study.student(self._logs().labeled, self.seed)
         teacher = replace(
             plain,
             ignored_features=(*plain.ignored_features, *plan.ignored_features),
@@ -255,7 +239,7 @@ class _World:
             teacher = self._file(f"teacher: {plan.name}", "last").with_suffix(".bundle")
             score_log(ScoringConfig(teacher, logs.unlabeled, scored), workers=0)
             unlabeled = scored
-        plain = self._experiment(logs.labeled)
+        plain = self.command.study.student(logs.labeled, self.seed)
         hidden = teacher_only_features(Log.open(logs.labeled).schema)
         student = replace(
             plain,

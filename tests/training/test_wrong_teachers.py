@@ -63,7 +63,7 @@ def test_the_last_weights_are_those_of_a_run_that_keeps_its_last(tmp_path: Path)
     world = _World(command, "linear", 3)
     dict(world.missing(TWO))["teacher: dot products"]()
     log = world._logs().labeled
-    plain = world._experiment(log)
+    plain = world.command.study.student(log, world.seed)
     keeps = replace(
         plain,
         ranking=replace(plain.ranking, architecture=TWO[1].architecture),
