@@ -23,7 +23,7 @@ from rayrec.data.log import Log
 from rayrec.data.log.streams import StreamConfig
 from rayrec.data.public.amazon2018 import read_amazon2018_processed
 from rayrec.data.text_stream import TextImport, documents, write_blocks, write_documents
-from rayrec.errors import DivergedError
+from rayrec.errors import DivergedError, told
 from rayrec.families.language_model.experiment import LanguageModelExperiment
 from rayrec.metrics.paired import PairedDifference, paired_difference
 from rayrec.models.llama import ShapeName
@@ -34,6 +34,7 @@ from rayrec.reporting import Section, Table, write_page
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
+from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.worker import RunOptions, Worker
@@ -146,9 +147,11 @@ class _Deadline(FolderReporter):
 
 
 class Study:
-    """Runs as they are needed, each one once."""
+    """Runs as they are needed, each one once. Raises ConfigError when the folder holds those of other options."""
 
     def __init__(self, benchmark: Benchmark, deadline: float) -> None:
+        options = options_of(benchmark, but=("out", "trials", "seeds", "threads", "minutes", "arms"))
+        hold_to_options(benchmark.out / "options.json", options, "runs/*")
         self.benchmark, self.deadline = benchmark, deadline
         self.corpora = make_corpora(benchmark)
         self.done: dict[Run, Progress] = {}
@@ -385,7 +388,12 @@ def _deviation(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    benchmark = tyro.cli(Benchmark, description=__doc__)
+    with told():
+        run(tyro.cli(Benchmark, description=__doc__))
+
+
+def run(benchmark: Benchmark) -> None:
+    """Train what is missing; at the end the table, curves and report."""
     deadline = math.inf if benchmark.minutes is None else time.monotonic() + 60 * benchmark.minutes
     study = Study(benchmark, deadline)
     try:

@@ -21,6 +21,7 @@ from rayrec.data.log import Log
 from rayrec.data.log.scarce_labels import keep_labels
 from rayrec.data.log.streams import StreamConfig
 from rayrec.data.public.logs import import_public
+from rayrec.errors import told
 from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.families.ranker.task import RankingConfig
@@ -30,6 +31,7 @@ from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
+from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from studies.seeds_table import show
@@ -84,14 +86,17 @@ Metrics = dict[str, dict[str, float]]
 def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(1)
-    results = run(command)
-    for split in SPLITS:
-        print(f"\n{split}")
-        show([{arm: found[split] for arm, found in result.items()} for result in results], METRICS)
+    with told():
+        results = run(command)
+        for split in SPLITS:
+            print(f"\n{split}")
+            show([{arm: found[split] for arm, found in result.items()} for result in results], METRICS)
 
 
 def run(command: Command) -> list[dict[str, Metrics]]:
-    """Metrics by arm and split, of each seed."""
+    """Metrics by arm and split, of each seed. Raises ConfigError when the folder holds results of other options."""
+    options = options_of(command, but=("folder", "seeds", "selector"))  # a result's name says its selector
+    hold_to_options(command.folder / "options.json", options, "*-*.json")
     if not (command.folder / "census").is_dir():
         import_public("census-income", command.folder / "census", command.source)
     return [_seed(command, seed) for seed in range(command.seeds)]

@@ -42,10 +42,11 @@ from rayrec.traffic.feedback import Feedback, FeedbackLog, Outcome
 from rayrec.traffic.gate import GateConfig
 from rayrec.traffic.joining import JoinConfig, join
 from rayrec.traffic.shown import ShownItems
+from rayrec.training.kept_options import hold_to_options
 from rayrec.training.loop import LoopConfig
 from rayrec.training.tracking import Tracker
 from rayrec.training.worker import RunOptions
-from rayrec.typed_json import from_json, to_json
+from rayrec.typed_json import from_json, to_json, to_plain
 
 _WINDOW_MS = 3_600_000
 _HERE = RunOptions(threads=1, reader="in_process")
@@ -265,7 +266,11 @@ def _items(block: Block, request: int) -> list[str]:
 
 
 def run_study(config: ClosedLoopConfig, folder: Path, seeds: Sequence[int]) -> dict[int, ClosedLoopResult]:
-    """Seeds that are not done yet are run; a seed that was cut short needs its folder and its runs removed."""
+    """Seeds that are not done yet are run; a seed that was cut short needs its folder and its runs removed.
+
+    Raises ConfigError when the folder holds results of another config.
+    """
+    hold_to_options(folder / "options.json", to_plain(config), "seed-*.json")
     results = {}
     for seed in seeds:
         file = folder / f"seed-{seed}.json"

@@ -18,6 +18,7 @@ import tyro
 
 from rayrec.data.log.streams import StreamConfig
 from rayrec.data.public.logs import import_public
+from rayrec.errors import told
 from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.files import write_text_atomically
@@ -27,6 +28,7 @@ from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
+from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from studies.seeds_table import show
@@ -55,11 +57,16 @@ class Command:
 def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(1)
-    show([seed_metrics(command, seed) for seed in range(command.seeds)], METRICS)
+    with told():
+        show([seed_metrics(command, seed) for seed in range(command.seeds)], METRICS)
 
 
 def seed_metrics(command: Command, seed: int) -> Mapping[str, Mapping[str, float]]:
-    """Metrics on the random ratings, by arm; imports the data set when that has not been done."""
+    """Metrics on the random ratings, by arm; imports the data set when that has not been done.
+
+    Raises ConfigError when the folder holds results of other options.
+    """
+    hold_to_options(command.folder / "options.json", options_of(command, but=("folder", "seeds")), "seed-*.json")
     if not (command.folder / "pairs").is_dir():
         shutil.rmtree(command.folder / "ratings", ignore_errors=True)
         import_public("coat", command.folder / "ratings", command.source, unlabeled=command.folder / "pairs")

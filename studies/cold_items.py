@@ -39,9 +39,10 @@ from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import fit_tokenizer, recommended_tokenizer
 from rayrec.runs.comparison import with_seed
 from rayrec.training.experiment import train_here
+from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import Worker
-from rayrec.typed_json import ConfigError
+from rayrec.typed_json import ConfigError, to_plain
 
 Arm = Literal["dense", "liger", "dense-neighbours", "liger-neighbours"]
 PROTOCOLS: tuple[HistoryItems, ...] = ("ranked", "excluded")
@@ -75,10 +76,15 @@ class ColdItems:
 
 
 def run(command: ColdItems) -> dict[str, dict[int, Ranks]]:
-    """By method and protocol the ranks of each draw that is done."""
+    """By method and protocol the ranks of each draw that is done.
+
+    Raises ConfigError when the folder holds those of other options.
+    """
     base = read_experiment(command.base.read_bytes(), str(command.base))
     if not isinstance(base, RetrieverExperiment):
         raise ConfigError(f"{command.base}: not of a retriever")
+    options = options_of(command, but=("base", "folder", "draws", "arms", "status"))
+    hold_to_options(command.folder / "options.json", {**options, "base": to_plain(base.absolute())}, "draw-*/*.npz")
     found: dict[str, dict[int, Ranks]] = {}
     for draw in range(command.draws):
         drawn = _drawn(command, base, draw)

@@ -33,6 +33,7 @@ from rayrec.models.content_encoder import ContentEncoderConfig
 from rayrec.models.embsum import EmbsumConfig
 from rayrec.models.spar import SparConfig
 from rayrec.optim import OptimizerConfig
+from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig, run_training
 from rayrec.training.reporters import CheckpointWriter
 from rayrec.training.worker import Worker
@@ -109,7 +110,12 @@ class Nowhere:
 
 
 def run(study: ContentStudy) -> None:
-    """Every arm and seed that the file has not; the untrained ones first."""
+    """Every arm and seed that the file has not; the untrained ones first.
+
+    Raises ConfigError when it holds those of other options.
+    """
+    options = options_of(study, but=("out", "arms", "seeds", "trained_lengths"))
+    hold_to_options(study.out.with_suffix(".options.json"), options, study.out.name)
     there = set()
     if study.out.is_file():
         lines = map(json.loads, study.out.read_text().splitlines())

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rayrec.errors import told
-from rayrec.files import write_text_atomically
 from rayrec.reporting import Section, Table, write_page
-from rayrec.typed_json import ConfigError, from_json, to_json
+from rayrec.training.kept_options import hold_to_options
+from rayrec.typed_json import to_plain
 from studies.funnel_study import (
     SUPERVISED,
     ArmResult,
@@ -63,12 +63,16 @@ class Miscalibration:
 
 
 def run(command: Miscalibration) -> Path:
-    """Do what is missing, print the tables, write the report; returns its path."""
+    """Do what is missing, print the tables, write the report; returns its path.
+
+    Raises ConfigError when the folder holds worlds of another study.
+    """
+    folder = command.out / "world"
+    if command.seeds:
+        hold_to_options(folder / "study.json", to_plain(command.study), "seed-*/*.json")
     sections = [_single_stage(command.requests), _other_forms(command.requests), _linear(command.linear)]
     finished = True
     if command.seeds:
-        folder = command.out / "world"
-        _claim(folder, command.study)
         finished = run_study(
             command.study,
             folder,
@@ -86,17 +90,6 @@ def run(command: Miscalibration) -> Path:
     if not finished:
         print("simulation B is not finished: run the same command again")
     return report
-
-
-def _claim(folder: Path, config: FunnelStudyConfig) -> None:
-    """Results of different configs must not meet in one table."""
-    file = folder / "study.json"
-    if file.is_file():
-        if from_json(FunnelStudyConfig, file.read_bytes(), str(file)) != config:
-            raise ConfigError(f"{file}: holds another study; choose another folder")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(file, to_json(config))
 
 
 def _single_stage(requests: int) -> Section:

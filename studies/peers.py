@@ -33,6 +33,7 @@ from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.experiment import train_here
+from rayrec.training.kept_options import hold_to_options, other_options
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.typed_json import ConfigError
@@ -144,13 +145,22 @@ def rows_of(log: Log, task: str) -> Rows:
 
 
 def judged_arm(command: Peers, name: str, arm: str, peer: Peer, rows: Rows) -> list[dict[str, Any]]:
-    """Lines of the judged runs, one a seed, of the settings that were best on validation."""
+    """Lines of the judged runs, one a seed, of the settings that were best on validation.
+
+    Raises ConfigError when the folder holds results of other rows, or of settings that are not drawn any more.
+    """
     file = command.folder / f"{name}.jsonl"
+    counts = {split: len(batch) for split, batch in rows.splits.items()}
+    hold_to_options(file.with_suffix(".options.json"), {"task": TASKS[name], "rows": counts}, file.name)
     there = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     mine = [line for line in there if line["arm"] == arm]
     trials = {line["trial"]: line for line in mine if "trial" in line}
     for trial, settings in enumerate(drawn(peer, command.trials)):
-        if trial not in trials:
+        if trial in trials:
+            if changed := other_options(trials[trial]["settings"], json.loads(json.dumps(settings))):
+                told_of = f"{file}: {arm}, trial {trial}, was made with {'; '.join(changed)}"
+                raise ConfigError(f"{told_of}: choose another folder")
+        else:
             trials[trial] = _add(file, {"arm": arm, "trial": trial, **judged(peer, rows, settings, 0, ("valid",))})
     chosen = min((trials[i] for i in range(command.trials)), key=lambda line: line["valid"]["log_loss"])["trial"]
     settings = list(drawn(peer, command.trials))[chosen]

@@ -31,9 +31,10 @@ from rayrec.reporting import Table
 from rayrec.reporting.page import text_table
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
+from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import RunOptions, Worker
-from rayrec.typed_json import from_json, to_json
+from rayrec.typed_json import from_json, to_json, to_plain
 from studies.funnel_study import ArmResult, FunnelStudyConfig, judge_student
 
 Form = Literal["linear", "network"]
@@ -93,7 +94,10 @@ class Found:
 
 
 def run(command: WrongTeachers, teachers: Sequence[TeacherPlan] = TEACHERS) -> dict[Form, list[list[Found]]]:
-    """By form the models of each world that is whole."""
+    """By form the models of each world that is whole. Raises ConfigError when the folder holds results of other options."""
+    options = options_of(command, but=("out", "forms", "seeds", "stop_after"))
+    plans = {plan.name: to_plain(plan) for plan in teachers}
+    hold_to_options(command.out / "options.json", {**options, "teachers": plans}, "*-*/*.json")
     began = time.monotonic()
     whole: dict[Form, list[list[Found]]] = {form: [] for form in command.forms}
     for seed in command.seeds:

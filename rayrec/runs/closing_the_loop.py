@@ -30,9 +30,10 @@ from rayrec.traffic.decisions import USER
 from rayrec.traffic.gate import GateConfig, Verdict, judge, log_losses
 from rayrec.traffic.joining import JoinConfig, JoinedLogs, join
 from rayrec.training.experiment import ScalingOptions
+from rayrec.training.kept_options import other_options
 from rayrec.training.tracking import Tracker
 from rayrec.training.worker import RunOptions
-from rayrec.typed_json import ConfigError, from_json, from_plain, to_json
+from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,10 @@ def _begin(command: CloseTheLoop, folder: Path, now_ms: int | None) -> LoopRecor
     file = folder / "loop.json"
     if file.is_file():
         record = from_json(LoopRecord, file.read_bytes(), str(file))
-        if (
-            replace(record.command, scaling=command.scaling, running=command.running, in_process=command.in_process)
-            != command
-        ):
-            raise ConfigError(f"{file}: this loop was begun with other options; choose another name")
+        begun = replace(record.command, scaling=command.scaling, running=command.running, in_process=command.in_process)
+        if begun != command:
+            other = "; ".join(other_options(to_plain(begun), to_plain(command)))
+            raise ConfigError(f"{file}: this loop was begun with other options, {other}: choose another name")
         return record
     version = Tracker().version_of(command.in_force)[1]
     record = LoopRecord(command, version, round(time.time() * 1000) if now_ms is None else now_ms)

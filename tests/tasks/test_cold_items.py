@@ -1,6 +1,7 @@
 """The study of cold items: its intervals by hand, and a draw from split to table on a small catalogue."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.stats import ttest_1samp
 
 from rayrec.data.sequences import leave_one_out, read_sequences, write_sequences
 from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, text_hash, write_shard
-from rayrec.typed_json import to_plain
+from rayrec.typed_json import ConfigError, to_plain
 from studies.cold_items import UNTRAINED, ColdItems, clustered_mean, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
 
@@ -71,3 +72,8 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     again = run(command)
     assert "done" not in capsys.readouterr().out
     assert all(np.array_equal(again[way][0]["rank"], draws[0]["rank"]) for way, draws in found.items())
+    with pytest.raises(ConfigError, match=r"results here were made with share 0\.2, now 0\.3; neighbours 4, now 8"):
+        run(replace(command, share=0.3, neighbours=8, draws=2))
+    base.write_text(json.dumps(to_plain(experiment((sequences, tmp_path / "none"), "liger", epochs=2))))
+    with pytest.raises(ConfigError, match=r"base\.loop\.epochs 1, now 2"):
+        run(command)

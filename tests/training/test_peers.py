@@ -21,9 +21,10 @@ class Shifted:
     """Knows the true logit but for a shift, its setting."""
 
     fits: list[tuple[float, int]] = field(default_factory=list)
+    shift_by: float = 0.0
 
     def sample(self, draw: Draw) -> Settings:
-        return {"shift": float(draw.normal())}
+        return {"shift": float(draw.normal()) + self.shift_by}
 
     def fit(self, rows: Rows, settings: Settings, seed: int) -> Callable[[str], NDArray[np.float64]]:
         self.fits.append((settings["shift"], seed))
@@ -65,6 +66,13 @@ def test_an_arm_is_judged_with_what_validation_chose_once_for_each_seed(log: Pat
 
     assert judged_arm(command, "kuairand", "LightGBM", peer, rows) == runs
     assert len(peer.fits) == 9  # nothing again
+    peer.shift_by = 1.0
+    with pytest.raises(ConfigError, match=r"LightGBM, trial 0, was made with shift .*, now .*: choose another folder"):
+        judged_arm(command, "kuairand", "LightGBM", peer, rows)
+    fewer = replace(rows, splits={name: batch[slice(0, 1000)] for name, batch in rows.splits.items()})
+    with pytest.raises(ConfigError, match=r"results here were made with rows\.train 4000, now 1000"):
+        judged_arm(command, "kuairand", "other", peer, fewer)
+    peer.shift_by = 0.0
     more = judged_arm(replace(command, trials=7), "kuairand", "other", peer, rows)
     assert len(peer.fits) == 9 + 7 + 3
     again = [{**run, "arm": "other"} for run in runs]
