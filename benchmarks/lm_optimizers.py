@@ -2,7 +2,8 @@
 
 python -m benchmarks.lm_optimizers [--minutes 3.5]. Two rates of each arm, that of matrices and that of embedding, head and
 vectors, are searched with seed 0 in as many trials (``next_rates``); the pair that is best on validation is trained with the
-other seeds, and AdamW's on half of the documents too: what a doubling of the tokens still brings. Work is kept below --out: a
+other seeds, and AdamW's on half of the tokens too (half of the documents; of more passes than one, half of them): what a doubling
+of the tokens still brings. Work is kept below --out: a
 call that runs out of its minutes says so, and the next one goes on with the very next step. The last call prints the table and
 writes curves.csv and report/report.html, which shows the curves.
 """
@@ -38,6 +39,7 @@ from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.worker import RunOptions, Worker
+from rayrec.typed_json import ConfigError
 
 ArmName = Literal["adamw", "adamw_95", "apollo", "apollo_mini", "galore", "muon"]
 Rates = tuple[int, int]  # of matrices and of everything else, as powers of FACTOR
@@ -64,6 +66,7 @@ STARTS: Mapping[ArmName, Rates] = {  # matrices: what was best when one rate ser
 class Benchmark:
     """source: folder of Scientific.item.json. documents: how many item texts are used (the first ones).
 
+    epochs: passes over them, 1 or an even number.
     rank_share: rank of APOLLO and GaLore over the smaller dimension of a matrix. period: steps between projections (T).
     trials: pairs of rates that are tried for each arm. curve_points: evaluations on the validation split in a run.
     minutes: stop after so many; None = go to the end.
@@ -73,6 +76,7 @@ class Benchmark:
     source: Path = Path("shared/data/amazon2018_scientific_text")
     out: Path = field(default_factory=lambda: runs_folder() / "lm-optimizers")
     documents: int = 1200
+    epochs: int = 1
     vocabulary: int = 1024
     block_tokens: int = 128
     batch_size: int = 4
@@ -89,7 +93,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. half: on half of the documents."""
+    """One training run. half: on half of the tokens."""
 
     arm: ArmName
     rates: Rates
@@ -150,14 +154,22 @@ class Study:
     """Runs as they are needed, each one once. Raises ConfigError when the folder holds those of other options."""
 
     def __init__(self, benchmark: Benchmark, deadline: float) -> None:
+        if benchmark.epochs != 1 and (benchmark.epochs < 1 or benchmark.epochs % 2):
+            raise ConfigError(f"epochs must be 1 or an even number, not {benchmark.epochs}")
         options = options_of(benchmark, but=("out", "trials", "seeds", "threads", "minutes", "arms"))
         hold_to_options(benchmark.out / "options.json", options, "runs/*")
         self.benchmark, self.deadline = benchmark, deadline
         self.corpora = make_corpora(benchmark)
         self.done: dict[Run, Progress] = {}
 
+    def corpus(self, half: bool) -> Path:
+        return self.corpora[half and self.benchmark.epochs == 1]
+
+    def epochs(self, half: bool) -> int:
+        return max(1, self.benchmark.epochs // 2) if half else self.benchmark.epochs
+
     def steps(self, half: bool = False) -> int:
-        return Log.open(self.corpora[half]).rows("train") // self.benchmark.batch_size
+        return self.epochs(half) * (Log.open(self.corpus(half)).rows("train") // self.benchmark.batch_size)
 
     def progress(self, run: Run) -> Progress:
         if run not in self.done:
@@ -213,7 +225,7 @@ class Study:
         benchmark, steps = self.benchmark, self.steps(run.half)
         matrices, others = run.learning_rates
         return LanguageModelExperiment(
-            self.corpora[run.half],
+            self.corpus(run.half),
             benchmark.shape,
             OptimizerConfig(
                 optimizer="adamw" if run.arm == "adamw_95" else run.arm,
@@ -226,7 +238,7 @@ class Study:
                 projection=ProjectionConfig(rank_share=benchmark.rank_share, period=benchmark.period, seed=run.seed),
             ),
             LoopConfig(
-                epochs=1,
+                epochs=self.epochs(run.half),
                 seed=run.seed,
                 warmup_steps=steps // 10,
                 schedule="cosine",
@@ -416,7 +428,7 @@ def run(benchmark: Benchmark) -> None:
     for row in (table.columns, ("---",) * len(table.columns), *table.rows):
         print(f"| {' | '.join(map(str, row))} |")
     if of_half:
-        print(f"AdamW on half of the training documents: validation {mean(of_half):.2f} ({_deviation(of_half)})")
+        print(f"AdamW on half of the training tokens: validation {mean(of_half):.2f} ({_deviation(of_half)})")
     for arm in results:
         print(
             f"{ARMS[arm]}, tried: "

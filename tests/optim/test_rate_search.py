@@ -1,8 +1,13 @@
-"""The search over two learning rates in the benchmark of optimizers."""
+"""The search over two learning rates in the benchmark of optimizers, and what half of its tokens are."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from benchmarks.lm_optimizers import Rates, next_rates
+from benchmarks.lm_optimizers import Benchmark, Rates, Study, next_rates
+from rayrec.typed_json import ConfigError
 
 
 def climbed(lowest: Rates, start: Rates, trials: int) -> list[Rates]:
@@ -28,3 +33,20 @@ def test_the_search_goes_on_the_way_that_helped() -> None:
 def test_the_search_tries_no_pair_twice_and_the_neighbours_of_the_best_before_others() -> None:
     order = climbed((-5, -4), (-5, -4), 7)
     assert order == [(-5, -4), (-4, -4), (-6, -4), (-5, -3), (-5, -5), (-4, -3), (-4, -5)]
+
+
+def test_half_of_the_tokens_are_half_of_the_documents_or_of_the_passes(data_root: Path, tmp_path: Path) -> None:
+    source = data_root / "amazon2018_scientific_text"
+    if not source.is_dir():
+        pytest.skip(f"no item texts at {source}")
+    once = Benchmark(source, tmp_path / "once", documents=60, vocabulary=300, batch_size=1)
+    twice = replace(once, out=tmp_path / "twice", epochs=2)
+    studies = [Study(benchmark, math.inf) for benchmark in (once, twice)]
+    whole = studies[0].steps()
+    assert [study.steps() for study in studies] == [whole, 2 * whole]
+    assert studies[0].steps(half=True) == pytest.approx(whole / 2, rel=0.2)
+    assert studies[1].steps(half=True) == whole
+    assert studies[0].corpus(half=True) != studies[0].corpus(half=False)
+    assert studies[1].corpus(half=True) == studies[1].corpus(half=False)
+    with pytest.raises(ConfigError, match="epochs must be 1 or an even number, not 3"):
+        Study(replace(once, out=tmp_path / "thrice", epochs=3), math.inf)
