@@ -6,11 +6,13 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from rayrec.data.log import Log, cluster_reader
+from rayrec.data.log import Log, LogError, cluster_reader
+from rayrec.data.log.packing import PackedRows
 from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource
 from rayrec.data.log.slice_reader import SliceReader
 from rayrec.data.log.stream_plan import RowGroup, Slice
@@ -89,6 +91,75 @@ def test_a_stream_of_few_rows_starts_no_execution(small_log: Path) -> None:
     with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
         assert sum(len(list(stream.epoch_batches())) for _ in range(3)) == 3 * stream.steps_per_epoch
     assert not executions()
+
+
+class Execution:
+    """In place of Ray Data's: its first block comes when ``go_on`` is set."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, reader: SliceReader, slices: Iterable[Slice], *, world_size: int) -> Iterator[PackedRows]:
+        self.begun.set()
+        try:
+            assert self.go_on.wait(20)
+            yield from reader.read(slices)
+        finally:
+            self.ended.set()
+
+
+def stream_of(log: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[LogStream, Execution]:
+    from rayrec.data.log import ray_reader
+
+    execution = Execution()
+    monkeypatch.setattr(ray_reader, "read_by_ray", execution)
+    monkeypatch.setattr(cluster_reader, "_refuse_without_ray", lambda: None)
+    monkeypatch.setattr(cluster_reader, "HEAD_ROWS", 12_000)  # one row group
+    return LogStream(Log.open(log), "train", SMALL, epochs=9, reading=Reading("ray")), execution
+
+
+def test_closing_does_not_wait_for_an_execution_that_is_about_to_begin_which_ends_when_it_has(
+    small_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, execution = stream_of(small_log, monkeypatch)
+    with stream:
+        stream.next_batch()
+        assert execution.begun.wait(20)
+    assert not execution.ended.is_set()
+    execution.go_on.set()
+    assert execution.ended.wait(20)
+
+
+def test_the_first_error_does_not_wait_for_an_execution_that_is_about_to_begin(
+    small_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, execution = stream_of(small_log, monkeypatch)
+
+    def read_in_background(*given: object) -> Iterator[PackedRows]:
+        assert execution.begun.wait(20)
+        raise LogError("part-0: is gone")
+        yield
+
+    monkeypatch.setattr(cluster_reader, "read_in_background", read_in_background)
+    with stream, pytest.raises(LogError, match="part-0: is gone"):
+        stream.next_batch()
+    assert not execution.ended.is_set()
+    execution.go_on.set()
+    assert execution.ended.wait(20)
+
+
+def test_rows_that_ray_is_to_read_are_refused_where_it_does_not_run(
+    small_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(cluster_reader, "HEAD_ROWS", 8_000)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        LogStream(Log.open(small_log), "train", SMALL, epochs=9, reading=Reading("ray")) as stream,
+        pytest.raises(LogError, match=r"not joined: call rayrec\.runs\.cluster\.connect\(\) first"),
+    ):
+        stream.next_batch()
 
 
 TWO_WORKERS = """
