@@ -13,6 +13,7 @@ import ray
 
 from rayrec.errors import UserError
 from rayrec.families.table import OTHERS
+from rayrec.runs.own_ray import few_processes
 
 SOCKET_NAME = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.sock")
 
@@ -29,17 +30,23 @@ _OWN_CLUSTER_SETTINGS = {
 # Every process that stands by pays 1.3 s of CPU and 45 MB for what one controller and the workers need: on many cores, too much.
 PRELOADED = 8
 
+_LOGS = ray.LoggingConfig(log_level="ERROR")
+
 _beginning: "Future[None] | None" = None
 
 
 def begin() -> None:
-    """Begin what ``connect`` ends, beside all that the caller does in between; only in a main thread. For a job that will train
-    by Ray Train: an own cluster's processes that stand by import what its actors need, on a machine of few cores."""
+    """Begin the own Ray that ``connect`` ends, beside all that the caller does in between; only in a main thread, and not where a
+    cluster is to be joined. For a job that will train by Ray Train: the processes that stand by import what its actors need, on a
+    machine of few cores."""
     global _beginning
-    if ray.is_initialized() or _beginning is not None or threading.current_thread() is not threading.main_thread():
+    if ray.is_initialized() or _beginning is not None or joined_cluster():
         return
-    if not joined_cluster() and (os.cpu_count() or 1) <= PRELOADED:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if (os.cpu_count() or 1) <= PRELOADED:
         os.environ.setdefault("RAY_preload_python_modules", "ray.train.v2._internal.execution.controller")
+    _settle()  # here: no other thread may change what this one's libraries read
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as ray.init does in a main thread
     _beginning = Future()
     atexit.register(_beginning.exception)  # waits: what ends Ray at exit must find it whole
@@ -48,7 +55,7 @@ def begin() -> None:
 
 def _begin(beginning: "Future[None]") -> None:
     try:
-        _connect(None, logging.ERROR)  # not: that it is no main thread
+        _start(None, logging.ERROR)  # not: that it is no main thread
     except BaseException as error:
         beginning.set_exception(error)
         return
@@ -61,36 +68,52 @@ def connect(*, num_cpus: int | None = None) -> None:
     """Join the cluster of ``$RAY_ADDRESS`` (set in submitted jobs), else start a private one here. Idempotent.
 
     A private Ray listens without dashboard, takes 300 MB of shared memory for blocks on their way, and ends with the process.
-    Workers log errors only; what they print (progress) is shown.
+    Workers log errors only; what they print (progress) is shown. num_cpus: of a private one that is started now; one that runs
+    already with fewer is kept, which a line tells.
     """
     global _beginning
     if _beginning is not None:
-        begun, _beginning = _beginning, None
-        begun.result()
+        begun = _beginning
+        try:
+            begun.result()
+        finally:
+            if begun.done():  # else Ctrl-C: whoever connects next waits for the same
+                _beginning = None
     if not ray.is_initialized():
-        _connect(num_cpus, logging.WARNING)
+        settings = _settle()
+        if joined_cluster():
+            ray.init(log_to_driver=True, runtime_env={"env_vars": settings}, logging_config=_LOGS)
+        else:
+            _start(num_cpus, logging.WARNING)
+    elif num_cpus is not None and (there := ray.cluster_resources().get("CPU", 0)) < num_cpus:
+        print(
+            f"Ray runs already, with {there:g} CPUs; the {num_cpus} asked for are not added",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
-def _connect(num_cpus: int | None, logging_level: int) -> None:
-    own = not joined_cluster()
-    settings = _TRAIN_SETTINGS | (_OWN_CLUSTER_SETTINGS if own else {})
+def _settle() -> dict[str, str]:
+    """Put Ray's settings into the environment, where they do not stand yet; returns them."""
+    settings = _TRAIN_SETTINGS | ({} if joined_cluster() else _OWN_CLUSTER_SETTINGS)
     settings |= {OTHERS: os.environ[OTHERS]} if OTHERS in os.environ else {}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    logs = ray.LoggingConfig(log_level="ERROR")
-    if not own:
-        ray.init(log_to_driver=True, runtime_env={"env_vars": settings}, logging_config=logs)
-        return
-    ray.init(
-        address="local",
-        num_cpus=num_cpus or os.cpu_count(),
-        include_dashboard=False,
-        object_store_memory=300_000_000,
-        log_to_driver=True,
-        logging_level=logging_level,
-        logging_config=logs,
-        _temp_dir=_short_temporary_folder(),
-    )
+    return settings
+
+
+def _start(num_cpus: int | None, logging_level: int) -> None:
+    with few_processes():
+        ray.init(
+            address="local",
+            num_cpus=num_cpus or os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=300_000_000,
+            log_to_driver=True,
+            logging_level=logging_level,
+            logging_config=_LOGS,
+            _temp_dir=_short_temporary_folder(),
+        )
 
 
 def joined_cluster() -> bool:

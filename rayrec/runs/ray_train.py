@@ -12,6 +12,7 @@ import ray
 from ray.train import BackendConfig, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from rayrec.errors import UserError
 from rayrec.runs.cluster import connect, gpus, joined_cluster
 from rayrec.runs.endings import clear_endings, raise_ending
 from rayrec.runs.ray_controller import OwnWorkers, PlainController
@@ -32,12 +33,22 @@ class RayTrainSettings:
 
 
 def ray_train_settings(folder: Path, scaling: ScalingOptions) -> RayTrainSettings:
-    """GPUs and nccl when the cluster has one a worker, else CPUs; leaves CPUs for the tasks that read the log."""
+    """GPUs and nccl when the cluster has one a worker, else CPUs; leaves CPUs for the tasks that read the log.
+
+    Raises UserError for more than an own Ray will ever have, which Ray Train would wait for."""
     use_gpu = scaling.device == "gpu" or (scaling.device == "auto" and gpus() >= scaling.workers)
     cpus = scaling.cpus_per_worker
     if cpus is None:
         available = ray.cluster_resources().get("CPU", 1.0)
         cpus = 1.0 if available >= 2 * scaling.workers + 1 else min(0.5, available / (2 * scaling.workers))
+    if not joined_cluster():
+        for kind, each in (("CPU", cpus), ("GPU", int(use_gpu))):
+            there = ray.cluster_resources().get(kind, 0.0)
+            if scaling.workers * each > there:
+                raise UserError(
+                    f"scaling: {scaling.workers} workers with {each:g} {kind}s each ask for {scaling.workers * each:g}, and this "
+                    f"machine has {there:g}"
+                )
     return RayTrainSettings(
         ScalingConfig(
             num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)}

@@ -1,12 +1,22 @@
 """What Ray Train does without on an own cluster, by Ray's own names."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
+import ray
+import ray.train
 from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, scaling_policy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 
-from rayrec.runs.ray_controller import OwnWorkers, PlainController, PlainWorkerGroup
+from rayrec.errors import UserError
+from rayrec.runs.ray_controller import NoBarrier, OwnWorkers, PlainController, PlainWorkerGroup
+from rayrec.runs.ray_train import ray_train_settings
+from rayrec.training.experiment import ScalingOptions
 
 
 def test_an_own_cluster_is_asked_for_all_workers_and_no_one_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +51,58 @@ def test_the_controllers_workers_take_any_process_and_the_settings_they_were_giv
     assert PlainController.worker_group_cls is PlainWorkerGroup
     assert "env_vars" in WorkerGroup._get_worker_runtime_env({})
     assert PlainWorkerGroup._get_worker_runtime_env({}) == {}
+
+
+def test_one_worker_is_answered_as_by_ray_trains_barrier(ray_session: None) -> None:
+    barrier = SynchronizationActor.options().remote(timeout_s=5, warn_interval_s=5)
+    how = {"world_rank": 0, "world_size": 1, "data": "name", "caller_method_name": "report"}
+    for asked in (
+        lambda of: of.broadcast_from_rank_zero.remote(**how, collective_seq=3, relaxable=True),
+        lambda of: of.set_required_ranks.remote([0]),
+        lambda of: of.reset.remote(),
+    ):
+        assert ray.get(asked(NoBarrier.options().remote(timeout_s=5))) == ray.get(asked(barrier))
+    ray.kill(barrier)
+
+
+def test_all_that_ray_train_asks_of_its_barrier_is_answered_for_one_worker() -> None:
+    sources = "".join(file.read_text() for file in (Path(ray.train.__file__).parent / "v2").rglob("*.py"))
+    asked = set(re.findall(r"sync\w*_actor(?:\(\))?\s*\.(\w+)\.remote", sources))
+    assert "broadcast_from_rank_zero" in asked
+    assert not {name for name in asked if not hasattr(NoBarrier, name)}
+
+
+@pytest.mark.parametrize(("workers", "alone"), [(1, True), (2, False)])
+def test_only_a_group_of_one_goes_without_ray_trains_barrier(
+    monkeypatch: pytest.MonkeyPatch, workers: int, alone: bool
+) -> None:
+    theirs, made, killed = worker_group.SynchronizationActor, [], []
+    monkeypatch.setattr(worker_group, "SynchronizationActor", theirs)  # put back after the test, as the next
+    monkeypatch.setattr(state, "_shutdown_sync_actor", state._shutdown_sync_actor)
+    monkeypatch.setattr(
+        WorkerGroup, "_start_impl", lambda self, builder: made.append(worker_group.SynchronizationActor)
+    )
+    monkeypatch.setattr(ray, "kill", killed.append)
+    group: Any = object.__new__(PlainWorkerGroup)
+    group._worker_group_context = type("Context", (), {"num_workers": workers})
+    group._start_impl(None)
+    assert made == [NoBarrier if alone else theirs]
+    state._shutdown_sync_actor(NoBarrier() if alone else "actor")
+    assert killed == ([] if alone else ["actor"])
+
+
+@pytest.mark.parametrize(
+    ("scaling", "told"),
+    [
+        (
+            ScalingOptions(workers=2, cpus_per_worker=40),
+            "2 workers with 40 CPUs each ask for 80, and this machine has 4",
+        ),
+        (ScalingOptions(device="gpu"), "1 workers with 1 GPUs each ask for 1, and this machine has 0"),
+    ],
+)
+def test_more_than_this_machine_has_is_refused_and_not_waited_for(
+    ray_session: None, tmp_path: Path, scaling: ScalingOptions, told: str
+) -> None:
+    with pytest.raises(UserError, match=f"scaling: {told}"):
+        ray_train_settings(tmp_path, scaling)

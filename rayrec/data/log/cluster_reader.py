@@ -73,8 +73,8 @@ def _refuse_without_ray() -> None:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         raise LogError(
-            "rows are to be read by Ray, which this process has not joined: call rayrec.runs.cluster.connect() first, or read with "
-            'Reading("in_process")'
+            "rows are to be read by Ray, which this process has not joined: call rayrec.runs.cluster.connect() first, or read "
+            'with Reading("in_process")'
         )
 
 
