@@ -99,10 +99,9 @@ class TrainingContents:
             number = int(batches[step * self._world_size + self._rank])
             ended = step + 1 == self.steps_per_epoch
             self._position = StreamPosition(epoch + 1, 0) if ended else StreamPosition(epoch, step + 1)
-            yield (
-                self._batch(order[self._cuts[number]], np.random.default_rng((self._config.seed, epoch, number))),
-                None,
-            )
+            # (seed, epoch, 0) would be (seed, epoch), that of the order
+            drawn = np.random.default_rng((self._config.seed, epoch, number, 1))
+            yield self._batch(order[self._cuts[number]], drawn), None
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -97,7 +97,8 @@ class TrainingSequences:
         if isinstance(self._examples, TrainingWindows):
             change = None
             if augmentation.on:
-                generator = np.random.default_rng((self._config.seed, *number))
+                # (seed, epoch, 0) would be (seed, epoch), that of the order
+                generator = np.random.default_rng((self._config.seed, *number, 1))
                 change = partial(augmented, config=augmentation, generator=generator)
             return HistoryBatch(*window_batch(self._interactions, located, self._length, change))
         return example_batch(self._interactions, located, self._length, self._tokens)

@@ -98,6 +98,20 @@ def test_each_epoch_is_changed_anew_and_a_resumed_one_alike_on_whatever_workers(
     assert batches(augmentation, rank=1, size=2) == whole[1::2][: len(whole) // 2]
 
 
+def test_no_batch_is_changed_by_the_random_numbers_that_order_its_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[tuple[int, ...]] = []
+    default_rng = np.random.default_rng
+
+    def remembered(seed: int | tuple[int, ...]) -> np.random.Generator:
+        seeds.extend([seed] if isinstance(seed, tuple) else [])  # others are this file's
+        return default_rng(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", remembered)
+    count = len(batches(AugmentationConfig(crop=0.5)))
+    states = {tuple(np.random.SeedSequence(seed).generate_state(4)) for seed in seeds}
+    assert len(states) == len(seeds) == 1 + count  # of the order, and of each batch
+
+
 def test_without_augmentation_windows_are_what_they_were() -> None:
     targets = [t for _, goals in batches(AugmentationConfig()) for row in goals for t in row if t]
     split = leave_one_out(data())
