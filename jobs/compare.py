@@ -26,9 +26,9 @@ from rayrec.runs.comparison import (
     TrialOptions,
     open_comparison,
     tell_of_trials,
-    with_seed,
 )
 from rayrec.runs.further import FurtherEvaluation, check_further
+from rayrec.runs.seeding import with_seed
 from rayrec.runs.sweeping import apply_parameters
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, from_json, from_plain

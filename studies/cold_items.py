@@ -37,7 +37,7 @@ from rayrec.files import whole_file
 from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import fit_tokenizer, recommended_tokenizer
-from rayrec.runs.comparison import with_seed
+from rayrec.runs.seeding import with_seed
 from rayrec.training.experiment import train_here
 from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.reporters import FolderReporter

@@ -30,6 +30,7 @@ from rayrec.registry import runs_folder
 from rayrec.runs.cluster import connect, gpus
 from rayrec.runs.further import FurtherEvaluation, bundle_folder, check_further, judge_further, read_further
 from rayrec.runs.run_folder import RunRecord, only_one
+from rayrec.runs.seeding import SEED, with_seed
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import check_streams, train_here
 from rayrec.training.judging import Judged
@@ -39,8 +40,6 @@ from rayrec.training.tracking import Tracker
 from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain
 
-SEED = "{seed}"
-"""In a path of an experiment: the trial's seed."""
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -132,19 +131,6 @@ class ComparisonState:
     wanted: FurtherEvaluation | None = None
     further: Mapping[TrialKey, Mapping[str, Judged]] = field(default_factory=dict)
     untrained: Mapping[str, Judged] = field(default_factory=dict)
-
-
-def with_seed(experiment: AnyExperiment, seed: int) -> AnyExperiment:
-    """The experiment with every field called ``seed`` set, wherever it is, and the seed in place of ``{seed}`` in its texts."""
-
-    def seeded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: seed if name == "seed" else seeded(part) for name, part in value.items()}
-        if isinstance(value, list):
-            return [seeded(part) for part in value]
-        return value.replace(SEED, str(seed)) if isinstance(value, str) else value
-
-    return from_plain(type(experiment), seeded(to_plain(experiment)), f"the experiment with seed {seed}")
 
 
 def open_comparison(name: str, comparison: Comparison, wanted: FurtherEvaluation | None = None) -> ComparisonState:

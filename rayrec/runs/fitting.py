@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rayrec.families.table import AnyExperiment
 from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, only_one, open_run
+from rayrec.runs.seeding import refuse_seed_mark
 from rayrec.training.checkpoint import newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, train_here
 from rayrec.training.loop import check_workers
@@ -31,6 +32,7 @@ def fit(
     scaling = scaling or ScalingOptions()
     if in_process and scaling.workers != 1:
         raise ConfigError(f"a run in process has one worker, not {scaling.workers}")
+    refuse_seed_mark(experiment)
     experiment.check()
     check_streams(experiment, scaling.workers)
     with only_one(name) as place:

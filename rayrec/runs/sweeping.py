@@ -36,6 +36,7 @@ from rayrec.runs.endings import clear_endings, raise_ending
 from rayrec.runs.ray_train import ray_train_settings
 from rayrec.runs.ray_worker import worker_loop
 from rayrec.runs.run_folder import FinishedRun, RunRecord, log_run, only_one, write_run
+from rayrec.runs.seeding import refuse_seed_mark
 from rayrec.runs.sweep_report import sweep_sections
 from rayrec.runs.sweep_state import KeepAndShow, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
@@ -170,6 +171,7 @@ def sweep(
     SweepFailed when no trial was evaluated, UserError when the tracking store is away at the end.
     """
     space.of(config.base)
+    refuse_seed_mark(config.base)
     config.base.check()
     config = replace(config, base=apply_parameters(config.base, space.settings))
     _check_space(config.base, space)

@@ -33,7 +33,6 @@ from rayrec.runs.comparison import (
     open_comparison,
     run_trials,
     trial_folder,
-    with_seed,
 )
 from rayrec.runs.comparison_report import (
     OVERALL,
@@ -45,6 +44,7 @@ from rayrec.runs.comparison_report import (
     told_apart,
 )
 from rayrec.runs.run_folder import RunRecord
+from rayrec.runs.seeding import with_seed
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
 from rayrec.training.loop import LoopConfig

@@ -40,6 +40,14 @@ def experiment(small_log: Path) -> RankerExperiment:
     )
 
 
+def test_a_place_for_a_seed_that_no_comparison_fills_is_refused(experiment: RankerExperiment) -> None:
+    marked = replace(experiment, log=Path("/logs/seed-{seed}"))
+    with pytest.raises(
+        ConfigError, match=r"^log: \{seed\} in '/logs/seed-\{seed\}' stands for the seed of a comparison's trial"
+    ):
+        fit("marked", marked, in_process=True)
+
+
 class Interrupted(Exception):
     pass
 
