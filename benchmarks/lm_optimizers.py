@@ -26,6 +26,7 @@ from rayrec.data.public.amazon2018 import read_amazon2018_processed
 from rayrec.data.text_stream import TextImport, documents, write_blocks, write_documents
 from rayrec.errors import DivergedError, told
 from rayrec.families.language_model.experiment import LanguageModelExperiment
+from rayrec.files import locked, make_folder
 from rayrec.metrics.paired import PairedDifference, paired_difference
 from rayrec.models.llama import ShapeName
 from rayrec.optim import OptimizerConfig
@@ -256,17 +257,22 @@ def make_corpora(benchmark: Benchmark) -> Mapping[bool, Path]:
     Both have the same tokenizer and the same validation and test documents.
     """
     out = {half: benchmark.out / ("corpus-half" if half else "corpus") for half in (False, True)}
-    if not out[True].is_dir():  # written last
-        benchmark.out.mkdir(parents=True, exist_ok=True)
-        texts = read_amazon2018_processed(benchmark.source, "Scientific").items.texts.to_pylist()
-        file = write_documents(texts[: benchmark.documents], benchmark.out / "documents.parquet")
-        whole = TextImport((file,), "text", benchmark.block_tokens, 0.05, 0.05, reader="in_process")
-        train, *others = (list(documents(whole, split)) for split in ("train", "valid", "test"))
-        tokenizer = train_tokenizer(iter(train), benchmark.vocabulary)
-        halved = write_documents(train[::2] + others[0] + others[1], benchmark.out / "documents-half.parquet")
-        for source, folder in ((whole, out[False]), (replace(whole, files=(halved,)), out[True])):
-            write_blocks(source, tokenizer.json, tokenizer.separator, folder, overwrite=True)
+    make_folder(benchmark.out)
+    with locked(benchmark.out / ".corpora.lock"):  # calls may share the folder and run at the same time
+        if not out[True].is_dir():  # written last
+            _write_corpora(benchmark, out)
     return out
+
+
+def _write_corpora(benchmark: Benchmark, out: Mapping[bool, Path]) -> None:
+    texts = read_amazon2018_processed(benchmark.source, "Scientific").items.texts.to_pylist()
+    file = write_documents(texts[: benchmark.documents], benchmark.out / "documents.parquet")
+    whole = TextImport((file,), "text", benchmark.block_tokens, 0.05, 0.05, reader="in_process")
+    train, *others = (list(documents(whole, split)) for split in ("train", "valid", "test"))
+    tokenizer = train_tokenizer(iter(train), benchmark.vocabulary)
+    halved = write_documents(train[::2] + others[0] + others[1], benchmark.out / "documents-half.parquet")
+    for source, folder in ((whole, out[False]), (replace(whole, files=(halved,)), out[True])):
+        write_blocks(source, tokenizer.json, tokenizer.separator, folder, overwrite=True)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """The search over two learning rates in the benchmark of optimizers, and what half of its tokens are."""
 
 import math
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import lm_optimizers
 from benchmarks.lm_optimizers import Benchmark, Rates, Study, next_rates
 from rayrec.typed_json import ConfigError
 
@@ -50,3 +55,20 @@ def test_half_of_the_tokens_are_half_of_the_documents_or_of_the_passes(data_root
     assert studies[1].corpus(half=True) == studies[1].corpus(half=False)
     with pytest.raises(ConfigError, match="epochs must be 1 or an even number, not 3"):
         Study(replace(once, out=tmp_path / "thrice", epochs=3), math.inf)
+
+
+def test_calls_that_begin_together_make_the_corpora_once_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def write(benchmark: Benchmark, out: Mapping[bool, Path]) -> None:
+        made.append(threading.current_thread())
+        time.sleep(0.2)  # the other call comes meanwhile
+        out[True].mkdir()
+
+    monkeypatch.setattr(lm_optimizers, "_write_corpora", write)
+    with ThreadPoolExecutor(2) as calls:
+        found = list(calls.map(lm_optimizers.make_corpora, [Benchmark(out=tmp_path / "shared")] * 2))
+    assert found[0] == found[1]
+    assert len(made) == 1
