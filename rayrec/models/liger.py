@@ -93,6 +93,8 @@ class LigerConfig:
             raise ValueError("unseen_budget belongs to the dense head: dense_weight must be above 0")
         if self.dense_weight > 0 and not self.text:
             raise ValueError("dense_weight is above 0 but text is false: the dense head scores items by their text")
+        if self.constrained_softmax and self.generative_weight == 0:
+            raise ValueError("constrained_softmax belongs to the generative head: generative_weight must be above 0")
         if self.repeat_bias and self.dense_weight == 0:
             raise ValueError("repeat_bias belongs to the dense head: dense_weight must be above 0")
         if not (0 <= self.input_dropout < 1 and 0 <= self.projection_dropout < 1):

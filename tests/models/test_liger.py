@@ -375,6 +375,7 @@ def test_both_heads_learn_that_each_item_is_followed_by_the_next() -> None:
         ({"temperature": 0.0}, "temperature"),
         ({"neighbours": 4, "dense_weight": 0.0}, "neighbours must be at least 0, and belong to the dense head"),
         ({"dense_weight": 0.0, "generative_weight": 0.0}, "one of them above 0"),
+        ({"constrained_softmax": True, "generative_weight": 0.0}, "constrained_softmax belongs to the generative head"),
     ],
 )
 def test_configs_that_contradict_themselves_are_refused(changes: dict[str, float], message: str) -> None:

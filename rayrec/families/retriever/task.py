@@ -85,6 +85,7 @@ class RetrievalConfig:
             raise ValueError(f"cutoffs must hold 10, which the objective needs; given {self.cutoffs}")
         if self.beams < max(self.cutoffs):
             raise ValueError(f"beams {self.beams} must be at least the largest cutoff, {max(self.cutoffs)}")
+        _ = self.architecture  # its checks
 
     @model_validator(mode="before")
     @classmethod
