@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rayrec.families.table import AnyExperiment
-from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, only_one, open_run
+from rayrec.runs.run_folder import FinishedRun, RunRecord, complete_run, find_run, make_run, only_one
 from rayrec.runs.seeding import refuse_seed_mark
 from rayrec.training.checkpoint import newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, train_here
@@ -27,7 +27,8 @@ def fit(
     """Train (or go on with a run of this name), then write bundle and report and log both to MLflow.
 
     in_process: one worker in this very process, on CPU, without Ray. Raises UserErrors for whatever the user can put right,
-    before anything is started but Ray, which begins beside the run's record.
+    before anything is started; but what the tracking store says when it is first asked comes when Ray, which begins beside that,
+    has begun.
     """
     scaling = scaling or ScalingOptions()
     if in_process and scaling.workers != 1:
@@ -35,12 +36,13 @@ def fit(
     refuse_seed_mark(experiment)
     experiment.check()
     check_streams(experiment, scaling.workers)
-    with only_one(name) as place:
-        if not in_process and not _is_trained(place / "train"):
+    with only_one(name) as folder:
+        found, tracker = find_run(name, experiment, options), Tracker()
+        if not in_process and not _is_trained(folder / "train"):
             from rayrec.runs.cluster import begin  # seconds of imports
 
             begin()  # beside the imports of the tracking store
-        folder, record = open_run(name, experiment, options)
+        record = found or make_run(name, experiment, options, tracker)
         checkpoint = newest_checkpoint(folder / "train")
         progress = None if checkpoint is None else read_progress(checkpoint)
         if progress is not None:

@@ -68,10 +68,15 @@ def only_one(name: str) -> Iterator[Path]:
         yield folder
 
 
-def open_run(
-    name: str, experiment: AnyExperiment, options: RunOptions | None = None, *, parent: str | None = None
-) -> tuple[Path, RunRecord]:
-    """Make the run's record, or find it again. A run that never trained does not hold its name.
+def open_run(name: str, experiment: AnyExperiment, options: RunOptions | None = None) -> tuple[Path, RunRecord]:
+    """Find the run's record again, or make it; raises what ``find_run`` and ``make_run`` raise."""
+    found = find_run(name, experiment, options)
+    return runs_folder() / name, found or make_run(name, experiment, options, Tracker())
+
+
+def find_run(name: str, experiment: AnyExperiment, options: RunOptions | None = None) -> RunRecord | None:
+    """The run's record, if there is one for this experiment; imports no tracking store. A run that never trained does not hold
+    its name.
 
     Raises ConfigError when the name stands for another experiment.
     """
@@ -91,7 +96,7 @@ def open_run(
             if record.options != options:
                 record = replace(record, options=options)
                 write_text_atomically(record_file, to_json(record))
-            return folder, record
+            return record
         if trained:
             raise ConfigError(
                 f"run {name!r} exists with another config ({record_file}); choose another name, or remove that folder"
@@ -99,12 +104,16 @@ def open_run(
         shutil.rmtree(folder / "train", ignore_errors=True)
     elif any((folder / other).exists() for other in ("sweep.json", "comparison.json")):
         raise ConfigError(f"{folder}: is a sweep or a comparison; choose another name")
-    make_folder(folder)
-    tracker = Tracker()
-    started = tracker.start(name, experiment, parent=parent, tags={"run_options": to_json(options, indent=None)})
+    return None
+
+
+def make_run(name: str, experiment: AnyExperiment, options: RunOptions | None, tracker: Tracker) -> RunRecord:
+    """Open the run in the tracking store and write its record. Raises UserErrors of the store and the disk."""
+    folder, options = make_folder(runs_folder() / name), options or RunOptions()
+    started = tracker.start(name, experiment, tags={"run_options": to_json(options, indent=None)})
     record = RunRecord(experiment, started, tracker.uri, experiment.fingerprint(), options)
-    write_text_atomically(record_file, to_json(record))
-    return folder, record
+    write_text_atomically(folder / "run.json", to_json(record))
+    return record
 
 
 def complete_run(folder: Path, record: RunRecord, checkpoint: Path) -> FinishedRun:
