@@ -3,7 +3,9 @@
 Ctrl-C ends a job with exit code 130 and says how to go on; a full, read-only or closed disk is one line with its folder.
 """
 
+import atexit
 import errno
+import gc
 import os
 import re
 import sys
@@ -51,6 +53,7 @@ class DiskError(UserError):
 def told(*, go_on: str = "run the same command again") -> Iterator[None]:
     """Around a job's whole work: what the user can mend ends the process with one line on stderr and exit code 1, Ctrl-C with
     130 and ``go_on``, how to go on. Anything else is a fault of the program and keeps its traceback."""
+    atexit.register(gc.freeze)  # else Python looks through all modules for cycles before it ends: 1.5 s of CPU
     try:
         yield
     except KeyboardInterrupt:

@@ -36,3 +36,25 @@ def imported(steps: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, list[s
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return {step: names for step, names in json.loads(done.stdout).items() if names}
+
+
+def test_few_searches_for_cycles_are_made_while_all_is_imported_and_as_many_as_a_user_chose() -> None:
+    def after(code: str) -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert after("import gc, rayrec; print(gc.get_threshold()[0] >= 10_000)") == "True"
+    assert after("import gc; gc.set_threshold(900, 8, 8); import rayrec; print(gc.get_threshold())") == "(900, 8, 8)"
+
+
+def test_a_job_that_ends_is_not_searched_for_cycles_any_more() -> None:
+    code = (
+        "import gc\nfrom rayrec.errors import told\n"
+        "def count(phase, found):\n    phase == 'stop' and print(len(gc.get_objects()), flush=True)\n"
+        "with told():\n    gc.callbacks.append(count)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(int(objects) < 1000 for objects in done.stdout.split())
+    whole = subprocess.run(
+        [sys.executable, "-c", "import gc; print(len(gc.get_objects()))"], capture_output=True, text=True, check=True
+    )
+    assert int(whole.stdout) > 1000

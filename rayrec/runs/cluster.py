@@ -45,7 +45,7 @@ def begin() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     if (os.cpu_count() or 1) <= PRELOADED:
-        os.environ.setdefault("RAY_preload_python_modules", "ray.train.v2._internal.execution.controller")
+        os.environ.setdefault("RAY_preload_python_modules", "rayrec,ray.train.v2._internal.execution.controller")
     _settle()  # here: no other thread may change what this one's libraries read
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as ray.init does in a main thread
     _beginning = Future()

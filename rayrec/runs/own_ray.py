@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray._private import node
+from ray._private import node, utils
 
 
 class OwnNode(node.Node):
@@ -25,9 +25,14 @@ class OwnNode(node.Node):
 @contextmanager
 def few_processes() -> Iterator[None]:
     """Around a ``ray.init`` that starts an own Ray."""
-    module: Any = node
-    before, module.Node = module.Node, OwnNode
+    nodes: Any = node
+    checks: Any = utils
+    before = nodes.Node, checks.get_dashboard_dependency_error
+    nodes.Node, checks.get_dashboard_dependency_error = (
+        OwnNode,
+        lambda: None,
+    )  # which imports them all to see that they are there
     try:
         yield
     finally:
-        module.Node = before
+        nodes.Node, checks.get_dashboard_dependency_error = before

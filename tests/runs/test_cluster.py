@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray._private import node
+from ray._private import node, utils
 from ray._private.parameter import RayParams
 
 from rayrec.errors import UserError
@@ -163,9 +163,12 @@ def test_an_own_ray_has_no_monitor_and_no_dashboard_process(
     monkeypatch.setattr(node.Node, "get_gcs_client", lambda self: "there")
     monkeypatch.setattr(node.Node, "start_monitor", lambda self: begun.append("monitor"))
     monkeypatch.setattr(node.Node, "start_api_server", lambda self, **how: begun.append("dashboard"))
+    asks = utils.get_dashboard_dependency_error
     with few_processes():
         assert node.Node is OwnNode
+        assert utils.get_dashboard_dependency_error() is None
     assert node.Node is not OwnNode
+    assert utils.get_dashboard_dependency_error is asks
     head = kind(RayParams(include_dashboard=False))
     head._gcs_address = head._gcs_client = None
     head._logs_dir = ""
