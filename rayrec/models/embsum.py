@@ -131,7 +131,7 @@ class Embsum(ContentRanker):
         done = torch.zeros(users, dtype=torch.bool, device=states.device)
         last, tokens = states.new_zeros(users, states.shape[2]), []
         for _ in range(self.config.max_summary + 1):
-            state = self.decoder.decoder(self.decoder.embed(token), cache)[:, 0]  # (U, d)
+            state = self.decoder.decoder.step(self.decoder.embed(token), cache)[:, 0]  # (U, d)
             last = torch.where(done.unsqueeze(1), last, state)
             token = self.decoder.logits(state).argmax(-1, keepdim=True).masked_fill(done.unsqueeze(1), self.end)
             tokens.append(token)

@@ -2,7 +2,8 @@
 
 T5's particulars: root-mean-square norms before each sublayer, no biases, attention without the 1/sqrt(d) scale, and one learned
 bias a head for the bucketed distance of two positions, the same in all layers. Equal to ``transformers``' T5 (tested with the
-same weights); faster in decoding, since keys and values of an encoded history are projected once, whatever the number of beams.
+same weights); faster in decoding, since keys and values of an encoded history are projected once, whatever the number of beams,
+and those of emitted tokens never move from beam to beam.
 """
 
 import math
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu
+
+from rayrec.models.layers.short_attention import attend
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class T5Encoder(nn.Module):
         p = self.config.dropout if self.training else 0.0
         positions = torch.arange(length, device=x.device)
         buckets = distance_buckets(positions - positions.unsqueeze(1), self.config, bidirectional=True)
-        bias = self.distances(buckets).permute(2, 0, 1).unsqueeze(0) + padding_bias(real)  # (B, H, L, L)
+        bias = self.distances(buckets).permute(2, 0, 1).contiguous() + padding_bias(real)  # (B, H, L, L)
         x = dropout(x, p)
         for layer in self.layers:
             x = layer(x, bias)
@@ -74,10 +77,12 @@ class T5Encoder(nn.Module):
 
 @dataclass
 class DecoderCache:
-    """What decoding B = U * W rows of U users needs to keep; rows of one user lie together.
+    """What decoding W beams of each of U users needs to keep.
 
-    cross_keys, cross_values: by layer (U, H, L, d), of the encoder's states. cross_bias: (U, 1, 1, L), -inf at padding.
-    keys, values: by layer (B, H, T, d) of the tokens so far.
+    cross_keys, cross_values: by layer (U, H, L, d), of the encoder's states. cross_bias: (U, 1, 1, L), lowest at padding.
+    keys, values: by layer (U, H, N, d), of the N tokens that any of a user's beams has emitted so far. Beams share them: nothing
+    moves when some beams go on and others end. depths: (N,), the place of each in its tuple. behind: (U, W, N) bool, which of
+    them each beam has behind it.
     """
 
     cross_keys: list[Tensor]
@@ -85,11 +90,12 @@ class DecoderCache:
     cross_bias: Tensor
     keys: list[Tensor]
     values: list[Tensor]
+    depths: Tensor
+    behind: Tensor
 
-    def follow(self, rows: Tensor) -> None:
-        """Row i goes on from what row ``rows[i]`` (B',) was."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+    def follow(self, parents: Tensor) -> None:
+        """Beam w of user u goes on from what beam ``parents[u, w]`` (U, W') was."""
+        self.behind = self.behind.gather(1, parents.unsqueeze(2).expand(-1, -1, self.behind.shape[2]))
 
 
 class T5Decoder(nn.Module):
@@ -104,28 +110,44 @@ class T5Decoder(nn.Module):
         _initialize(self, config)
 
     def cache(self, states: Tensor, real: Tensor) -> DecoderCache:
-        """For users with encoder states (U, L, D), before the first token."""
+        """For users with encoder states (U, L, D), before the first token: one beam each."""
         pairs = [layer.cross.keys_values(states) for layer in self.layers if isinstance(layer, _DecoderLayer)]
-        # Contiguous once: each step's products would copy them into that form again.
-        keys, values = [k.contiguous() for k, _ in pairs], [v.contiguous() for _, v in pairs]
-        return DecoderCache(keys, values, padding_bias(real), [], [])
+        nothing = torch.zeros(0, dtype=torch.int64, device=states.device)
+        behind = torch.zeros(len(states), 1, 0, dtype=torch.bool, device=states.device)
+        return DecoderCache([k for k, _ in pairs], [v for _, v in pairs], padding_bias(real), [], [], nothing, behind)
 
     def forward(self, x: Tensor, cache: DecoderCache) -> Tensor:
-        """States (B, T, D) of the next T inputs x (B, T, D); the cache then holds them too."""
-        first = cache.keys[0].shape[2] if cache.keys else 0
+        """States (B, T, D) of whole rows x (B, T, D), those of one user together; the cache stays empty."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        back = positions - positions.unsqueeze(1)
+        bias = self._bias(back).masked_fill(back > 0, -math.inf).unsqueeze(0)
+        return self._layers(x, bias, cache, keep=False)
+
+    def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
+        """States (U, W, D) of the next input x (U, W, D) of each beam; the cache then holds it too."""
+        users, beams = x.shape[:2]
+        depth = cache.depths[-1:] + 1 if len(cache.depths) else cache.depths.new_zeros(1)
+        cache.depths = torch.cat([cache.depths, depth.expand(beams)])
+        own = torch.eye(beams, dtype=torch.bool, device=x.device).expand(users, -1, -1)
+        cache.behind = torch.cat([cache.behind, own], 2)
+        bias = self._bias(cache.depths - depth).unsqueeze(1)  # (H, 1, N)
+        return self._layers(x, bias.masked_fill(~cache.behind.unsqueeze(1), -math.inf), cache, keep=True)
+
+    def _bias(self, back: Tensor) -> Tensor:
+        """(H, ...) of key position minus query position (...)."""
+        return self.distances(distance_buckets(back, self.config, bidirectional=False)).movedim(-1, 0).contiguous()
+
+    def _layers(self, x: Tensor, bias: Tensor, cache: DecoderCache, *, keep: bool) -> Tensor:
         p = self.config.dropout if self.training else 0.0
-        positions = torch.arange(first + x.shape[1], device=x.device)
-        back = positions - positions[first:].unsqueeze(1)  # (T, first + T)
-        buckets = distance_buckets(back, self.config, bidirectional=False)
-        bias = self.distances(buckets).permute(2, 0, 1).masked_fill(back > 0, -math.inf).unsqueeze(0)
         keys, values = [], []
         x = dropout(x, p)
         for i, layer in enumerate(self.layers):
-            past = (cache.keys[i], cache.values[i]) if first else None
+            past = (cache.keys[i], cache.values[i]) if cache.keys else None
             x, key, value = layer(x, bias, past, cache.cross_keys[i], cache.cross_values[i], cache.cross_bias)
             keys.append(key)
             values.append(value)
-        cache.keys, cache.values = keys, values
+        if keep:
+            cache.keys, cache.values = keys, values
         states: Tensor = dropout(self.norm(x), p)
         return states
 
@@ -160,9 +182,7 @@ class _DecoderLayer(nn.Module):
             key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
         x = x + self.dropout(self.attention(self.attention.queries(h), key, value, bias))
         users, (rows, length, _) = len(cross_bias), x.shape
-        h = self.cross.norm(x).reshape(
-            users, rows // max(users, 1) * length, -1
-        )  # a user's rows are queries to one set of keys
+        h = self.cross.norm(x).reshape(users, rows // max(users, 1) * length, -1)  # all a user's ask one set of keys
         mixed = self.cross(self.cross.queries(h), cross_keys, cross_values, cross_bias)
         x = x + self.dropout(mixed.view(rows, length, -1))
         return x + self.dropout(self.feed_forward(x)), key, value
@@ -192,11 +212,14 @@ class _Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """(B, Q, D) of queries (B, H, Q, d), keys and values (B, H, K, d) and a bias broadcast to (B, H, Q, K)."""
-        scores = query @ key.transpose(-1, -2)
-        weights = scores.add_(bias).softmax(-1)
-        if self.training:
-            weights = dropout(weights, self.dropout)
-        output: Tensor = self.output((weights @ value).transpose(1, 2).flatten(2))
+        if torch.is_grad_enabled():
+            weights = (query @ key.transpose(-1, -2)).add_(bias).softmax(-1)
+            if self.training:
+                weights = dropout(weights, self.dropout)
+            mixed = weights @ value
+        else:  # torch's fused kernels have no gradient for the bias on CPUs
+            mixed = attend(query, key, value, bias, scale=1.0, dropout_p=self.dropout if self.training else 0.0)
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
 

@@ -34,7 +34,7 @@ class TupleDecoder(nn.Module):
 
 
 class TupleDecoding:
-    """Decoding in progress: one row of the cache a beam, cross-attention keys once a user.
+    """Decoding in progress; all keys and values lie once a user, for all of its beams.
 
     known: where the softmaxes run over the codes that continue to one of these items only; None = over all tokens.
     """
@@ -57,17 +57,14 @@ class TupleDecoding:
         return self._step(start)
 
     def next(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        beams = self._cache.keys[0].shape[0] // max(self._users, 1)
-        first_row = torch.arange(self._users, device=parents.device).unsqueeze(1) * beams
-        self._cache.follow((first_row + parents).flatten())
+        self._cache.follow(parents)
         if self._known is not None:
             self._nodes = self._known.child(self._level, self._nodes.gather(1, parents), tokens)
             self._level += 1
-        return self._step(tokens.reshape(-1, 1))
+        return self._step(tokens)
 
     def _step(self, tokens: Tensor) -> Tensor:
-        states = self._decoder(self._embedding(tokens), self._cache)
-        logits: Tensor = self._head(states[:, -1]).float().view(self._users, -1, self._head.out_features)
+        logits: Tensor = self._head(self._decoder.step(self._embedding(tokens), self._cache)).float()  # (U, W, V)
         if self._known is None:
             return logits.log_softmax(-1)
         return logits - self._known.among_children(logits, self._level, self._nodes).logsumexp(-1, keepdim=True)

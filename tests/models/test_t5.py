@@ -71,16 +71,29 @@ def test_encoder_and_decoder_equal_transformers_t5() -> None:
 def test_beams_with_caches_equal_decoding_each_row_anew() -> None:
     _, decoder = copies(peer())
     states, real = torch.randn(2, 5, 12), torch.tensor([[True] * 5, [False, False, True, True, True]])
-    x = torch.randn(6, 3, 12)  # three beams a user
+    x = torch.randn(2, 3, 3, 12)  # three beams a user
     cache = decoder.cache(states, real)
-    steps = [decoder(x[:, i : i + 1], cache) for i in range(2)]
-    parents = torch.tensor([1, 1, 0, 5, 3, 4])  # inside each user
+    cache.follow(torch.zeros(2, 3, dtype=torch.int64))
+    steps = [decoder.step(x[:, :, i], cache) for i in range(2)]
+    parents = torch.tensor([[1, 1, 0], [2, 0, 1]])
     cache.follow(parents)
-    steps.append(decoder(x[:, 2:], cache))
-    histories = torch.cat([x[parents, :2], x[:, 2:]], 1)
-    anew = decoder(histories, decoder.cache(states.repeat_interleave(3, 0), real.repeat_interleave(3, 0)))
-    torch.testing.assert_close(steps[2][:, 0], anew[:, 2], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.cat(steps[:2], 1)[parents], anew[:, :2], atol=1e-5, rtol=1e-5)
+    steps.append(decoder.step(x[:, :, 2], cache))
+    past = x[torch.arange(2).unsqueeze(1), parents, :2]
+    histories = torch.cat([past, x[:, :, 2:]], 2).flatten(0, 1)
+    anew = decoder(histories, decoder.cache(states, real)).view(2, 3, 3, 12)
+    torch.testing.assert_close(steps[2], anew[:, :, 2], atol=1e-5, rtol=1e-5)
+    before = torch.stack(steps[:2], 2)[torch.arange(2).unsqueeze(1), parents]
+    torch.testing.assert_close(before, anew[:, :, :2], atol=1e-5, rtol=1e-5)
+    again = decoder(histories, decoder.cache(states.repeat_interleave(3, 0), real.repeat_interleave(3, 0)))
+    torch.testing.assert_close(again.view(2, 3, 3, 12), anew, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_without_gradients_equals_that_with_them() -> None:
+    encoder, decoder = copies(peer())
+    x, y, real = torch.randn(3, 7, 12), torch.randn(6, 4, 12), torch.rand(3, 7) < 0.7
+    learned = decoder(y, decoder.cache(encoder(x, real), real))
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(y, decoder.cache(encoder(x, real), real)), learned, atol=1e-5, rtol=1e-5)
 
 
 def test_padding_changes_nothing_and_rows_of_padding_stay_finite() -> None:
