@@ -48,11 +48,14 @@ def ray_session() -> Iterator[None]:
     """A local Ray of 4 logical CPUs, shared by all tests that need one."""
     import ray
 
+    from rayrec.runs.own_ray import few_processes
     from serve_apps.service.front import prepare_front
 
     prepare_front()
     os.environ.setdefault("RAY_worker_niceness", "0")  # as an own Ray of a job has it
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
+    how = {"include_dashboard": False, "object_store_memory": 300_000_000, "log_to_driver": False}
+    with few_processes():  # as an own Ray of a job
+        ray.init(address="local", num_cpus=4, **how)
     yield
     ray.shutdown()
 
