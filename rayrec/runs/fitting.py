@@ -9,7 +9,7 @@ from rayrec.runs.seeding import refuse_seed_mark
 from rayrec.training.checkpoint import newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, check_streams, train_here
 from rayrec.training.loop import check_workers
-from rayrec.training.metric_queue import MetricQueue
+from rayrec.training.metric_queue import MetricQueue, send_unsent
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.tracking import Tracker
 from rayrec.training.worker import RunOptions, Worker
@@ -57,7 +57,9 @@ def fit(
                     train_under_ray(folder, record, scaling, start=checkpoint)
         except BaseException:
             with suppress(Exception):  # the store may be away; what went wrong is told by what is raised
-                Tracker(record.tracking_uri, record.mlflow_run).finish(record.mlflow_run, failed=True)
+                tracker = Tracker(record.tracking_uri, record.mlflow_run)
+                tracker.finish(record.mlflow_run, failed=True)
+                send_unsent(folder, tracker, record.mlflow_run)
             raise
         last = newest_checkpoint(folder / "train")
         if last is None:

@@ -17,6 +17,8 @@ from rayrec.training.tracking import Tracker
 from rayrec.training.worker import Worker
 from rayrec.typed_json import from_plain
 
+QUIET_SECONDS = 10.0  # a shorter run's metrics are sent by the driver, which has imported the store's client already
+
 
 def worker_loop(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs; ``config`` holds the run's record as plain JSON, its folder and where to begin."""
@@ -36,7 +38,9 @@ def worker_loop(config: dict[str, Any]) -> None:
         # Ray sets one thread for a fractional CPU; on CPUs training is the work, so share the machine out evenly.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     metrics = (
-        MetricQueue(folder, Tracker(record.tracking_uri, record.mlflow_run), record.mlflow_run)
+        MetricQueue(
+            folder, Tracker(record.tracking_uri, record.mlflow_run), record.mlflow_run, quiet_seconds=QUIET_SECONDS
+        )
         if worker.rank == 0
         else None
     )

@@ -26,14 +26,18 @@ class _Unsent:
 class MetricQueue:
     """Sends metrics of one run in a thread, in order.
 
-    retry_seconds: pause after a failure. patience_seconds: how long ``close`` waits for what is left.
+    retry_seconds: pause after a failure. patience_seconds: how long ``close`` waits for what is left. quiet_seconds: for so long
+    metrics go to ``<run>/unsent_metrics.json`` at once; a run that has ended by then imports no client of the store, and whoever
+    completes it sends them. The longer one sends them itself then.
     """
 
     def __init__(
-        self, folder: Path, tracker: Tracker, run_id: str, *, retry_seconds: float = 5.0, patience_seconds: float = 20.0
-    ) -> None:
+        self, folder: Path, tracker: Tracker, run_id: str, *, retry_seconds: float = 5.0, patience_seconds: float = 20.0,
+        quiet_seconds: float = 0.0,
+    ) -> None:  # fmt: skip
         self.folder, self.tracker, self.run_id = folder, tracker, run_id
-        self.retry_seconds, self.patience_seconds = retry_seconds, patience_seconds
+        self.retry_seconds, self.patience_seconds, self.quiet_seconds = retry_seconds, patience_seconds, quiet_seconds
+        self._quiet, self._changing = quiet_seconds > 0, threading.Lock()
         self._waiting: deque[tuple[int, dict[str, float]]] = deque()
         self._something = threading.Event()
         self._closing = threading.Event()
@@ -43,7 +47,11 @@ class MetricQueue:
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Returns at once. Values that are None are left out."""
-        self._waiting.append((step, {name: float(value) for name, value in metrics.items() if value is not None}))
+        entry = step, {name: float(value) for name, value in metrics.items() if value is not None}
+        with self._changing:
+            if self._quiet:
+                return keep_unsent(self.folder, (entry,))
+        self._waiting.append(entry)
         self._something.set()
 
     def close(self) -> None:
@@ -55,6 +63,15 @@ class MetricQueue:
             keep_unsent(self.folder, tuple(self._waiting))
 
     def _send(self) -> None:
+        if self.quiet_seconds:
+            if self._closing.wait(self.quiet_seconds):
+                return
+            with self._changing:
+                self._quiet = False
+            try:
+                send_unsent(self.folder, self.tracker, self.run_id)
+            except Exception as error:  # as below; what is kept is sent when the run is completed
+                self._tell(error)
         closing_at: float | None = None
         while True:
             if not self._waiting:

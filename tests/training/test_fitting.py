@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -211,7 +212,8 @@ def test_tracking_that_goes_away_costs_no_step_and_is_made_up_for(
     def away(*arguments: object, **more: object) -> None:
         raise ConnectionError("Max retries exceeded")
 
-    monkeypatch.setattr(MetricQueue.__init__, "__kwdefaults__", {"retry_seconds": 0.1, "patience_seconds": 1.0})
+    impatient = {**MetricQueue.__init__.__kwdefaults__, "retry_seconds": 0.1, "patience_seconds": 1.0}
+    monkeypatch.setattr(MetricQueue.__init__, "__kwdefaults__", impatient)
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "log_metrics", away)
         with pytest.raises(UserError, match=r"the model is trained .*; run the same command again to log it there"):
@@ -244,6 +246,36 @@ def test_metrics_wait_for_a_store_that_comes_back_in_order(runs: Path) -> None:
     history = tracker.client.get_metric_history(run, "x")
     assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in range(5)]
     send_unsent(runs, tracker, run)  # nothing is left
+
+
+def test_metrics_of_a_short_run_are_on_disk_at_once_and_left_to_whoever_completes_it(runs: Path) -> None:
+    class Busy(Tracker):
+        def log_metrics(self, run_id: str, metrics: object, step: int) -> None:
+            pytest.fail("asked")
+
+    queue = MetricQueue(runs, Busy(), "a-run", quiet_seconds=60)
+    queue.log({"x": 1.0, "none": None}, 1)
+    assert '"x"' in (runs / "unsent_metrics.json").read_text()  # nothing is lost with the process
+    queue.log({"x": 2.0}, 2)
+    queue.close()
+    tracker = Tracker()
+    run = tracker.start("a-run", {"a": 1})
+    send_unsent(runs, tracker, run)
+    assert [metric.step for metric in tracker.client.get_metric_history(run, "x")] == [1, 2]
+
+
+def test_a_longer_run_sends_its_first_metrics_itself_and_the_others_behind_them(runs: Path) -> None:
+    tracker = Tracker()
+    run = tracker.start("a-run", {"a": 1})
+    queue = MetricQueue(runs, tracker, run, quiet_seconds=0.2)
+    queue.log({"x": 1.0}, 1)
+    deadline = time.monotonic() + 20
+    while (runs / "unsent_metrics.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [metric.step for metric in tracker.client.get_metric_history(run, "x")] == [1]
+    queue.log({"x": 2.0}, 2)
+    queue.close()
+    assert [metric.step for metric in tracker.client.get_metric_history(run, "x")] == [1, 2]
 
 
 def test_a_store_of_another_mlflow_is_one_line_that_names_the_command(runs: Path, experiment: RankerExperiment) -> None:
