@@ -154,9 +154,10 @@ def _train(experiment: RankerExperiment, bundle: Path) -> Metrics:
     checkpoint = reporter.latest()
     assert checkpoint is not None
     experiment.save_bundle(checkpoint, bundle)
-    measured = read_progress(checkpoint).evaluations
+    assert experiment.tasks is not None
+    (task,), measured = experiment.tasks, read_progress(checkpoint).evaluations
     return {
-        name: {metric: np.nan if (value := measured[split]["income"][metric]) is None else value for metric in METRICS}
+        name: {metric: np.nan if (value := measured[split][task][metric]) is None else value for metric in METRICS}
         for name, split in SPLITS.items()
     }
 

@@ -22,3 +22,16 @@ def test_on_census_income_ukdsl_is_calibrated_on_all_rows_where_the_supervised_s
     assert taught["log_loss"] < supervised["log_loss"]
     selected = "selected validation rows"
     assert found["supervised"][selected]["calibration_ratio"] > found["UKDSL"][selected]["calibration_ratio"]
+
+
+@pytest.mark.slow
+def test_a_selector_that_is_another_task_than_income_leaves_too_few_who_earn_much(
+    data_root: Path, tmp_path: Path
+) -> None:
+    source = data_root / "census_income_kdd"
+    if not source.is_dir():
+        pytest.skip(f"no Census-Income at {source}")
+    (found,) = run(Command(tmp_path / "census", source, seeds=1, epochs=1, selector="never_married"))
+    assert found.keys() == {"supervised", "teacher", "self-training", "candidates as negatives", "UKDSL"}
+    negatives = found["candidates as negatives"]["all test rows"]
+    assert negatives["calibration_ratio"] < 0.5
