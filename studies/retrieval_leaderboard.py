@@ -1,25 +1,28 @@
 """The leaderboard of retrievers: python -m studies.retrieval_leaderboard NAME, of a comparison that jobs.compare made.
 
-Beside its trained models: popularity, neighbours by text untrained (their one number, how fast older items of a history fade, is
-chosen on validation), and sums of the scores of two models, whose shares are chosen on validation for each seed. Every model with
-the history's items ranked and excluded; Markdown tables of means with their errors over seeds and users, and of differences to
-the baseline. Run it again when more trials are done.
+Beside its trained models: popularity, untrained neighbours by text, attributes and co-occurrence in training histories (their
+one or two numbers are chosen on validation), and sums of scores: of the same arm trained from several seeds in equal shares, of further
+models and neighbours in shares chosen on validation for each seed, one after the other. Every model with the history's items
+ranked and excluded; Markdown tables of means with their errors over seeds and users, and of differences to the baseline. Run it
+again when more trials are done.
 """
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import tyro
-from torch import Tensor
 
+from rayrec.data.sequences import read_sequences
 from rayrec.errors import told
 from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.evaluation import EvaluateRetriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.families.retriever.item_scores import Scores, dense_scores, popularity, summed, text_neighbours
-from rayrec.families.retriever.score_ranking import best_decay, best_share, judge_scores
+from rayrec.families.retriever.item_scores import Scores, dense_scores, equal_sum, popularity, summed
+from rayrec.families.retriever.neighbours import attribute_options, cooccurrence_options, text_options
+from rayrec.families.retriever.score_ranking import best_option, best_share, judge_scores
 from rayrec.families.retriever.task import HistoryItems
 from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.registry import runs_folder
@@ -30,7 +33,8 @@ from rayrec.typed_json import ConfigError, from_json
 
 PROTOCOLS: tuple[HistoryItems, ...] = ("ranked", "excluded")
 SHOWN = ("recall@10", "ndcg@10")
-TEXT = "text"
+TEXT, ATTRIBUTES, COOCCURRENCE = "text", "attributes", "cooccurrence"
+UNTRAINED = (TEXT, ATTRIBUTES, COOCCURRENCE)
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,21 @@ class Leaderboard:
     name: tyro.conf.Positional[str]
     """The comparison's folder; its plan asks for history ranked and excluded."""
     sums: tuple[str, ...] = ("sasrec-repeat+text",)
-    """ARM+ARM of models with dense heads, or ARM+text: with the untrained neighbours."""
+    """ARM+ARM of models with dense heads; in place of the second text, attributes or cooccurrence, of the untrained
+    neighbours; ARM*2: as trained from two seeds; of more than two, like ARM*2+attributes, each is added to the sum so
+    far."""
     beams: int = 20
     """Width of the beam searches, as in the plan."""
     targets: Literal["all", "in_set", "cold"] = "all"
     """Of the tables: all, those seen in training, those never seen."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a sum: an arm, or an untrained scoring, and of how many seeds' models."""
+
+    name: str
+    models: int = 1
 
 
 @dataclass
@@ -62,13 +76,15 @@ def run(command: Leaderboard) -> dict[str, Entry]:
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; make the comparison with jobs.compare")
     comparison = from_json(ComparisonRecord, file.read_bytes(), str(file)).comparison
-    pairs = [_pair(text, tuple(comparison.arms)) for text in command.sums]
+    sums = {text: _parts(text, tuple(comparison.arms)) for text in command.sums}
     state = open_comparison(command.name, comparison, EvaluateRetriever(beams=(command.beams,), history=PROTOCOLS))
     if not state.done:
         raise ConfigError(f"{state.folder}: no trial is done that was judged at beams {command.beams} both ways")
-    entries = {**_untrained(_experiment(state)), **_trained(state)}
-    for first, second in pairs:
-        entries[f"{first} + {second}"] = _sum(state, first, second)
+    experiment = _experiment(state)
+    untrained = Untrained(experiment)
+    entries = {**untrained.entries, **_trained(state)}
+    for text, parts in sums.items():
+        entries[text.replace("+", " + ")] = _sum(state, parts, untrained)
     print(*table(entries, command.targets, comparison.baseline), sep="\n")
     for name, entry in entries.items():
         if entry.chosen:
@@ -76,11 +92,20 @@ def run(command: Leaderboard) -> dict[str, Entry]:
     return entries
 
 
-def _pair(text: str, arms: Sequence[str]) -> tuple[str, str]:
-    first, plus, second = text.partition("+")
-    if not plus or first not in arms or second not in (*arms, TEXT):
-        raise ConfigError(f"sums: ARM+ARM or ARM+{TEXT}, not {text!r}; arms: {', '.join(arms)}")
-    return first, second
+def _parts(text: str, arms: Sequence[str]) -> tuple[Part, ...]:
+    found: list[Part] = []
+    for place, one in enumerate(text.split("+")):
+        match = re.fullmatch(r"(.+?)(?:\*([1-9]))?", one)
+        name, models = (match[1], int(match[2] or 1)) if match else (one, 1)
+        if name not in arms and (place == 0 or name not in UNTRAINED or models > 1):
+            found = []
+            break
+        found.append(Part(name, models))
+    if not found or (len(found) == 1 and found[0].models == 1):
+        raise ConfigError(
+            f"sums: ARM+ARM, ARM*2 or ARM+{' or '.join(UNTRAINED)}, not {text!r}; arms: {', '.join(arms)}"
+        )
+    return tuple(found)
 
 
 def _experiment(state: ComparisonState) -> RetrieverExperiment:
@@ -104,49 +129,70 @@ def _trained(state: ComparisonState) -> dict[str, Entry]:
     return entries
 
 
-def _untrained(experiment: RetrieverExperiment) -> dict[str, Entry]:
-    found = {"popularity": Entry()}
-    for protocol in PROTOCOLS:
-        scores = popularity(experiment.task().catalogue.counts)
-        found["popularity"].judged[protocol][None] = judge_scores(experiment, scores, split="test", history=protocol)
-    if experiment.semantic_ids is not None:
-        found["neighbours by text"] = Entry()
+class Untrained:
+    """What no training takes part in, judged on test; its options are chosen on validation for each protocol."""
+
+    def __init__(self, experiment: RetrieverExperiment) -> None:
+        self._experiment, self.entries = experiment, {"popularity": Entry()}
+        self._scores: dict[tuple[str, HistoryItems], Scores] = {}
+        counts = popularity(experiment.task().catalogue.counts)
+        data = read_sequences(experiment.sequences)
+        options = {
+            TEXT: _text_options(experiment),
+            ATTRIBUTES: attribute_options(data),
+            COOCCURRENCE: cooccurrence_options(data, experiment.split.split(data)),
+        }
         for protocol in PROTOCOLS:
-            scores = _neighbours(experiment, protocol, found["neighbours by text"])
-            judged = judge_scores(experiment, scores, split="test", history=protocol)
-            found["neighbours by text"].judged[protocol][None] = judged
-    return found
+            self._judge("popularity", protocol, counts)
+            for name in (name for name in UNTRAINED if options[name]):
+                chosen = best_option(experiment, options[name], history=protocol)
+                self._scores[name, protocol] = options[name][chosen]
+                self._judge(f"neighbours by {name}", protocol, options[name][chosen])
+                self.entries[f"neighbours by {name}"].chosen.append(f"{protocol} {chosen}")
+
+    def scores(self, name: str, protocol: HistoryItems) -> Scores:
+        """Raises ConfigError where items have no texts or attributes."""
+        if (name, protocol) not in self._scores:
+            raise ConfigError(f"sums: the items of {self._experiment.sequences} have no {name}")
+        return self._scores[name, protocol]
+
+    def _judge(self, name: str, protocol: HistoryItems, scores: Scores) -> None:
+        judged = judge_scores(self._experiment, scores, split="test", history=protocol)
+        self.entries.setdefault(name, Entry()).judged[protocol][None] = judged
 
 
-def _neighbours(experiment: RetrieverExperiment, protocol: HistoryItems, entry: Entry) -> Scores:
-    text = _text(experiment)
-    decay = best_decay(experiment, text, history=protocol)
-    entry.chosen.append(f"{protocol} decay {decay:g}")
-    return text_neighbours(text, decay)
-
-
-def _text(experiment: RetrieverExperiment) -> Tensor:
-    """(N + 1, E) as models that read text have it."""
-    features = replace(experiment, retrieval=replace(experiment.retrieval, model="dense")).task().catalogue.features
+def _text_options(experiment: RetrieverExperiment) -> Mapping[str, Scores]:
+    """Of the texts as models that read them have them; none where the semantic IDs are of anything else."""
+    reads = replace(experiment, retrieval=replace(experiment.retrieval, model="dense"))
+    ids = reads.ids()
+    if ids is None or ids.record.encoder in UNTRAINED:
+        return {}
+    features = reads.task().catalogue.features
     assert features is not None
-    return features.text
+    return text_options(features.text)
 
 
-def _sum(state: ComparisonState, first: str, second: str) -> Entry:
-    """Of the seeds that are done in both."""
+def _sum(state: ComparisonState, parts: Sequence[Part], untrained: Untrained) -> Entry:
+    """Of the seeds done in all arms, in groups as large as the largest part; a smaller part takes the first of its group."""
     entry, experiment = Entry(), _experiment(state)
-    for key in (key for key in state.done if key.arm == first):
-        other = TrialKey(second, key.seed)
-        if second != TEXT and other not in state.done:
-            continue
-        one = _dense(state, key)
+    arms = [part for part in parts if part.name not in UNTRAINED]
+    done = {key.seed for key in state.done if all(TrialKey(part.name, key.seed) in state.done for part in arms)}
+    seeds, width = [seed for seed in state.record.comparison.seeds if seed in done], max(part.models for part in arms)
+    for start in range(0, len(seeds) - width + 1, width):
+        group = seeds[start : start + width]
         for protocol in PROTOCOLS:
-            two = _dense(state, other) if second != TEXT else _neighbours(experiment, protocol, entry)
-            share = best_share(experiment, one, two, history=protocol)
-            entry.chosen.append(f"seed {key.seed} {protocol} share {share:g}")
-            scores = summed(one, two, share)
-            entry.judged[protocol][key.seed] = judge_scores(experiment, scores, split="test", history=protocol)
-        entry.seconds.append(sum(state.done[one].seconds for one in (key, other) if one in state.done))
+            scores, *others = (
+                untrained.scores(part.name, protocol) if part.name in UNTRAINED
+                else equal_sum([_dense(state, TrialKey(part.name, seed)) for seed in group[: part.models]])
+                for part in parts
+            )  # fmt: skip
+            for other in others:
+                share = best_share(experiment, scores, other, history=protocol)
+                entry.chosen.append(f"seed {'+'.join(map(str, group))} {protocol} share {share:g}")
+                scores = summed(scores, other, share)
+            entry.judged[protocol][group[0]] = judge_scores(experiment, scores, split="test", history=protocol)
+        keys = [TrialKey(part.name, seed) for part in arms for seed in group[: part.models]]
+        entry.seconds.append(sum(state.done[key].seconds for key in keys))
     return entry
 
 

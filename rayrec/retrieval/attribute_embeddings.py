@@ -5,12 +5,9 @@ import torch
 from torch import Tensor
 
 
-def attribute_embeddings(attributes: list[list[int]], dim: int, seed: int = 0) -> Tensor:
-    """(N, dim) float32 embeddings of items by their attribute ids (from 1); zeros for an item without any.
-
-    Rows of the attribute matrix, each attribute weighted by its inverse document frequency and each row scaled to length 1,
-    projected on its first ``dim`` singular vectors (latent semantic analysis); zeros beyond the matrix's rank.
-    """
+def attribute_matrix(attributes: list[list[int]]) -> Tensor:
+    """(N, A) sparse float32: of each item's attribute ids (from 1), weighted by inverse document frequency, rows scaled to length 1;
+    empty for an item without any."""
     rows = np.repeat(np.arange(len(attributes)), [len(a) for a in attributes])
     columns = np.array([i - 1 for a in attributes for i in a], dtype=np.int64)
     count = int(columns.max(initial=0)) + 1
@@ -18,9 +15,18 @@ def attribute_embeddings(attributes: list[list[int]], dim: int, seed: int = 0) -
     values = torch.from_numpy(weight[columns])
     indices = torch.from_numpy(np.stack([rows, columns]))
     norms = torch.zeros(len(attributes)).index_add_(0, indices[0], values.square()).sqrt().clamp_min(1e-12)
-    matrix = torch.sparse_coo_tensor(
+    return torch.sparse_coo_tensor(
         indices, values / norms[indices[0]], (len(attributes), count), check_invariants=True
     ).coalesce()
+
+
+def attribute_embeddings(attributes: list[list[int]], dim: int, seed: int = 0) -> Tensor:
+    """(N, dim) float32 embeddings of items by their attribute ids (from 1); zeros for an item without any.
+
+    Rows of ``attribute_matrix`` projected on its first ``dim`` singular vectors (latent semantic analysis); zeros beyond the
+    matrix's rank.
+    """
+    matrix = attribute_matrix(attributes)
     rank = min(dim, *matrix.shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -31,12 +31,25 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
     state = run_comparison("small", comparison, TrialOptions(in_process=True), Judging(wanted=asked))
     with pytest.raises(ConfigError, match="no trial is done that was judged at beams 20 both ways"):
         run(Leaderboard("small", ("sasrec+text",)))
-    with pytest.raises(ConfigError, match=r"sums: ARM\+ARM or ARM\+text, not 'sasrec\+absent'"):
+    with pytest.raises(ConfigError, match=r"sums: ARM\+ARM, ARM\*2 or ARM\+text or .*, not 'sasrec\+absent'"):
         run(Leaderboard("small", ("sasrec+absent",), 10))
-    entries = run(Leaderboard("small", ("sasrec+dense", "sasrec+text"), 10))
+    with pytest.raises(ConfigError, match=r"sums: the items of .* have no attributes"):
+        run(Leaderboard("small", ("sasrec+attributes",), 10))
+    entries = run(
+        Leaderboard("small", ("sasrec+dense", "sasrec+text", "sasrec*2", "sasrec*2+dense*2+cooccurrence"), 10)
+    )
     assert list(entries) == [
-        "popularity", "neighbours by text", "sasrec", "dense", "sasrec + dense", "sasrec + text"
+        "popularity", "neighbours by text", "neighbours by cooccurrence", "sasrec", "dense",
+        "sasrec + dense", "sasrec + text", "sasrec*2", "sasrec*2 + dense*2 + cooccurrence",
     ]  # fmt: skip
+    two, four = entries["sasrec*2"], entries["sasrec*2 + dense*2 + cooccurrence"]
+    assert list(two.judged["ranked"]) == list(four.judged["excluded"]) == [0]  # one pair of the seeds 0 and 1
+    cost = {arm: sum(state.done[key].seconds for key in state.done if key.arm == arm) for arm in arms}
+    assert two.seconds == [pytest.approx(cost["sasrec"])]
+    assert four.seconds == [pytest.approx(sum(cost.values()))]
+    assert [one.rsplit(" ", 1)[0] for one in four.chosen] == [
+        f"seed 0+1 {protocol} share" for protocol in PROTOCOLS for _ in range(2)
+    ]
     for key, ways in state.further.items():
         for protocol, way in zip(PROTOCOLS, ("", "excluded"), strict=True):
             assert entries[key.arm].judged[protocol][key.seed] == ways[way]

@@ -1,6 +1,6 @@
 """Scores of all items by what no training takes part in (popularity, neighbours by text), by a dense head, and by sums of two."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -53,6 +53,18 @@ def dense_scores(model: Retriever[Any]) -> Callable[[Any], Tensor]:
 def summed(first: Scores, second: Scores, share: float) -> Scores:
     """(1 - share) * first + share * second, each of mean 0 and deviation 1 over the items of a row."""
     return lambda history: added(standardized(first(history)), standardized(second(history)), share)
+
+
+def equal_sum(several: Sequence[Scores]) -> Scores:
+    """Their mean, each of mean 0 and deviation 1 over the items of a row; of one alone, its own scores."""
+    if len(several) == 1:
+        return several[0]
+
+    def scores(history: Tensor) -> Tensor:
+        total = sum((standardized(one(history)) for one in several[1:]), standardized(several[0](history)))
+        return without_padding(total / len(several))
+
+    return scores
 
 
 def scored_ranks(scores: Tensor, batch: HistoryBatch, depth: int, history: HistoryItems) -> Tensor:

@@ -1,6 +1,6 @@
 """Ranking by the scores of ``item_scores``: judged like a trained retriever, and what is free in them chosen on validation."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -19,14 +19,14 @@ from rayrec.training.judging import Judged
 from rayrec.training.worker import Worker
 
 K = TypeVar("K", bound=Hashable)
-SHARES = tuple(i / 10 for i in range(11))
+SHARES = (0.0, 0.05, 0.1, 0.15, *(i / 10 for i in range(2, 11)))
 
 
 def best_share(
     experiment: RetrieverExperiment, first: Scores, second: Scores, *, history: HistoryItems,
     shares: Sequence[float] = SHARES,
 ) -> float:  # fmt: skip
-    """The ``share`` of ``summed`` that is best by the objective on validation targets seen in training; the least of equals."""
+    """The ``share`` of ``summed`` that is best by the objective on validation targets seen in training; the first of equals."""
 
     def each(given: Tensor) -> Iterable[tuple[float, Tensor]]:
         one, other = standardized(first(given)), standardized(second(given))
@@ -39,8 +39,12 @@ def best_decay(
     experiment: RetrieverExperiment, text: Tensor, *, history: HistoryItems, decays: Sequence[float] = DECAYS
 ) -> float:
     """The ``decay`` of ``text_neighbours``, chosen likewise."""
-    options = {decay: text_neighbours(text, decay) for decay in decays}
-    return _best(experiment, lambda given: ((decay, scores(given)) for decay, scores in options.items()), history)
+    return best_option(experiment, {decay: text_neighbours(text, decay) for decay in decays}, history=history)
+
+
+def best_option(experiment: RetrieverExperiment, options: Mapping[K, Scores], *, history: HistoryItems) -> K:
+    """Of several scorings, chosen likewise; the first of equals."""
+    return _best(experiment, lambda given: ((key, scores(given)) for key, scores in options.items()), history)
 
 
 def judge_scores(experiment: RetrieverExperiment, scores: Scores, *, split: str, history: HistoryItems) -> Judged:
@@ -49,11 +53,11 @@ def judge_scores(experiment: RetrieverExperiment, scores: Scores, *, split: str,
 
 
 def _best(
-    experiment: RetrieverExperiment, each: Callable[[Tensor], Iterable[tuple[float, Tensor]]], history: HistoryItems
-) -> float:
+    experiment: RetrieverExperiment, each: Callable[[Tensor], Iterable[tuple[K, Tensor]]], history: HistoryItems
+) -> K:
     objective = experiment.retrieval.objective
     found = {key: one.metrics["in_set"][objective] for key, one in _judge(experiment, each, "valid", history).items()}
-    return max(found, key=lambda key: (found[key] or 0.0, -key))
+    return max(found, key=lambda key: found[key] or 0.0)  # the first of equals
 
 
 def _judge(
