@@ -1,10 +1,10 @@
 """The leaderboard of retrievers: python -m studies.retrieval_leaderboard NAME, of a comparison that jobs.compare made.
 
 Beside its trained models: popularity, untrained neighbours by text, attributes and co-occurrence in training histories (their
-one or two numbers are chosen on validation), and sums of scores: of the same arm trained from several seeds in equal shares, of further
-models and neighbours in shares chosen on validation for each seed, one after the other. Every model with the history's items
-ranked and excluded; Markdown tables of means with their errors over seeds and users, and of differences to the baseline. Run it
-again when more trials are done.
+one or two numbers are chosen on validation), and sums of scores: of the same arm trained from several seeds in equal shares, of
+further models and neighbours in shares chosen on validation for each seed, one after the other. Every model with the history's
+items ranked and excluded; Markdown tables of means with their errors over seeds and users, and of differences to the baseline.
+Run it again when more trials are done.
 """
 
 import re

@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 def attribute_matrix(attributes: list[list[int]]) -> Tensor:
-    """(N, A) sparse float32: of each item's attribute ids (from 1), weighted by inverse document frequency, rows scaled to length 1;
-    empty for an item without any."""
+    """(N, A) sparse float32: of each item's attribute ids (from 1), weighted by inverse document frequency, rows scaled to
+    length 1; empty for an item without any."""
     rows = np.repeat(np.arange(len(attributes)), [len(a) for a in attributes])
     columns = np.array([i - 1 for a in attributes for i in a], dtype=np.int64)
     count = int(columns.max(initial=0)) + 1
