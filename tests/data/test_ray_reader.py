@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rayrec.data.log import Log, LogError, cluster_reader
 from rayrec.data.log.packing import PackedRows
-from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource
+from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource, read_by_ray
+from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
 from rayrec.data.log.slice_reader import SliceReader
 from rayrec.data.log.stream_plan import RowGroup, Slice
 from rayrec.data.log.streams import LogStream, Reading, StreamConfig
@@ -91,6 +93,38 @@ def test_a_stream_of_few_rows_starts_no_execution(small_log: Path) -> None:
     with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
         assert sum(len(list(stream.epoch_batches())) for _ in range(3)) == 3 * stream.steps_per_epoch
     assert not executions()
+
+
+@pytest.mark.slow
+def test_tasks_of_blocks_as_large_as_the_store_allows_run_beside_each_other(
+    small_log: Path, ray_session: None, tmp_path: Path
+) -> None:
+    """Eight tasks of 42 MB, and 50 MB of the store: with Ray Data's own blocks, a task each, they run one after another."""
+
+    class SlowReader(SliceReader):
+        def read(self, slices: Iterable[Slice]) -> Iterator[PackedRows]:
+            begun = time.time()
+            for piece in slices:
+                time.sleep(0.3)
+                yield PackedRows(
+                    np.zeros((piece.rows, 0), np.float32), np.full((piece.rows, 40), piece.group.index, np.int32),
+                    np.ones((piece.rows, 1), np.float32),
+                )  # fmt: skip
+            (tmp_path / str(piece.group.index)).write_text(json.dumps([begun, time.time()]))
+
+        @property
+        def row_bytes(self) -> int:
+            return 164
+
+    names = [CategoricalFeature(f"c{i}", encoding="hash", buckets=100) for i in range(40)]
+    reader = SlowReader(LogSchema("wide", tuple(names), (TaskLabel("click"),)))
+    found = [int(rows.categorical[0, 0]) for rows in read_by_ray(reader, slices_of([65_536] * 32), world_size=1)]
+    assert found == sorted(found)
+    assert set(found) == set(range(32))
+    spans = [json.loads(file.read_text()) for file in tmp_path.iterdir()]
+    together = max(sum(begun <= start < ended for begun, ended in spans) for start, _ in spans)
+    assert len(spans) == 8
+    assert together >= 2
 
 
 class Execution:

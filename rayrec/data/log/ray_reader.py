@@ -26,6 +26,10 @@ READ_TASK_CPUS = 0.25
 ROWS_PER_TASK = 262_144
 MOST_TASKS = 2_000
 LIMIT = 0.25
+# Ray Data starts no task whose blocks might not fit beside those that wait, and lets a task pile up two: with blocks as large as
+# a task (its default is 128 MiB) a store of 500 MB has room for one task at a time.
+BLOCKS_IN_LIMIT = 12
+LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES = 4 << 20, 128 << 20
 
 
 class SliceSource(Datasource):
@@ -76,7 +80,8 @@ def read_by_ray(reader: SliceReader, slices: Iterable[Slice], *, world_size: int
     batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
     try:
         for table in batches:
-            yield PackedRows.from_arrow(table, reader.schema, reader.extras)
+            for chunk in table.to_batches():  # each as it lies in the store
+                yield PackedRows.from_arrow(pa.Table.from_batches([chunk]), reader.schema, reader.extras)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, LogError):
             raise LogError(str(error.cause).splitlines()[0]) from None  # Ray Data adds lines about retries
@@ -91,14 +96,15 @@ def tasks_at_once(world_size: int) -> int:
 
 
 def _configure(context: DataContext, reader: SliceReader, world_size: int) -> None:
-    resources = ray.cluster_resources()
+    store = LIMIT * ray.cluster_resources().get("object_store_memory", 0) / world_size
+    context.target_max_block_size = max(LEAST_BLOCK_BYTES, min(MOST_BLOCK_BYTES, int(store / BLOCKS_IN_LIMIT)))
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(
         cpu=tasks_at_once(world_size) * READ_TASK_CPUS,
-        object_store_memory=LIMIT * resources.get("object_store_memory", 0) / world_size,
+        object_store_memory=store,
     )
 
 
