@@ -13,6 +13,8 @@ from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.runs.comparing import Judging, run_comparison
 from rayrec.runs.comparison import Comparison, TrialOptions
 from rayrec.typed_json import ConfigError
+from studies.code_accuracy import CodeAccuracy
+from studies.code_accuracy import run as code_accuracy
 from studies.retrieval_leaderboard import PROTOCOLS, Leaderboard, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
 
@@ -35,6 +37,8 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
         run(Leaderboard("small", ("sasrec+absent",), 10))
     with pytest.raises(ConfigError, match=r"sums: the items of .* have no attributes"):
         run(Leaderboard("small", ("sasrec+attributes",), 10))
+    with pytest.raises(ConfigError, match="no arm that emits codes is done"):
+        code_accuracy(CodeAccuracy("small"))
     entries = run(
         Leaderboard("small", ("sasrec+dense", "sasrec+text", "sasrec*2", "sasrec*2+dense*2+cooccurrence"), 10)
     )
