@@ -281,6 +281,12 @@ def test_a_method_without_its_head_is_refused(folders: tuple[Path, Path]) -> Non
         task.ranks(task.searcher(task.build()), batch, "hybrid")
 
 
+def test_dense_leaves_ligers_constrained_softmax_out_with_its_generative_head() -> None:
+    liger = replace(RETRIEVAL.liger, constrained_softmax=True)
+    plain, constrained = (replace(RETRIEVAL, model="dense", liger=one) for one in (RETRIEVAL.liger, liger))
+    assert constrained.architecture == plain.architecture
+
+
 @pytest.mark.parametrize("components", [None, 3, 20])
 @pytest.mark.parametrize("method", ["kmeans", "rqvae"])
 def test_semantic_ids_come_back_from_disk_and_encode_new_items_alike(

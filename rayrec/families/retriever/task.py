@@ -123,7 +123,7 @@ MODELS: Mapping[ModelName, Callable[[RetrievalConfig], Architecture]] = {
     "sasrec": lambda c: c.sasrec,
     "depth": lambda c: c.depth,
     "tiger": lambda c: c.tiger,
-    "dense": lambda c: replace(c.liger, text=True, dense_weight=1.0, generative_weight=0.0),
+    "dense": lambda c: replace(c.liger, text=True, dense_weight=1.0, generative_weight=0.0, constrained_softmax=False),
     "liger": lambda c: c.liger,
     "mender_emb": lambda c: c.mender_emb,
     "mender_tok": lambda c: c.mender_tok,
