@@ -1,6 +1,7 @@
-"""Ray Train's controller for an own cluster, whose processes have the driver's environment already. Imports Ray Train only.
+"""Ray Train's controller without what a run can do without. Imports Ray Train only.
 
-Ray Train gives its actors their settings as an environment of their own, so that none of them can take a process that stands by.
+An own cluster's processes have the driver's environment already; Ray Train gives its actors their settings as an environment of
+their own, so that none of them can take a process that stands by.
 """
 
 from collections.abc import Callable
@@ -46,8 +47,8 @@ def _end_barrier(barrier: Any) -> None:
         ray.kill(barrier)
 
 
-class PlainWorkerGroup(WorkerGroup):
-    """Its workers may run in any process; one alone has no barrier."""
+class LoneWorkerGroup(WorkerGroup):
+    """One worker alone has no barrier."""
 
     def _start_impl(self, builder: Any) -> None:
         alone = self._worker_group_context.num_workers == 1
@@ -57,9 +58,19 @@ class PlainWorkerGroup(WorkerGroup):
         ends._shutdown_sync_actor = _end_barrier
         super()._start_impl(builder)
 
+
+class PlainWorkerGroup(LoneWorkerGroup):
+    """Its workers may run in any process."""
+
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
         return custom_runtime_env
+
+
+class LoneController(TrainController):
+    """Of such workers, in a cluster of others."""
+
+    worker_group_cls = LoneWorkerGroup
 
 
 class PlainController(TrainController):

@@ -10,12 +10,13 @@ from typing import Any
 
 import ray
 from ray.train import BackendConfig, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rayrec.errors import UserError
 from rayrec.runs.cluster import connect, gpus, joined_cluster
 from rayrec.runs.endings import clear_endings, raise_ending
-from rayrec.runs.ray_controller import OwnWorkers, PlainController
+from rayrec.runs.ray_controller import LoneController, OwnWorkers, PlainController
 from rayrec.runs.ray_worker import worker_loop
 from rayrec.runs.run_folder import RunRecord
 from rayrec.training.experiment import ScalingOptions
@@ -120,7 +121,14 @@ class Trainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if joined_cluster():
-            return super()._initialize_and_run_controller(**settings)
+            rays: Any = (
+                data_parallel_trainer  # whose controller gets Ray Train's environment, and has no option for its class
+            )
+            theirs, rays.TrainController = rays.TrainController, LoneController
+            try:
+                return super()._initialize_and_run_controller(**settings)
+            finally:
+                rays.TrainController = theirs
         settings["scaling_policy"] = OwnWorkers(settings["scaling_policy"].scaling_config)
         controller: Any = ray.remote(num_cpus=0)(PlainController).remote(**settings)
         if threading.current_thread() is threading.main_thread():

@@ -12,10 +12,12 @@ from ray.train.v2._internal.execution.checkpoint.sync_actor import Synchronizati
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, scaling_policy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
+from ray.train.v2.api import data_parallel_trainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rayrec.errors import UserError
-from rayrec.runs.ray_controller import NoBarrier, OwnWorkers, PlainController, PlainWorkerGroup
-from rayrec.runs.ray_train import ray_train_settings
+from rayrec.runs.ray_controller import LoneController, NoBarrier, OwnWorkers, PlainController, PlainWorkerGroup
+from rayrec.runs.ray_train import Trainer, ray_train_settings
 from rayrec.training.experiment import ScalingOptions
 
 
@@ -70,6 +72,22 @@ def test_all_that_ray_train_asks_of_its_barrier_is_answered_for_one_worker() -> 
     asked = set(re.findall(r"sync\w*_actor(?:\(\))?\s*\.(\w+)\.remote", sources))
     assert "broadcast_from_rank_zero" in asked
     assert not {name for name in asked if not hasattr(NoBarrier, name)}
+
+
+def test_on_a_cluster_of_others_ray_trains_own_way_runs_the_controller_that_leaves_a_lone_worker_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[Any] = []
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.7:6379")
+    monkeypatch.setattr(
+        DataParallelTrainer,
+        "_initialize_and_run_controller",
+        lambda self, **settings: used.append(data_parallel_trainer.TrainController),
+    )
+    object.__new__(Trainer)._initialize_and_run_controller()
+    assert used == [LoneController]
+    assert data_parallel_trainer.TrainController is TrainController
+    assert "env_vars" in LoneController.worker_group_cls._get_worker_runtime_env({})
 
 
 @pytest.mark.parametrize(("workers", "alone"), [(1, True), (2, False)])
