@@ -85,6 +85,7 @@ def start(command: Start) -> Head:
         "--object-store-memory", str(command.object_store_mb * 1_000_000),
     ]  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS",)}
+    inherited.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets jobs starve beside whatever else this machine does
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(
             arguments, env=inherited | settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

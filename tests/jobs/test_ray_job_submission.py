@@ -1,5 +1,6 @@
 """Every job is also a Ray job: submitted with ``ray job submit`` to a real local cluster, token authentication on."""
 
+import json
 import os
 import secrets
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from rayrec.families.ranker.bundle import load_bundle
@@ -28,7 +30,7 @@ class Cluster:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=900,  # Ray runs workers at a niceness of 15, so beside anything else they may starve
+            timeout=900,
             check=False,
         )
 
@@ -64,6 +66,14 @@ def test_a_submitted_training_job_leaves_a_bundle(cluster: Cluster, small_log: P
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     bundle = load_bundle(Path(cluster.environment["RAYREC_RUNS"]) / "submitted" / "bundle")
     assert bundle.metadata.metrics["test"]["click"]["auc"] > 0.5
+
+
+def test_workers_of_an_own_head_do_not_step_back_for_what_else_the_machine_does(cluster: Cluster) -> None:
+    head = json.loads((Path(cluster.environment["RAYREC_RUNS"]) / "cluster" / "cluster.json").read_text())
+    family = psutil.Process(head["pid"]).children(recursive=True)
+    workers = [process.nice() for process in family if process.name().startswith("ray::IDLE")]
+    assert workers
+    assert set(workers) == {psutil.Process().nice()}
 
 
 def test_a_client_without_the_token_is_turned_away(cluster: Cluster, tmp_path: Path) -> None:
