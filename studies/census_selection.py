@@ -115,7 +115,7 @@ def _seed(command: Command, seed: int) -> dict[str, Metrics]:
     past = RankerExperiment(
         scratch / "past-rows" / "labeled",
         tasks=(command.selector,),
-        ranking=RankingConfig(architecture=LINEAR),
+        ranking=RankingConfig(architecture=LINEAR, objective="log_loss"),  # defined where no selected row earns much
         optimizer=OptimizerConfig(learning_rate=1e-2, embedding_learning_rate=0.05, embedding_weight_decay=1e-3),
         loop=LoopConfig(epochs=command.epochs, seed=seed, schedule="linear", patience=None, keep="last"),
         stream=StreamConfig(batch_size=128, seed=seed),
@@ -126,7 +126,8 @@ def _seed(command: Command, seed: int) -> dict[str, Metrics]:
     )
     simulate_selection(scored, SelectionConfig("past", seed=seed), chosen)
     teacher = replace(past, log=chosen / "labeled", tasks=("income",))
-    student = replace(teacher, ignored_features=HIDDEN[command.selector], ranking=RankingConfig(architecture=STUDENT))
+    small = replace(teacher.ranking, architecture=STUDENT)
+    student = replace(teacher, ignored_features=HIDDEN[command.selector], ranking=small)
     unlabeled = replace(student, unlabeled=chosen / "unlabeled", unlabeled_ratio=command.ratio)
     counted = DistillationConfig(unlabeled_weight=command.ratio)
     taught = replace(unlabeled, ranking=replace(student.ranking, distillation=counted))
