@@ -49,6 +49,21 @@ def test_a_place_for_a_seed_that_no_comparison_fills_is_refused(experiment: Rank
         fit("marked", marked, in_process=True)
 
 
+def test_what_is_wrong_with_a_runs_name_or_tracking_file_is_told_before_ray_begins(
+    runs: Path, experiment: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rayrec.runs import cluster
+
+    monkeypatch.setattr(cluster, "begin", lambda: pytest.fail("Ray began"))
+    (runs / "swept").mkdir(parents=True)
+    (runs / "swept" / "sweep.json").touch()
+    with pytest.raises(ConfigError, match="is a sweep or a comparison"):
+        fit("swept", experiment)
+    (runs / "mlflow.db").write_text("no database at all")
+    with pytest.raises(UserError, match=r"mlflow\.db: is no tracking store of MLflow"):
+        fit("new", experiment)
+
+
 class Interrupted(Exception):
     pass
 
