@@ -190,6 +190,10 @@ def _sum(state: ComparisonState, parts: Sequence[Part], untrained: Untrained) ->
                 share = best_share(experiment, scores, other, history=protocol)
                 entry.chosen.append(f"seed {'+'.join(map(str, group))} {protocol} share {share:g}")
                 scores = summed(scores, other, share)
+            valid = judge_scores(experiment, scores, split="valid", history=protocol).metrics["in_set"]
+            objective = experiment.retrieval.objective
+            name = f"seed {'+'.join(map(str, group))} {protocol}"
+            entry.chosen.append(f"{name} valid {objective} {valid[objective] or 0.0:.4f}")
             entry.judged[protocol][group[0]] = judge_scores(experiment, scores, split="test", history=protocol)
         keys = [TrialKey(part.name, seed) for part in arms for seed in group[: part.models]]
         entry.seconds.append(sum(state.done[key].seconds for key in keys))

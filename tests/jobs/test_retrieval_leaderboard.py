@@ -52,7 +52,7 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
     assert two.seconds == [pytest.approx(cost["sasrec"])]
     assert four.seconds == [pytest.approx(sum(cost.values()))]
     assert [one.rsplit(" ", 1)[0] for one in four.chosen] == [
-        f"seed 0+1 {protocol} share" for protocol in PROTOCOLS for _ in range(2)
+        f"seed 0+1 {protocol} {what}" for protocol in PROTOCOLS for what in ("share", "share", "valid ndcg@10")
     ]
     for key, ways in state.further.items():
         for protocol, way in zip(PROTOCOLS, ("", "excluded"), strict=True):
