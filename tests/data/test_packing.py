@@ -144,6 +144,27 @@ def test_chunks_of_a_table_do_not_matter() -> None:
     same(pack(chunked, SCHEMA, extras=EXTRAS), pack(rows, SCHEMA, extras=EXTRAS))
 
 
+@given(
+    numbers=st.lists(st.none() | st.floats(width=32), min_size=1, max_size=40), first=st.integers(0, 39),
+    rows=st.integers(1, 40),
+)  # fmt: skip
+def test_a_missing_number_is_nan_and_the_others_are_as_stored(
+    numbers: list[float | None], first: int, rows: int
+) -> None:
+    schema = LogSchema("one", (DenseFeature("age", transform="none"),), (TaskLabel("click"),))
+    ages = pa.array(numbers, pa.float32()).slice(first, rows)  # a slice begins inside of a byte of the nulls' bits
+    packed = pack(pa.table({"age": ages, "click": pa.array(np.ones(len(ages), np.float32))}), schema)
+    wanted = np.array([np.nan if number is None else number for number in ages.to_pylist()], np.float32)
+    np.testing.assert_array_equal(packed.dense[:, 0], wanted)
+
+
+def test_more_rows_than_are_interleaved_at_once_keep_their_places() -> None:
+    features = tuple(DenseFeature(name, transform="none") for name in "abc")
+    wanted = np.arange(3 * 9_001, dtype=np.float32).reshape(9_001, 3)
+    columns = {name: pa.array(wanted[:, j]) for j, name in enumerate("abc")} | {"click": pa.array(wanted[:, 0] * 0)}
+    assert np.array_equal(pack(pa.table(columns), LogSchema("three", features, (TaskLabel("click"),))).dense, wanted)
+
+
 @pytest.mark.parametrize("rows", [4, 0])
 def test_rows_come_back_from_arrow_as_they_went_in(rows: int) -> None:
     packed = pack(table().slice(0, rows), SCHEMA, extras=EXTRAS)

