@@ -63,11 +63,15 @@ class Part:
 
 @dataclass
 class Entry:
-    """A line: how it was judged by protocol and seed (seed None = nothing was drawn), and the trials' seconds of training."""
+    """A line: how it was judged by protocol and seed (seed None = nothing was drawn), and the trials' seconds of training.
+
+    width: seeds that each of ``judged`` takes, told by the first of them.
+    """
 
     judged: dict[HistoryItems, dict[int | None, Judged]] = field(default_factory=lambda: {p: {} for p in PROTOCOLS})
     seconds: list[float] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
+    width: int = 1
 
 
 def run(command: Leaderboard) -> dict[str, Entry]:
@@ -93,6 +97,10 @@ def run(command: Leaderboard) -> dict[str, Entry]:
 
 
 def _parts(text: str, arms: Sequence[str]) -> tuple[Part, ...]:
+    taken = sorted({*arms} & {*UNTRAINED})
+    if taken or any("+" in arm for arm in arms):
+        odd = taken or [arm for arm in arms if "+" in arm]
+        raise ConfigError(f"sums: arms called {', '.join(odd)} cannot be told from what is summed; call them otherwise")
     found: list[Part] = []
     for place, one in enumerate(text.split("+")):
         match = re.fullmatch(r"(.+?)(?:\*([1-9]))?", one)
@@ -101,6 +109,8 @@ def _parts(text: str, arms: Sequence[str]) -> tuple[Part, ...]:
             found = []
             break
         found.append(Part(name, models))
+    if len({part.name for part in found}) < len(found):
+        raise ConfigError(f"sums: {text!r} names a part twice; ARM*2 is of two seeds' models")
     if not found or (len(found) == 1 and found[0].models == 1):
         raise ConfigError(
             f"sums: ARM+ARM, ARM*2 or ARM+{' or '.join(UNTRAINED)}, not {text!r}; arms: {', '.join(arms)}"
@@ -178,6 +188,9 @@ def _sum(state: ComparisonState, parts: Sequence[Part], untrained: Untrained) ->
     arms = [part for part in parts if part.name not in UNTRAINED]
     done = {key.seed for key in state.done if all(TrialKey(part.name, key.seed) in state.done for part in arms)}
     seeds, width = [seed for seed in state.record.comparison.seeds if seed in done], max(part.models for part in arms)
+    entry.width = width
+    if len(seeds) % width:
+        entry.chosen.append(f"left out seeds {', '.join(map(str, seeds[len(seeds) // width * width :]))}")
     for start in range(0, len(seeds) - width + 1, width):
         group = seeds[start : start + width]
         for protocol in PROTOCOLS:
@@ -211,8 +224,8 @@ def table(entries: dict[str, Entry], targets: str, baseline: str) -> list[str]:
     differences = [f"| less {baseline} | seeds | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
     (base,) = (entry for name, entry in entries.items() if name.split()[0] == baseline and "+" not in name)
     for name, entry in entries.items():
-        seeds = len(entry.judged["ranked"])
-        if not seeds:
+        seeds = f"{len(entry.judged['ranked'])}" + (f" x {entry.width}" if entry.width > 1 else "")
+        if not entry.judged["ranked"]:
             continue
         places = [(protocol, metric) for protocol in PROTOCOLS for metric in SHOWN]
         cells = [_mean(entry, targets, *place) for place in places]

@@ -1,5 +1,6 @@
 """The leaderboard study on a small comparison: every model both ways, what is untrained, and sums beside them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from rayrec.runs.comparison import Comparison, TrialOptions
 from rayrec.typed_json import ConfigError
 from studies.code_accuracy import CodeAccuracy
 from studies.code_accuracy import run as code_accuracy
-from studies.retrieval_leaderboard import PROTOCOLS, Leaderboard, run, table
+from studies.retrieval_leaderboard import PROTOCOLS, Leaderboard, _parts, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
 
 
@@ -37,6 +38,8 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
         run(Leaderboard("small", ("sasrec+absent",), 10))
     with pytest.raises(ConfigError, match=r"sums: the items of .* have no attributes"):
         run(Leaderboard("small", ("sasrec+attributes",), 10))
+    with pytest.raises(ConfigError, match=r"sums: 'sasrec\+sasrec' names a part twice"):
+        run(Leaderboard("small", ("sasrec+sasrec",), 10))
     with pytest.raises(ConfigError, match="no arm that emits codes is done"):
         code_accuracy(CodeAccuracy("small"))
     entries = run(
@@ -65,8 +68,15 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
                 alone = entries["sasrec"].judged["ranked"][seed].metrics["all"]
                 assert entries[name].judged["ranked"][seed].metrics["all"] == pytest.approx(alone)
     lines = table(entries, "all", "sasrec")
+    assert [line.split(" | ")[1] for line in lines if line.startswith("| sasrec*2 |")] == ["1 x 2", "1 x 2"]
     values = [entries["dense"].judged["excluded"][seed].metrics["all"]["recall@10"] or 0.0 for seed in (0, 1)]
     others = [entries["sasrec"].judged["excluded"][seed].metrics["all"]["recall@10"] or 0.0 for seed in (0, 1)]
     means, less = (line.split(" | ") for line in lines if line.startswith("| dense |"))
     assert means[4].startswith(f"{sum(values) / 2:.4f} (")
     assert less[4].startswith(f"{sum(values) / 2 - sum(others) / 2:+.4f} (")
+
+
+@pytest.mark.parametrize("arm", ["text", "one+two"])
+def test_arms_that_a_sum_could_not_tell_apart_are_refused(arm: str) -> None:
+    with pytest.raises(ConfigError, match=f"arms called {re.escape(arm)} cannot be told from what is summed"):
+        _parts("sasrec*2", ("sasrec", arm))
