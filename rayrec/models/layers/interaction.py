@@ -69,14 +69,17 @@ class _FullCross(torch.autograd.Function):
         weights, inputs, projected = (ctx.saved_tensors[i * layers : (i + 1) * layers] for i in range(3))
         x0 = inputs[0]
         at_weights, at_biases = [], []
-        at_x0, at_projected = torch.zeros_like(x0), torch.empty_like(x0)
+        at_x0, at_projected = gradient * projected[-1], torch.empty_like(x0)
         at_x = gradient  # the gradient at a layer's output, then at its input
         for i in reversed(range(layers)):
             torch.mul(at_x, x0, out=at_projected)
-            at_x0.addcmul_(at_x, projected[i])
+            if i < layers - 1:
+                at_x0.addcmul_(at_x, projected[i])
             at_weights.append(at_projected.t() @ inputs[i])
             at_biases.append(at_projected.sum(0))
-            at_x = torch.addmm(at_x, at_projected, weights[i])
+            # autograd's own gradient is not written to; addmm would copy the others too
+            add = torch.addmm if at_x is gradient else torch.Tensor.addmm_
+            at_x = add(at_x, at_projected, weights[i])
         return (at_x0.add_(at_x), *reversed(at_weights), *reversed(at_biases))
 
 
