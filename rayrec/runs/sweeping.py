@@ -179,6 +179,8 @@ def sweep(
     with only_one(name):
         folder, record = _open_sweep(name, space_name, config)
         connect()
+        if config.trial != "in_process":
+            ray_train_settings(folder, config.scaling)  # refuses once what no trial could have
         return _run_sweep(folder, record, space, show)
 
 
@@ -378,7 +380,11 @@ def _tell_of(trial: Trial, folder: Path, tracker: Tracker) -> None:
     note = trial_record(folder, trial.name)
     if note.is_file():
         run = from_json(RunRecord, note.read_bytes(), str(note))
-        send_unsent(note.with_suffix(""), tracker, run.mlflow_run)
+        for place in (
+            note.with_suffix(""),
+            folder / "ray_train" / trial.name,
+        ):  # of a trial in process, or by Ray Train
+            send_unsent(place, tracker, run.mlflow_run)
         tracker.finish(run.mlflow_run, failed=trial.error is not None)
 
 

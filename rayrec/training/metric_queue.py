@@ -8,14 +8,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayrec.errors import UserError
 from rayrec.files import make_folder, write_text_atomically
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import from_json, to_json
 
 FILE = "unsent_metrics.json"
+_CHANGING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,17 @@ class MetricQueue:
         self._waiting: deque[tuple[int, dict[str, float]]] = deque()
         self._something = threading.Event()
         self._closing = threading.Event()
-        self._told = False
+        self._told = self._owed = False
         self._thread = threading.Thread(target=self._send, name="metrics", daemon=True)
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Returns at once. Values that are None are left out."""
+        """Waits for no store; while it is quiet, writes a small file. Values that are None are left out."""
         entry = step, {name: float(value) for name, value in metrics.items() if value is not None}
         with self._changing:
             if self._quiet:
-                return keep_unsent(self.folder, (entry,))
+                with suppress(UserError):  # a disk that refuses ends no training here: it stays in memory
+                    return keep_unsent(self.folder, (entry,))
         self._waiting.append(entry)
         self._something.set()
 
@@ -68,10 +72,7 @@ class MetricQueue:
                 return
             with self._changing:
                 self._quiet = False
-            try:
-                send_unsent(self.folder, self.tracker, self.run_id)
-            except Exception as error:  # as below; what is kept is sent when the run is completed
-                self._tell(error)
+            self._send_kept()
         closing_at: float | None = None
         while True:
             if not self._waiting:
@@ -92,6 +93,16 @@ class MetricQueue:
                 self._closing.wait(self.retry_seconds) if closing_at is None else time.sleep(0.5)
             else:
                 self._waiting.popleft()
+                if self._owed:
+                    self._send_kept()
+
+    def _send_kept(self) -> None:
+        try:
+            send_unsent(self.folder, self.tracker, self.run_id)
+            self._owed = False
+        except Exception as error:  # each store has its own client; tried again behind the next that it takes
+            self._owed = True
+            self._tell(error)
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
@@ -107,8 +118,9 @@ class MetricQueue:
 def keep_unsent(folder: Path, steps: Sequence[tuple[int, dict[str, float]]]) -> None:
     """Behind what is kept there already: metrics by step, for ``send_unsent``."""
     file = make_folder(folder) / FILE
-    before = from_json(_Unsent, file.read_bytes(), str(file)).steps if file.is_file() else ()
-    write_text_atomically(file, to_json(_Unsent((*before, *steps))))
+    with _CHANGING:
+        before = from_json(_Unsent, file.read_bytes(), str(file)).steps if file.is_file() else ()
+        write_text_atomically(file, to_json(_Unsent((*before, *steps))))
 
 
 def has_unsent(folder: Path) -> bool:
@@ -119,6 +131,9 @@ def send_unsent(folder: Path, tracker: Tracker, run_id: str) -> None:
     """Send what an earlier process could not. Raises what the store's client raises."""
     kept = folder / FILE
     if kept.is_file():
-        for step, metrics in from_json(_Unsent, kept.read_bytes(), str(kept)).steps:
+        sent = from_json(_Unsent, kept.read_bytes(), str(kept)).steps
+        for step, metrics in sent:
             tracker.log_metrics(run_id, metrics, step)
-        kept.unlink()
+        with _CHANGING:  # what another thread has kept meanwhile stays
+            left = from_json(_Unsent, kept.read_bytes(), str(kept)).steps[len(sent) :]
+            write_text_atomically(kept, to_json(_Unsent(left))) if left else kept.unlink()

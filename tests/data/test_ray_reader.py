@@ -7,7 +7,9 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +182,19 @@ def test_the_first_error_does_not_wait_for_an_execution_that_is_about_to_begin(
     assert not execution.ended.is_set()
     execution.go_on.set()
     assert execution.ended.wait(20)
+
+
+def test_a_stream_that_was_closed_first_begins_no_execution(small_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayrec.data.log import ray_reader
+
+    monkeypatch.setattr(ray_reader, "read_by_ray", lambda *of, **how: pytest.fail("begun"))
+    closed: Future[Any] = Future()
+    assert closed.cancel()
+    cluster_reader._begin(SliceReader(Log.open(small_log).schema), (), 1, closed)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    ended: Future[Any] = Future()
+    cluster_reader._begin(SliceReader(Log.open(small_log).schema), (), 1, ended)
+    assert isinstance(ended.exception(), LogError)
 
 
 def test_rows_that_ray_is_to_read_are_refused_where_it_does_not_run(

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,10 +22,11 @@ from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.runs.endings import clear_endings, ends_run, has_ended, raise_ending
 from rayrec.runs.fitting import fit
+from rayrec.training import metric_queue
 from rayrec.training.checkpoint import Progress, newest_checkpoint, read_progress
 from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import LoopConfig
-from rayrec.training.metric_queue import MetricQueue, send_unsent
+from rayrec.training.metric_queue import MetricQueue, keep_unsent, send_unsent
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.tracking import Tracker
 from rayrec.training.worker import RunOptions, Worker
@@ -291,6 +293,63 @@ def test_a_longer_run_sends_its_first_metrics_itself_and_the_others_behind_them(
     queue.log({"x": 2.0}, 2)
     queue.close()
     assert [metric.step for metric in tracker.client.get_metric_history(run, "x")] == [1, 2]
+
+
+def test_what_is_kept_while_the_kept_is_being_sent_is_not_lost(runs: Path) -> None:
+    sent: list[int] = []
+
+    class Slow(Tracker):
+        def log_metrics(self, run_id: str, metrics: object, step: int) -> None:
+            sent.append(step)
+            if step == 1:
+                keep_unsent(runs, ((2, {"x": 2.0}),))
+
+    keep_unsent(runs, ((1, {"x": 1.0}),))
+    for _ in range(2):
+        send_unsent(runs, Slow(), "a-run")
+    assert sent == [1, 2]
+    assert not (runs / "unsent_metrics.json").exists()
+
+
+def test_what_a_store_did_not_take_at_first_is_sent_behind_the_next_that_it_takes(runs: Path) -> None:
+    sent: list[int] = []
+
+    class Flaky(Tracker):
+        failed = threading.Event()
+
+        def log_metrics(self, run_id: str, metrics: object, step: int) -> None:
+            if not self.failed.is_set():
+                self.failed.set()
+                raise ConnectionError("away")
+            sent.append(step)
+
+    tracker = Flaky()
+    queue = MetricQueue(runs, tracker, "a-run", quiet_seconds=0.1)
+    queue.log({"x": 1.0}, 1)
+    assert tracker.failed.wait(20)
+    queue.log({"x": 2.0}, 2)
+    queue.close()
+    assert sent == [2, 1]
+
+
+def test_a_disk_that_refuses_metrics_ends_no_training(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path, steps: object) -> None:
+        raise DiskError(f"{folder}: no space is left on its disk")
+
+    sent: list[int] = []
+
+    class Told(Tracker):
+        def log_metrics(self, run_id: str, metrics: object, step: int) -> None:
+            sent.append(step)
+
+    monkeypatch.setattr(metric_queue, "keep_unsent", refuse)
+    queue = MetricQueue(runs, Told(), "a-run", quiet_seconds=0.2)
+    queue.log({"x": 1.0}, 1)
+    deadline = time.monotonic() + 20
+    while not sent and time.monotonic() < deadline:
+        time.sleep(0.02)
+    queue.close()
+    assert sent == [1]
 
 
 def test_a_store_of_another_mlflow_is_one_line_that_names_the_command(runs: Path, experiment: RankerExperiment) -> None:

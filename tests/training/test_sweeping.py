@@ -19,11 +19,13 @@ from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.methods.balancing.cagrad import Cagrad
 from rayrec.models.ranker import RankerArchitecture
+from rayrec.runs import sweeping
 from rayrec.runs.run_folder import RunRecord
 from rayrec.runs.sweep_state import KeepAndShow, keep, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepSpace, apply_parameters, sweep, trial_record
 from rayrec.training.loop import LoopConfig
+from rayrec.training.metric_queue import keep_unsent
 from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError, to_json
 
@@ -247,3 +249,25 @@ def test_trials_are_ranked_by_the_objective_with_failed_ones_last() -> None:
     trials = [trial("failed", None), trial("low", 0.1), trial("high", 0.9)]
     assert [t.name for t in ranked(trials, "min")] == ["low", "high", "failed"]
     assert [t.name for t in ranked(trials, "max")] == ["high", "low", "failed"]
+
+
+@pytest.mark.parametrize("place", ["records", "ray_train"])
+def test_metrics_that_a_trial_left_are_sent_from_wherever_it_ran(
+    tmp_path: Path, base: RankerExperiment, place: str
+) -> None:
+    told: list[Any] = []
+
+    class Store:
+        def log_metrics(self, run_id: str, metrics: object, step: int) -> None:
+            told.append((run_id, metrics, step))
+
+        def finish(self, run_id: str, *, failed: bool) -> None:
+            told.append(run_id)
+
+    note = sweeping.trial_record(tmp_path, "one")
+    note.parent.mkdir()
+    note.write_text(to_json(RunRecord(base, "child", "uri")))
+    keep_unsent(tmp_path / place / "one", ((7, {"x": 1.0}),))
+    trial: Any = type("Trial", (), {"name": "one", "error": None})
+    sweeping._tell_of(trial, tmp_path, Store())  # type: ignore[arg-type]
+    assert told == [("child", {"x": 1.0}, 7), "child"]

@@ -56,6 +56,9 @@ def _begin(reader: SliceReader, slices: tuple[Slice, ...], world_size: int, begi
     try:
         from rayrec.data.log.ray_reader import read_by_ray  # seconds of imports
 
+        if beginning.cancelled():
+            return
+        _refuse_without_ray()  # it may have ended meanwhile
         blocks = read_by_ray(reader, slices, world_size=world_size)
         first = next(blocks, None)
     except BaseException as error:
