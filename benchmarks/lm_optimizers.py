@@ -158,7 +158,7 @@ class Study:
         if benchmark.epochs != 1 and (benchmark.epochs < 1 or benchmark.epochs % 2):
             raise ConfigError(f"epochs must be 1 or an even number, not {benchmark.epochs}")
         options = options_of(benchmark, but=("out", "trials", "seeds", "threads", "minutes", "arms"))
-        hold_to_options(benchmark.out / "options.json", options, "runs/*")
+        hold_to_options(benchmark.out / "options.json", options, "runs/*", "corpus-half")
         self.benchmark, self.deadline = benchmark, deadline
         self.corpora = make_corpora(benchmark)
         self.done: dict[Run, Progress] = {}

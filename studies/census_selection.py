@@ -96,7 +96,7 @@ def main() -> None:
 def run(command: Command) -> list[dict[str, Metrics]]:
     """Metrics by arm and split, of each seed. Raises ConfigError when the folder holds results of other options."""
     options = options_of(command, but=("folder", "seeds", "selector"))  # a result's name says its selector
-    hold_to_options(command.folder / "options.json", options, "*-*.json")
+    hold_to_options(command.folder / "options.json", options, "*-*.json", "census")
     if not (command.folder / "census").is_dir():
         import_public("census-income", command.folder / "census", command.source)
     return [_seed(command, seed) for seed in range(command.seeds)]

@@ -270,7 +270,7 @@ def run_study(config: ClosedLoopConfig, folder: Path, seeds: Sequence[int]) -> d
 
     Raises ConfigError when the folder holds results of another config.
     """
-    hold_to_options(folder / "options.json", to_plain(config), "seed-*.json")
+    hold_to_options(folder / "options.json", to_plain(config), "seed-*")
     results = {}
     for seed in seeds:
         file = folder / f"seed-{seed}.json"

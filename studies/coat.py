@@ -66,7 +66,8 @@ def seed_metrics(command: Command, seed: int) -> Mapping[str, Mapping[str, float
 
     Raises ConfigError when the folder holds results of other options.
     """
-    hold_to_options(command.folder / "options.json", options_of(command, but=("folder", "seeds")), "seed-*.json")
+    options = options_of(command, but=("folder", "seeds"))
+    hold_to_options(command.folder / "options.json", options, "seed-*.json", "pairs")
     if not (command.folder / "pairs").is_dir():
         shutil.rmtree(command.folder / "ratings", ignore_errors=True)
         import_public("coat", command.folder / "ratings", command.source, unlabeled=command.folder / "pairs")

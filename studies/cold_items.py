@@ -84,7 +84,7 @@ def run(command: ColdItems) -> dict[str, dict[int, Ranks]]:
     if not isinstance(base, RetrieverExperiment):
         raise ConfigError(f"{command.base}: not of a retriever")
     options = options_of(command, but=("base", "folder", "draws", "arms", "status"))
-    hold_to_options(command.folder / "options.json", {**options, "base": to_plain(base.absolute())}, "draw-*/*.npz")
+    hold_to_options(command.folder / "options.json", {**options, "base": to_plain(base.absolute())}, "draw-*/*")
     found: dict[str, dict[int, Ranks]] = {}
     for draw in range(command.draws):
         drawn = _drawn(command, base, draw)

@@ -69,7 +69,7 @@ def run(command: Miscalibration) -> Path:
     """
     folder = command.out / "world"
     if command.seeds:
-        hold_to_options(folder / "study.json", to_plain(command.study), "seed-*/*.json")
+        hold_to_options(folder / "study.json", to_plain(command.study), "seed-*/*")
     sections = [_single_stage(command.requests), _other_forms(command.requests), _linear(command.linear)]
     finished = True
     if command.seeds:

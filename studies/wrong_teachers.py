@@ -97,7 +97,7 @@ def run(command: WrongTeachers, teachers: Sequence[TeacherPlan] = TEACHERS) -> d
     """By form the models of each world that is whole. Raises ConfigError when the folder holds results of other options."""
     options = options_of(command, but=("out", "forms", "seeds", "stop_after"))
     plans = {plan.name: to_plain(plan) for plan in teachers}
-    hold_to_options(command.out / "options.json", {**options, "teachers": plans}, "*-*/*.json")
+    hold_to_options(command.out / "options.json", {**options, "teachers": plans}, "*-*/*")
     began = time.monotonic()
     whole: dict[Form, list[list[Found]]] = {form: [] for form in command.forms}
     for seed in command.seeds:

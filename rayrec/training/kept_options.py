@@ -26,17 +26,21 @@ def options_of(command: Any, *, but: Collection[str]) -> dict[str, Any]:
     return {name: plain[name] for name in names if name not in but}
 
 
-def hold_to_options(file: Path, options: Mapping[str, Any], results: str) -> None:
+def hold_to_options(file: Path, options: Mapping[str, Any], *results: str) -> None:
     """Before anything is done: keep ``options`` (plain JSON) in ``file``, or compare them with those that it keeps.
 
-    results: what results are called beside the file, as a glob pattern. Raises ConfigError that names each option that is another
-    one now, or the first result when no file says what made it.
+    results: what is called beside the file that the options decide, data made on the way too, as glob patterns. Options that
+    made none of it yet (a mistyped path) give way to others. Raises ConfigError that names each option that is another one now,
+    or the first result when no file says what made it.
     """
+    made = next((found for pattern in results for found in file.parent.glob(pattern) if found != file), None)
     if file.is_file():
-        if changed := other_options(json.loads(file.read_bytes()), options):
+        changed = other_options(json.loads(file.read_bytes()), options)
+        if not changed:
+            return
+        if made is not None:
             raise ConfigError(f"{file}: results here were made with {'; '.join(changed)}: choose another place")
-        return
-    if (made := next(file.parent.glob(results), None)) is not None:
+    elif made is not None:
         raise ConfigError(f"{made}: nothing says with which options it was made (no {file.name}): choose another place")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(file, json.dumps(options, indent=1))

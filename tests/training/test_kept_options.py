@@ -41,6 +41,7 @@ def test_every_option_that_is_another_one_is_named_with_both_values(tmp_path: Pa
     kept, now = Outer(tmp_path, Inner()), Outer(tmp_path, Inner(0.2, (4,)), seeds=5, source=tmp_path)
     first, second = (options_of(one, but=("folder", "seeds")) for one in (kept, now))
     hold_to_options(tmp_path / "options.json", first, "*")
+    (tmp_path / "seed-0.json").touch()
     wanted = ["inner.rate 0.1, now 0.2", "inner.sizes [4, 2], now [4]"]
     assert other_options(first, second)[:2] == wanted
     with pytest.raises(
@@ -50,6 +51,16 @@ def test_every_option_that_is_another_one_is_named_with_both_values(tmp_path: Pa
     assert "source null, now" in str(error.value)
     assert "\n" not in str(error.value)
     assert other_options({"a": 1, "b": {"c": 2}}, {"a": 1}) == ["b.c 2, now absent"]
+
+
+def test_options_that_made_nothing_give_way_to_others(tmp_path: Path) -> None:
+    file = tmp_path / "options.json"
+    for source in ("typo", "data"):
+        hold_to_options(file, {"source": source}, "*.json", "pairs")
+        assert json.loads(file.read_text()) == {"source": source}
+    (tmp_path / "pairs").mkdir()  # made from the source, before any result
+    with pytest.raises(ConfigError, match='source "data", now "other"'):
+        hold_to_options(file, {"source": "other"}, "*.json", "pairs")
 
 
 def test_paths_are_the_same_however_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,22 +123,24 @@ def _lm_optimizers(folder: Path, changed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "named"),
+    ("begin", "result", "named"),
     [
-        (_coat, "ratio 4.0, now 2.0"),
-        (_census, "epochs 8, now 3"),
-        (_wrong_teachers, "study.candidates 2000, now 1000"),
-        (_teachers, "teachers.linear, crosses.epochs 6, now 1"),
-        (_closed_loop, f"random_blocks {LOOP.random_blocks}, now {LOOP.random_blocks + 1}"),
-        (_miscalibration, "epochs 4, now 5"),
-        (_content_rankers, "dim 64, now 32"),
-        (_lm_optimizers, "documents 200, now 100"),
+        (_coat, "seed-0.json", "ratio 4.0, now 2.0"),
+        (_census, "census/log.json", "epochs 8, now 3"),
+        (_wrong_teachers, "linear-0/past.json", "study.candidates 2000, now 1000"),
+        (_teachers, "linear-0/past.json", "teachers.linear, crosses.epochs 6, now 1"),
+        (_closed_loop, "seed-0/log", f"random_blocks {LOOP.random_blocks}, now {LOOP.random_blocks + 1}"),
+        (_miscalibration, "world/seed-0/teacher.json", "epochs 4, now 5"),
+        (_content_rankers, "runs.jsonl", "dim 64, now 32"),
+        (_lm_optimizers, "corpus-half/log.json", "documents 200, now 100"),
     ],
 )
 def test_a_study_refuses_to_go_on_with_another_option(
-    begin: Callable[[Path, bool], None], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[[Path, bool], None], result: str, named: str, tmp_path: Path
 ) -> None:
     with suppress(Exception):  # most find no data where they are sent: options are kept before that
         begin(tmp_path, False)
+    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / result).touch()
     with pytest.raises(ConfigError, match=f"results here were made with {named}: choose another place"):
         begin(tmp_path, True)
