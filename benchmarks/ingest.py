@@ -198,6 +198,7 @@ def _rayrec(reading: Reading) -> Generator[int]:
     if reading.contender == "ray":
         import ray
 
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as an own Ray of a job has it
         ray.init(
             address="local",
             num_cpus=2,
