@@ -49,7 +49,7 @@ def test_a_stopped_study_goes_on_with_what_is_missing_and_is_reported(tmp_path: 
     assert "UKDSL, ratio 2" in page
     assert "candidates as negatives, ratio 1" in page
     assert not (tmp_path / "lab" / "world" / "seed-0" / "world").exists()
-    with pytest.raises(ConfigError, match="another study"):
+    with pytest.raises(ConfigError, match="results here were made with candidates 12000, now"):
         run(Miscalibration(tmp_path / "lab", seeds=1, requests=200))
 
 
