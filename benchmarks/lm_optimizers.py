@@ -27,6 +27,7 @@ from rayrec.data.text_stream import TextImport, documents, write_blocks, write_d
 from rayrec.errors import DivergedError, told
 from rayrec.families.language_model.experiment import LanguageModelExperiment
 from rayrec.files import locked, make_folder
+from rayrec.kept_options import hold_to_options, options_of
 from rayrec.metrics.paired import PairedDifference, paired_difference
 from rayrec.models.llama import ShapeName
 from rayrec.optim import OptimizerConfig
@@ -36,7 +37,6 @@ from rayrec.reporting import Section, Table, write_page
 from rayrec.text.tokenizer import train_tokenizer
 from rayrec.training.checkpoint import Progress, read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.worker import RunOptions, Worker

@@ -26,12 +26,12 @@ from rayrec.families.ranker.experiment import RankerExperiment, TeacherConfig
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.files import write_text_atomically
+from rayrec.kept_options import hold_to_options, options_of
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from studies.seeds_table import show

@@ -32,6 +32,7 @@ from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
 from rayrec.files import write_text_atomically
+from rayrec.kept_options import hold_to_options
 from rayrec.metrics.paired import paired_difference
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
@@ -42,7 +43,6 @@ from rayrec.traffic.feedback import Feedback, FeedbackLog, Outcome
 from rayrec.traffic.gate import GateConfig
 from rayrec.traffic.joining import JoinConfig, join
 from rayrec.traffic.shown import ShownItems
-from rayrec.training.kept_options import hold_to_options
 from rayrec.training.loop import LoopConfig
 from rayrec.training.tracking import Tracker
 from rayrec.training.worker import RunOptions

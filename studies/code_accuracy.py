@@ -18,10 +18,10 @@ from rayrec.metrics.paired import mean_estimate
 from rayrec.registry import runs_folder
 from rayrec.retrieval.code_accuracy import RightCodes, right_codes
 from rayrec.retrieval.trie import ItemTrie
-from rayrec.runs.comparison import ComparisonRecord, TrialKey, trial_folder
+from rayrec.runs.comparison import TrialKey, kept_comparison, trial_folder
 from rayrec.runs.further import bundle_folder
 from rayrec.training.worker import Worker
-from rayrec.typed_json import ConfigError, from_json
+from rayrec.typed_json import ConfigError
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,7 @@ class CodeAccuracy:
 
 def run(command: CodeAccuracy) -> dict[str, list[RightCodes]]:
     """By arm the codes of each seed; printed as Markdown. Raises ConfigError when no arm with codes is done."""
-    folder = runs_folder() / command.name
-    file = folder / "comparison.json"
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file; make the comparison with jobs.compare")
-    comparison = from_json(ComparisonRecord, file.read_bytes(), str(file)).comparison
+    folder, comparison = runs_folder() / command.name, kept_comparison(command.name)
     found: dict[str, list[RightCodes]] = {}
     for arm in comparison.arms:
         for seed in comparison.seeds:

@@ -34,12 +34,12 @@ from rayrec.families.retriever.semantic_id_files import write_semantic_ids
 from rayrec.families.retriever.task import HistoryItems
 from rayrec.families.table import read_experiment
 from rayrec.files import whole_file
+from rayrec.kept_options import hold_to_options, options_of
 from rayrec.retrieval.retriever import Retriever
 from rayrec.retrieval.searching import Method
 from rayrec.retrieval.semantic_tokenizer import fit_tokenizer, recommended_tokenizer
 from rayrec.runs.seeding import with_seed
 from rayrec.training.experiment import train_here
-from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError, to_plain

@@ -27,13 +27,13 @@ from rayrec.errors import told
 from rayrec.families.content.experiment import ContentExperiment
 from rayrec.families.content.task import ContentConfig
 from rayrec.families.content.untrained import Scores, bm25, popularity
+from rayrec.kept_options import hold_to_options, options_of
 from rayrec.metrics.impressions import impression_metrics
 from rayrec.models.content_baselines import MinerConfig, NrmsConfig
 from rayrec.models.content_encoder import ContentEncoderConfig
 from rayrec.models.embsum import EmbsumConfig
 from rayrec.models.spar import SparConfig
 from rayrec.optim import OptimizerConfig
-from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.loop import LoopConfig, run_training
 from rayrec.training.reporters import CheckpointWriter
 from rayrec.training.worker import Worker

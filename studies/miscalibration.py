@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rayrec.errors import told
+from rayrec.kept_options import hold_to_options
 from rayrec.reporting import Section, Table, write_page
-from rayrec.training.kept_options import hold_to_options
 from rayrec.typed_json import to_plain
 from studies.funnel_study import (
     SUPERVISED,

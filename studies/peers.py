@@ -28,12 +28,12 @@ from rayrec.errors import told
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig
+from rayrec.kept_options import hold_to_options, other_options
 from rayrec.metrics import BinaryMetrics
 from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.experiment import train_here
-from rayrec.training.kept_options import hold_to_options, other_options
 from rayrec.training.loop import LoopConfig
 from rayrec.training.reporters import FolderReporter
 from rayrec.typed_json import ConfigError

@@ -25,11 +25,10 @@ from rayrec.families.retriever.neighbours import attribute_options, cooccurrence
 from rayrec.families.retriever.score_ranking import best_option, best_share, judge_scores
 from rayrec.families.retriever.task import HistoryItems
 from rayrec.metrics.paired import mean_estimate, paired_difference
-from rayrec.registry import runs_folder
-from rayrec.runs.comparison import ComparisonRecord, ComparisonState, TrialKey, open_comparison, trial_folder
+from rayrec.runs.comparison import ComparisonState, TrialKey, kept_comparison, open_comparison, trial_folder
 from rayrec.runs.further import bundle_folder
 from rayrec.training.judging import Judged
-from rayrec.typed_json import ConfigError, from_json
+from rayrec.typed_json import ConfigError
 
 PROTOCOLS: tuple[HistoryItems, ...] = ("ranked", "excluded")
 SHOWN = ("recall@10", "ndcg@10")
@@ -76,10 +75,7 @@ class Entry:
 
 def run(command: Leaderboard) -> dict[str, Entry]:
     """Judge and print. Raises ConfigError when no trial is done, or a sum names no arm."""
-    file = runs_folder() / command.name / "comparison.json"
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file; make the comparison with jobs.compare")
-    comparison = from_json(ComparisonRecord, file.read_bytes(), str(file)).comparison
+    comparison = kept_comparison(command.name)
     sums = {text: _parts(text, tuple(comparison.arms)) for text in command.sums}
     state = open_comparison(command.name, comparison, EvaluateRetriever(beams=(command.beams,), history=PROTOCOLS))
     if not state.done:

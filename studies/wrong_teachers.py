@@ -23,6 +23,7 @@ from rayrec.errors import told
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.log_scoring import ScoringConfig, score_log
 from rayrec.files import write_text_atomically
+from rayrec.kept_options import hold_to_options, options_of
 from rayrec.methods.distillation import DistillationConfig
 from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.models.ranker import RankerArchitecture
@@ -31,7 +32,6 @@ from rayrec.reporting import Table
 from rayrec.reporting.page import text_table
 from rayrec.training.checkpoint import read_progress
 from rayrec.training.experiment import train_here
-from rayrec.training.kept_options import hold_to_options, options_of
 from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import RunOptions, Worker
 from rayrec.typed_json import from_json, to_json, to_plain

@@ -23,6 +23,7 @@ from rayrec.families.ranker.experiment import EVALUATION_BATCH_ROWS, RankerExper
 from rayrec.families.ranker.scoring import features_of
 from rayrec.families.table import read_experiment
 from rayrec.files import locked, make_folder, write_text_atomically
+from rayrec.kept_options import other_options
 from rayrec.registry import SERVING_ALIAS, runs_folder
 from rayrec.runs.fitting import fit
 from rayrec.runs.run_folder import FinishedRun
@@ -30,7 +31,6 @@ from rayrec.traffic.decisions import USER
 from rayrec.traffic.gate import GateConfig, Verdict, judge, log_losses
 from rayrec.traffic.joining import JoinConfig, JoinedLogs, join
 from rayrec.training.experiment import ScalingOptions
-from rayrec.training.kept_options import other_options
 from rayrec.training.tracking import Tracker
 from rayrec.training.worker import RunOptions
 from rayrec.typed_json import ConfigError, from_json, from_plain, to_json, to_plain

@@ -115,6 +115,14 @@ class ComparisonRecord:
     tracking_uri: str
 
 
+def kept_comparison(name: str) -> Comparison:
+    """As last asked for. Raises ConfigError when there is none of this name."""
+    file = runs_folder() / name / "comparison.json"
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; make the comparison with jobs.compare")
+    return from_json(ComparisonRecord, file.read_bytes(), str(file)).comparison
+
+
 @dataclass(frozen=True)
 class ComparisonState:
     """Where a comparison stands: results of trials that are done, what is left, and errors of those that failed just now.

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,23 @@ class RayTrainSettings:
 
 
 def ray_train_settings(folder: Path, scaling: ScalingOptions) -> RayTrainSettings:
-    """GPUs and nccl when the cluster has one a worker, else CPUs; leaves CPUs for the tasks that read the log.
+    """Raises what ``resources_per_worker`` raises."""
+    resources = resources_per_worker(scaling)
+    return RayTrainSettings(
+        ScalingConfig(num_workers=scaling.workers, use_gpu=resources["GPU"] > 0, resources_per_worker=dict(resources)),
+        RunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # Its warnings are tracebacks of what it tries again by itself on a busy machine; mypy does not see Train V2.
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+        ),
+    )
+
+
+def resources_per_worker(scaling: ScalingOptions) -> Mapping[str, float]:
+    """CPUs and GPUs: a GPU (and nccl) when the cluster has one a worker; leaves CPUs for the tasks that read the log.
 
     Raises UserError for more than an own Ray will ever have, which Ray Train would wait for."""
     use_gpu = scaling.device == "gpu" or (scaling.device == "auto" and gpus() >= scaling.workers)
@@ -50,19 +66,7 @@ def ray_train_settings(folder: Path, scaling: ScalingOptions) -> RayTrainSetting
                     f"scaling: {scaling.workers} workers with {each:g} {kind}s each ask for {scaling.workers * each:g}, and this "
                     f"machine has {there:g}"
                 )
-    return RayTrainSettings(
-        ScalingConfig(
-            num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)}
-        ),
-        RunConfig(
-            name="train",
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=scaling.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            # Its warnings are tracebacks of what it tries again by itself on a busy machine; mypy does not see Train V2.
-            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
-        ),
-    )
+    return {"CPU": cpus, "GPU": int(use_gpu)}
 
 
 def train_under_ray(folder: Path, record: RunRecord, scaling: ScalingOptions, *, start: Path | None) -> None:
@@ -122,7 +126,7 @@ class Trainer(DataParallelTrainer):
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if joined_cluster():
             rays: Any = (
-                data_parallel_trainer  # whose controller gets Ray Train's environment, and has no option for its class
+                data_parallel_trainer  # its controller gets Ray Train's environment; there is no option for its class
             )
             theirs, rays.TrainController = rays.TrainController, LoneController
             try:

@@ -68,12 +68,6 @@ def only_one(name: str) -> Iterator[Path]:
         yield folder
 
 
-def open_run(name: str, experiment: AnyExperiment, options: RunOptions | None = None) -> tuple[Path, RunRecord]:
-    """Find the run's record again, or make it; raises what ``find_run`` and ``make_run`` raise."""
-    found = find_run(name, experiment, options)
-    return runs_folder() / name, found or make_run(name, experiment, options, Tracker())
-
-
 def find_run(name: str, experiment: AnyExperiment, options: RunOptions | None = None) -> RunRecord | None:
     """The run's record, if there is one for this experiment; imports no tracking store. A run that never trained does not hold
     its name.

@@ -33,7 +33,7 @@ from rayrec.registry import runs_folder
 from rayrec.reporting import Section
 from rayrec.runs.cluster import connect, gpus
 from rayrec.runs.endings import clear_endings, raise_ending
-from rayrec.runs.ray_train import ray_train_settings
+from rayrec.runs.ray_train import ray_train_settings, resources_per_worker
 from rayrec.runs.ray_worker import worker_loop
 from rayrec.runs.run_folder import FinishedRun, RunRecord, log_run, only_one, write_run
 from rayrec.runs.seeding import refuse_seed_mark
@@ -179,8 +179,8 @@ def sweep(
     with only_one(name):
         folder, record = _open_sweep(name, space_name, config)
         connect()
-        if config.trial != "in_process":
-            ray_train_settings(folder, config.scaling)  # refuses once what no trial could have
+        if not _in_process(config):
+            resources_per_worker(config.scaling)  # refuses once what no trial could have
         return _run_sweep(folder, record, space, show)
 
 
@@ -239,9 +239,13 @@ def _open_sweep(name: str, space: str, config: SweepConfig[AnyExperiment]) -> tu
     return folder, record
 
 
+def _in_process(config: SweepConfig) -> bool:
+    return config.trial == "in_process" or (config.trial == "auto" and gpus() == 0)
+
+
 def _tuner(folder: Path, record: SweepRecord, space: SweepSpace, mode: Literal["min", "max"]) -> Tuner:
     config = record.config
-    in_process = config.trial == "in_process" or (config.trial == "auto" and gpus() == 0)
+    in_process = _in_process(config)
     cpus = 1 if in_process else 0.01  # a trial that starts a Ray Train run only waits for its workers
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(
@@ -380,10 +384,7 @@ def _tell_of(trial: Trial, folder: Path, tracker: Tracker) -> None:
     note = trial_record(folder, trial.name)
     if note.is_file():
         run = from_json(RunRecord, note.read_bytes(), str(note))
-        for place in (
-            note.with_suffix(""),
-            folder / "ray_train" / trial.name,
-        ):  # of a trial in process, or by Ray Train
+        for place in (note.with_suffix(""), folder / "ray_train" / trial.name):  # in process, by Ray Train
             send_unsent(place, tracker, run.mlflow_run)
         tracker.finish(run.mlflow_run, failed=trial.error is not None)
 

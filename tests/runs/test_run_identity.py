@@ -9,27 +9,31 @@ import pytest
 from rayrec.data.sequences import ItemTable, SequenceData, read_sequences, write_sequences
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.retriever.experiment import RetrieverExperiment
-from rayrec.runs.run_folder import open_run
+from rayrec.families.table import AnyExperiment
+from rayrec.runs.run_folder import RunRecord, find_run, make_run
+from rayrec.training.tracking import Tracker
 from rayrec.typed_json import ConfigError
 from tests.conftest import write_small_log
 
 
+def begun(experiment: AnyExperiment) -> RunRecord:
+    """A run called first, found again or made."""
+    return find_run("first", experiment) or make_run("first", experiment, None, Tracker())
+
+
 def test_a_log_that_was_moved_is_the_same_and_one_that_was_imported_anew_is_not(runs: Path, tmp_path: Path) -> None:
     experiment = RankerExperiment(write_small_log(tmp_path / "log", rows=300))
-    _, record = open_run("first", experiment)
-    assert open_run("first", experiment)[1] == record
+    record = begun(experiment)
+    assert begun(experiment) == record
     (tmp_path / "log").rename(tmp_path / "moved")
     assert RankerExperiment(tmp_path / "moved").fingerprint() == record.data
     write_small_log(tmp_path / "log", rows=320)
-    assert open_run("first", experiment)[1].data not in (
-        None,
-        record.data,
-    )  # it never trained: it does not hold its name
+    assert begun(experiment).data not in (None, record.data)  # it never trained: it does not hold its name
     (runs / "first" / "bundle").mkdir()
     shutil.rmtree(tmp_path / "log")
     (tmp_path / "moved").rename(tmp_path / "log")
     with pytest.raises(ConfigError, match=r"run 'first' was begun on other data"):
-        open_run("first", experiment)
+        begun(experiment)
 
 
 def test_sequences_of_other_items_or_events_are_other_data(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rayrec.runs.run_folder import RunRecord
 from rayrec.runs.sweep_state import KeepAndShow, keep, put_back
 from rayrec.runs.sweep_trial import Trial, ranked
 from rayrec.runs.sweeping import FinishedSweep, SweepConfig, SweepSpace, apply_parameters, sweep, trial_record
+from rayrec.training.experiment import ScalingOptions
 from rayrec.training.loop import LoopConfig
 from rayrec.training.metric_queue import keep_unsent
 from rayrec.training.tracking import Tracker
@@ -219,6 +220,24 @@ def test_a_killed_sweep_goes_on_where_it_stopped(runs: Path, small_log: Path, tm
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert len(list((runs / "killed" / "records").iterdir())) == 6  # the finished trials were not tried again
     load_bundle(runs / "killed" / "bundle")
+
+
+def test_more_workers_than_there_can_be_end_a_sweep_before_any_trial_unless_trials_run_in_process(
+    ray_session: None, runs: Path, base: RankerExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def run_sweep(*given: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr("rayrec.runs.sweeping._run_sweep", run_sweep)
+    space = SweepSpace(("ranker",), {"optimizer.learning_rate": tune.choice([1e-2])})
+    config = SweepConfig(base, trials=1, trial="ray_train", scaling=ScalingOptions(workers=2, cpus_per_worker=40))
+    with pytest.raises(UserError, match="scaling: 2 workers with 40 CPUs each ask for 80"):
+        sweep("too-many", "ranker", space, config)
+    with pytest.raises(Reached):  # on CPUs trials run in process, whatever workers of Ray Train would ask for
+        sweep("in-process", "ranker", space, replace(config, trial="auto"))
 
 
 def test_a_path_that_is_no_field_is_refused_before_any_trial(base: RankerExperiment) -> None:

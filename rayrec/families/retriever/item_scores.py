@@ -1,4 +1,4 @@
-"""Scores of all items by what no training takes part in (popularity, neighbours by text), by a dense head, and by sums of two."""
+"""Scores of all items by what is not trained (popularity, neighbours by text), by a dense head, and by sums of those."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar

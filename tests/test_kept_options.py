@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.lm_optimizers import Benchmark, Study
-from rayrec.training.kept_options import hold_to_options, options_of, other_options
+from rayrec.kept_options import hold_to_options, options_of, other_options
 from rayrec.typed_json import ConfigError
 from studies import census_selection, closed_loop, coat, content_rankers, funnel_study, miscalibration, wrong_teachers
 
