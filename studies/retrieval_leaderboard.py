@@ -3,13 +3,14 @@
 Beside its trained models: popularity, untrained neighbours by text, attributes and co-occurrence in training histories (their
 one or two numbers are chosen on validation), and sums of scores: of the same arm trained from several seeds in equal shares, of
 further models and neighbours in shares chosen on validation for each seed, one after the other. Every model with the history's
-items ranked and excluded; Markdown tables of means with their errors over seeds and users, and of differences to the baseline.
-Run it again when more trials are done.
+items ranked and excluded; Markdown tables of means with their errors over seeds and users, and of differences to the baseline;
+and which of the sums and their models validation prefers, with the test numbers of that one. Run it again when more trials are
+done.
 """
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -64,13 +65,15 @@ class Part:
 class Entry:
     """A line: how it was judged by protocol and seed (seed None = nothing was drawn), and the trials' seconds of training.
 
-    width: seeds that each of ``judged`` takes, told by the first of them.
+    width: seeds that each of ``judged`` takes, told by the first of them. valid: by protocol and seed the objective on validation
+    targets seen in training, of the sums and of their models.
     """
 
     judged: dict[HistoryItems, dict[int | None, Judged]] = field(default_factory=lambda: {p: {} for p in PROTOCOLS})
     seconds: list[float] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
     width: int = 1
+    valid: dict[HistoryItems, dict[int | None, float]] = field(default_factory=lambda: {p: {} for p in PROTOCOLS})
 
 
 def run(command: Leaderboard) -> dict[str, Entry]:
@@ -83,9 +86,12 @@ def run(command: Leaderboard) -> dict[str, Entry]:
     experiment = _experiment(state)
     untrained = Untrained(experiment)
     entries = {**untrained.entries, **_trained(state)}
+    _validate_models(state, {part.name for parts in sums.values() for part in parts} - {*UNTRAINED}, entries)
     for text, parts in sums.items():
         entries[text.replace("+", " + ")] = _sum(state, parts, untrained)
     print(*table(entries, command.targets, comparison.baseline), sep="\n")
+    objective = _experiment(state).retrieval.objective
+    print("", *choice_table(entries, objective, command.targets), sep="\n")
     for name, entry in entries.items():
         if entry.chosen:
             print(f"chosen on validation, {name}: {', '.join(entry.chosen)}")
@@ -133,6 +139,20 @@ def _trained(state: ComparisonState) -> dict[str, Entry]:
                 if "excluded" not in words:
                     entry.seconds.append(state.done[key].seconds)
     return entries
+
+
+def _validate_models(state: ComparisonState, arms: Collection[str], entries: dict[str, Entry]) -> None:
+    """Of the sums' models alone, on validation targets, by their dense heads."""
+    experiment = _experiment(state)
+    for key in (key for key in state.done if key.arm in arms):
+        (name,) = (name for name in entries if name in (key.arm, f"{key.arm} dense"))
+        for protocol in PROTOCOLS:
+            entries[name].valid[protocol][key.seed] = _valid(experiment, _dense(state, key), protocol)
+
+
+def _valid(experiment: RetrieverExperiment, scores: Scores, protocol: HistoryItems) -> float:
+    found = judge_scores(experiment, scores, split="valid", history=protocol).metrics["in_set"]
+    return found[experiment.retrieval.objective] or 0.0
 
 
 class Untrained:
@@ -199,10 +219,9 @@ def _sum(state: ComparisonState, parts: Sequence[Part], untrained: Untrained) ->
                 share = best_share(experiment, scores, other, history=protocol)
                 entry.chosen.append(f"seed {'+'.join(map(str, group))} {protocol} share {share:g}")
                 scores = summed(scores, other, share)
-            valid = judge_scores(experiment, scores, split="valid", history=protocol).metrics["in_set"]
-            objective = experiment.retrieval.objective
+            valid = entry.valid[protocol][group[0]] = _valid(experiment, scores, protocol)
             name = f"seed {'+'.join(map(str, group))} {protocol}"
-            entry.chosen.append(f"{name} valid {objective} {valid[objective] or 0.0:.4f}")
+            entry.chosen.append(f"{name} valid {experiment.retrieval.objective} {valid:.4f}")
             entry.judged[protocol][group[0]] = judge_scores(experiment, scores, split="test", history=protocol)
         keys = [TrialKey(part.name, seed) for part in arms for seed in group[: part.models]]
         entry.seconds.append(sum(state.done[key].seconds for key in keys))
@@ -220,7 +239,7 @@ def table(entries: dict[str, Entry], targets: str, baseline: str) -> list[str]:
     differences = [f"| less {baseline} | seeds | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
     (base,) = (entry for name, entry in entries.items() if name.split()[0] == baseline and "+" not in name)
     for name, entry in entries.items():
-        seeds = f"{len(entry.judged['ranked'])}" + (f" x {entry.width}" if entry.width > 1 else "")
+        seeds = _seeds(entry)
         if not entry.judged["ranked"]:
             continue
         places = [(protocol, metric) for protocol in PROTOCOLS for metric in SHOWN]
@@ -231,6 +250,33 @@ def table(entries: dict[str, Entry], targets: str, baseline: str) -> list[str]:
             cells = [_difference(entry, base, targets, *place) for place in places]
             differences.append(f"| {name} | {seeds if entry.seconds else ''} | {' | '.join(cells)} |")
     return [*lines, "", *differences]
+
+
+def choice_table(entries: dict[str, Entry], objective: str, targets: str) -> list[str]:
+    """Markdown: the objective on validation of the sums and their models, means over seeds; the best by protocol with its test
+    numbers and 95 % intervals over seeds and users."""
+    validated = {name: entry for name, entry in entries.items() if entry.valid[PROTOCOLS[0]]}
+    if not validated:
+        return []
+    columns = [f"{objective}, history {protocol}" for protocol in PROTOCOLS]
+    lines = [f"| validation, in-set | seeds | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
+    means = {
+        name: {protocol: statistics.fmean(entry.valid[protocol].values()) for protocol in PROTOCOLS}
+        for name, entry in validated.items()
+    }
+    for name, entry in validated.items():
+        cells = " | ".join(f"{means[name][protocol]:.4f}" for protocol in PROTOCOLS)
+        lines.append(f"| {name} | {_seeds(entry)} | {cells} |")
+    lines.append("")
+    for protocol in PROTOCOLS:
+        name = max(means, key=lambda name: means[name][protocol])  # the first of equals
+        numbers = ", ".join(f"{metric} {_level(validated[name], targets, protocol, metric)}" for metric in SHOWN)
+        lines.append(f"history {protocol}, validation chooses {name} ({_seeds(validated[name])}): test {numbers}")
+    return lines
+
+
+def _seeds(entry: Entry) -> str:
+    return f"{len(entry.judged['ranked'])}" + (f" x {entry.width}" if entry.width > 1 else "")
 
 
 def _values(
@@ -247,6 +293,14 @@ def _mean(entry: Entry, targets: str, protocol: HistoryItems, metric: str) -> st
     found = mean_estimate(*_values(entry, targets, protocol, metric, list(entry.judged[protocol])))
     errors = [f"{error:.4f}" for error in (found.standard_error, found.group_error) if error is not None]
     return f"{found.mean:.4f} ({', '.join(errors)})"
+
+
+def _level(entry: Entry, targets: str, protocol: HistoryItems, metric: str) -> str:
+    """The mean with its interval, that of a difference to 0."""
+    values, groups = _values(entry, targets, protocol, metric, list(entry.judged[protocol]))
+    nothing = None if groups is None else [[0.0] * len(row) for row in groups]
+    found = paired_difference(values, [0.0] * len(values), groups, nothing)
+    return f"{found.mean:.4f} ({found.low:.4f} to {found.high:.4f})"
 
 
 def _difference(entry: Entry, base: Entry, targets: str, protocol: HistoryItems, metric: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rayrec.runs.comparison import Comparison, TrialOptions
 from rayrec.typed_json import ConfigError
 from studies.code_accuracy import CodeAccuracy
 from studies.code_accuracy import run as code_accuracy
-from studies.retrieval_leaderboard import PROTOCOLS, Leaderboard, _parts, run, table
+from studies.retrieval_leaderboard import PROTOCOLS, Leaderboard, _parts, choice_table, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
 
 
@@ -67,6 +68,22 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
             if share.endswith("share 0"):
                 alone = entries["sasrec"].judged["ranked"][seed].metrics["all"]
                 assert entries[name].judged["ranked"][seed].metrics["all"] == pytest.approx(alone)
+    for protocol in PROTOCOLS:
+        for name in ("sasrec + dense", "sasrec + text"):
+            for seed in (0, 1):  # a share of 0 is the first model alone
+                assert entries[name].valid[protocol][seed] >= entries["sasrec"].valid[protocol][seed] - 1e-6
+    named = [*entries][3:]
+    head, _, *rows, empty, ranked, excluded = choice_table(entries, "ndcg@10", "all")
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in named]
+    assert head.startswith("| validation, in-set | seeds | ndcg@10, history ranked |")
+    assert empty == ""
+    for protocol, line in zip(PROTOCOLS, (ranked, excluded), strict=True):
+        best = max(named, key=lambda name: fmean(entries[name].valid[protocol].values()))
+        test = [one.metrics["all"]["recall@10"] or 0.0 for one in entries[best].judged[protocol].values()]
+        chosen = f"history {protocol}, validation chooses {best} ("
+        assert line.startswith(chosen)
+        assert f": test recall@10 {fmean(test):.4f} (" in line
+    assert choice_table({"popularity": entries["popularity"]}, "ndcg@10", "all") == []
     lines = table(entries, "all", "sasrec")
     assert [line.split(" | ")[1] for line in lines if line.startswith("| sasrec*2 |")] == ["1 x 2", "1 x 2"]
     values = [entries["dense"].judged["excluded"][seed].metrics["all"]["recall@10"] or 0.0 for seed in (0, 1)]
