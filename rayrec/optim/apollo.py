@@ -10,7 +10,8 @@ What is notable:
 - no host synchronization in a step, and no update of all matrices at once: the limiter works on norms of channels;
 - projections come from seeds (``rayrec.optim.random_projection``): the state is moments, one norm a matrix and step counts,
   all plain tensors, loadable with ``weights_only=True`` and bit-exact in the middle of a projection period;
-- the arithmetic (``rayrec.optim.apollo_update``) is functions of tensors only, which ``compiler=torch.compile`` compiles;
+- the arithmetic (``rayrec.optim.apollo_update``) is functions of tensors only, which ``compiler=torch.compile`` compiles; for
+  float32 on the CPU there is a kernel of it (``rayrec.optim.apollo_kernel``), which reads a gradient from memory once;
 - one object also runs AdamW (vectors, heads) and row-wise Adagrad (embedding tables with sparse gradients).
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rayrec.optim.apollo_groups import check_group
+from rayrec.optim.apollo_kernel import cpu_kernel, is_for_kernel, update_by_kernel
 from rayrec.optim.apollo_stacks import MatrixStack, StepCounts
 from rayrec.optim.apollo_update import (
     ScaleType,
@@ -62,6 +64,9 @@ class Apollo(EagerOptimizer):
         FloatingPointError. The latter two read every gradient once more and one flag on the host.
     draw: replaces the random projection, for experiments.
     compiler: ``torch.compile``, or it with options: the update of each shape is compiled at its first step.
+    cpu_kernel: contiguous float32 matrices on the CPU are updated by ``rayrec.optim.apollo_kernel``, which a C++ compiler (CXX,
+        else g++) builds at the first step; without one a line on stderr says so and they step eagerly. ``compiler`` is for the
+        rest.
 
     State of an (m, n) matrix: 2 r max(m, n) numbers and one norm. Raises ValueError when a group does not fit its parameters.
     """
@@ -71,11 +76,12 @@ class Apollo(EagerOptimizer):
         weight_decay: float = 0.0, rank: int | float = 0.25, scale_type: ScaleType = "channel", scale: float = 1.0,
         projection_period: int = 200, seed: int = 0, norm_growth: float | None = 1.01, batch_dims: int = 0,
         state_dtype: torch.dtype | None = None, nonfinite: NonFinite = "propagate", draw: Draw = draw_projection,
-        compiler: Compiler | None = None,
+        compiler: Compiler | None = None, cpu_kernel: bool = False,
     ) -> None:  # fmt: skip
         if nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f"nonfinite must be propagate, skip or raise, not {nonfinite!r}")
         self.state_dtype, self.nonfinite, self.compiler = state_dtype, nonfinite, compiler
+        self.cpu_kernel = cpu_kernel
         self.projections = ProjectionCache(draw)
         self._compiled: dict[tuple[int, int], Callable[..., None]] = {}  # by group and stack
         self._forget()
@@ -131,7 +137,7 @@ class Apollo(EagerOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles keep beside groups and state."""
-        own = {name: getattr(self, name) for name in ("state_dtype", "nonfinite", "compiler")}
+        own = {name: getattr(self, name) for name in ("state_dtype", "nonfinite", "compiler", "cpu_kernel")}
         return {**super().__getstate__(), **own, "projections": ProjectionCache(self.projections.draw)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -190,7 +196,10 @@ class Apollo(EagerOptimizer):
         """The update of a stack's members in a projection period, waiting for their tensors."""
         like, smaller = stack.params[0], min(stack.rows, stack.columns)
         projection = self.projections.get(group["seed"], period, stack.rank, smaller, like)
-        late = stack.late if self.compiler is None else None
+        by_kernel = self.cpu_kernel and is_for_kernel(stack.params, stack.exp_avg)
+        kernel = cpu_kernel() if by_kernel else None
+        compiler = None if by_kernel else self.compiler
+        late = stack.late if compiler is None else None
         settings = UpdateSettings(
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -202,12 +211,17 @@ class Apollo(EagerOptimizer):
         shape = (stack.rows, stack.columns)
 
         def update(params: list[Tensor], gradients: list[Tensor], *rest: Any) -> None:
-            if stack.stacked:
-                self._compile(update_stacked, key)(params, gradients, projection, *rest, late, shape, settings)
-            else:
-                self._compile(update_in_place, key)(
-                    params, gradients, projection, *rest, late, (stack.matrices, *shape), stack.scales_shape, settings
+            if kernel is not None:
+                update_by_kernel(
+                    kernel, params, gradients, projection, *rest, shape=shape, stacked=stack.stacked, settings=settings
                 )
+            elif stack.stacked:
+                stacked = self._compile(update_stacked, key, compiler)
+                stacked(params, gradients, projection, *rest, late, shape, settings)
+            else:
+                in_place = self._compile(update_in_place, key, compiler)
+                matrices = (stack.matrices, *shape)
+                in_place(params, gradients, projection, *rest, late, matrices, stack.scales_shape, settings)
 
         return update
 
@@ -227,14 +241,16 @@ class Apollo(EagerOptimizer):
         if not isinstance(where, slice):
             stack.exp_avg[where], stack.exp_avg_sq[where], stack.norms[where] = exp_avg, exp_avg_sq, norms
 
-    def _compile(self, update: Callable[..., None], key: tuple[int, int]) -> Callable[..., None]:
-        if self.compiler is None:
+    def _compile(
+        self, update: Callable[..., None], key: tuple[int, int], compiler: Compiler | None
+    ) -> Callable[..., None]:
+        if compiler is None:
             return update
         if key not in self._compiled:
             assert isinstance(update, FunctionType)
             # A code object of its own for each shape: torch limits the number of compilations of one.
             own = FunctionType(update.__code__.replace(), update.__globals__, update.__name__)
-            self._compiled[key] = self.compiler(own)
+            self._compiled[key] = compiler(own)
         return self._compiled[key]
 
     def _step_adamw(self, index: int, group: dict[str, Any]) -> None:

@@ -26,15 +26,15 @@ def compiled_or_plain(update: Callable[..., None]) -> Callable[..., None]:
                 return
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # nothing was updated yet
                 running = False
-                _tell(error)
+                tell_uncompiled(str(getattr(error, "inner_exception", error)))  # what a backend raised
         update(*arguments)
 
     return run
 
 
-def _tell(error: Exception) -> None:
-    cause = getattr(error, "inner_exception", error)  # what a backend raised
-    why = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+def tell_uncompiled(cause: str) -> None:
+    """Say the first line of ``cause`` on stderr, once in a process."""
+    why = next((line for line in cause.splitlines() if line.strip()), "no reason given")
     if why not in _told:
         _told.add(why)
         print(f"the optimizer's update is not compiled ({why}); it runs uncompiled", file=sys.stderr, flush=True)

@@ -116,7 +116,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, compiled: bool
     """One optimizer for all parameters of ``model`` that require gradients.
 
     With row-wise Adagrad the model's ``nn.Embedding`` tables are switched to sparse gradients, except on GPUs, where nccl
-    cannot reduce them. compiled: APOLLO's updates are compiled (``compiled_or_plain``); other optimizers ignore it.
+    cannot reduce them. compiled: APOLLO's updates are a kernel on the CPU (``Apollo(cpu_kernel=True)``) and compiled by torch
+    (``compiled_or_plain``) where that does not serve; other optimizers ignore it.
     """
     if config.embeddings == "rowwise_adagrad":
         for module in model.modules():
@@ -124,7 +125,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, compiled: bool
                 module.sparse = not module.weight.is_cuda
     if config.optimizer in ("apollo", "apollo_mini"):
         betas, compiler = (config.beta1, config.beta2), compiled_or_plain if compiled else None
-        return Apollo(_groups(model, config), lr=config.learning_rate, betas=betas, compiler=compiler)
+        groups = _groups(model, config)
+        return Apollo(groups, lr=config.learning_rate, betas=betas, compiler=compiler, cpu_kernel=compiled)
     return _build_chain(model, config)
 
 

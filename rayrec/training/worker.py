@@ -26,8 +26,9 @@ class RunOptions:
     read_ahead: int = 2
     """Row groups (65,536 rows each in imported logs) that the in-process reader stays ahead."""
     compile_update: bool = False
-    """Compile the update of APOLLO and APOLLO-Mini: half a minute of compiling, then shorter steps for large matrices. Needs a
-    C++ compiler on CPUs; without one a line says so and the run goes on uncompiled."""
+    """Compile the update of APOLLO and APOLLO-Mini, for shorter steps: on CPUs a kernel that g++ (or CXX) builds in a second or
+    two; on GPUs, and where parameters are not float32, torch.compile, half a minute. Where there is no compiler a line says so
+    and the run goes on uncompiled."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "read_ahead"):

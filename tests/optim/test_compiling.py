@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rayrec.optim import OptimizerConfig, build_optimizer, compiling
+from rayrec.optim import compiling
+from rayrec.optim.apollo import Apollo
+from rayrec.optim.compiling import compiled_or_plain
 
 NO_COMPILER = "/nowhere/g++"
 SMALL = ((16, 24), (16, 24))  # a stack
@@ -19,8 +21,8 @@ def steps(shapes: tuple[tuple[int, int], ...], compiled: bool) -> list[nn.Parame
     """Matrices after four steps of Mini."""
     generator = torch.Generator().manual_seed(0)
     model = nn.ParameterList(nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes)
-    config = OptimizerConfig(optimizer="apollo_mini", learning_rate=0.1, weight_decay=0.1)
-    optimizer = build_optimizer(model, config, compiled=compiled)
+    compiler = compiled_or_plain if compiled else None
+    optimizer = Apollo(model, lr=0.1, weight_decay=0.1, rank=1, scale_type="tensor", compiler=compiler)
     for _ in range(4):
         for parameter in model:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
