@@ -15,6 +15,7 @@ from rayrec.families.table import family_of, follow
 from rayrec.registry import resolve_model
 from rayrec.reporting import Table
 from rayrec.reporting.page import text_table
+from rayrec.training.freed_memory import freed_memory_kept
 from rayrec.typed_json import ConfigError
 
 
@@ -31,7 +32,8 @@ def run(model: str, options: Sequence[str]) -> Table:
     if family.evaluation_path is None:
         raise ConfigError(f"{folder}: holds a {family.name}, which cannot be judged outside of training")
     command: Evaluate = read(follow(family.evaluation_path), arguments=options, prog=f"python -m jobs.evaluate {model}")
-    table = command.evaluate(folder)
+    with freed_memory_kept():
+        table = command.evaluate(folder)
     print(text_table(table))
     return table
 

@@ -28,6 +28,7 @@ from rayrec.families.retriever.task import HistoryItems
 from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.runs.comparison import ComparisonState, TrialKey, kept_comparison, open_comparison, trial_folder
 from rayrec.runs.further import bundle_folder
+from rayrec.training.freed_memory import freed_memory_kept
 from rayrec.training.judging import Judged
 from rayrec.typed_json import ConfigError
 
@@ -76,6 +77,7 @@ class Entry:
     valid: dict[HistoryItems, dict[int | None, float]] = field(default_factory=lambda: {p: {} for p in PROTOCOLS})
 
 
+@freed_memory_kept()
 def run(command: Leaderboard) -> dict[str, Entry]:
     """Judge and print. Raises ConfigError when no trial is done, or a sum names no arm."""
     comparison = kept_comparison(command.name)

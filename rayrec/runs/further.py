@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rayrec.families.table import AnyExperiment
 from rayrec.files import write_text_atomically
+from rayrec.training.freed_memory import freed_memory_kept
 from rayrec.training.judging import Judged
 from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 
@@ -65,7 +66,8 @@ def judge_further(trial: Path, wanted: FurtherEvaluation) -> Mapping[str, Judged
     known = read_further(trial, wanted)
     if known is not None:
         return known
-    record = FurtherRecord(_asked(wanted), wanted.judge_each(bundle_folder(trial)))
+    with freed_memory_kept():
+        record = FurtherRecord(_asked(wanted), wanted.judge_each(bundle_folder(trial)))
     write_text_atomically(trial / "further.json", to_json(record))
     return record.found
 

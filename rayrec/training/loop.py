@@ -29,6 +29,7 @@ from rayrec.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from rayrec.training.freed_memory import freed_memory_kept
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import COUNTS, Evaluation, Mergeable, Task
 from rayrec.training.worker import B, EvaluationStream, TrainingData, TrainingStream, Worker
@@ -107,13 +108,14 @@ def run_training(
     position = StreamPosition(progress.epoch, progress.step_in_epoch)
     if progress.step:
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
-    if not loop.patience_exhausted:  # else it was killed between its last evaluation and its end
-        with (
-            closing(data.open_training(position, config.epochs)) as stream,
-            closing(loop.open_validation(loop.updates(stream))) as validation,
-        ):
-            loop.train(stream, validation)
-    return loop.finish()
+    with freed_memory_kept(loop.worker.options.keep_freed_memory and loop.worker.device.type == "cpu"):
+        if not loop.patience_exhausted:  # else it was killed between its last evaluation and its end
+            with (
+                closing(data.open_training(position, config.epochs)) as stream,
+                closing(loop.open_validation(loop.updates(stream))) as validation,
+            ):
+                loop.train(stream, validation)
+        return loop.finish()
 
 
 def check_workers(progress: Progress, workers: int, what: str) -> None:

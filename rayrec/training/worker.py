@@ -30,6 +30,10 @@ class RunOptions:
     two; on GPUs, and where parameters are not float32, torch.compile, half a minute. Where there is no compiler a line says so
     and the run goes on uncompiled."""
 
+    keep_freed_memory: bool = True
+    """Memory that a training process on CPUs frees stays with it until its run ends, which spares a step the page faults of its
+    large blocks (with glibc; see ``rayrec.training.freed_memory``)."""
+
     def __post_init__(self) -> None:
         for name in ("threads", "read_ahead"):
             value = getattr(self, name)

@@ -1,0 +1,44 @@
+"""Training steps get their blocks back from the process, and the system gets them back from a run that has ended."""
+
+import platform
+import resource
+
+import psutil
+import pytest
+import torch
+
+from rayrec.training.freed_memory import freed_memory_kept
+
+BYTES = 80 << 20  # above the 32 MiB up to which glibc may keep a block by itself
+PAGES = BYTES // resource.getpagesize()
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+
+def _faults_of_a_step() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(BYTES // 4).mul_(2)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_a_block_is_faulted_in_once_and_afterwards_no_more_until_the_end() -> None:
+    with freed_memory_kept():
+        _faults_of_a_step()
+        with freed_memory_kept():
+            _faults_of_a_step()
+        assert min(_faults_of_a_step() for _ in range(3)) < PAGES / 100
+    assert _faults_of_a_step() > PAGES / 600  # pages may be as large as 2 MiB
+
+
+def test_what_was_kept_goes_back_at_the_end() -> None:
+    process = psutil.Process()
+    with freed_memory_kept():
+        _faults_of_a_step()
+        kept = process.memory_info().rss
+    assert kept - process.memory_info().rss > BYTES / 2
+
+
+def test_without_it_nothing_changes() -> None:
+    with freed_memory_kept(keep=False):
+        _faults_of_a_step()
+        assert _faults_of_a_step() > PAGES / 600
