@@ -5,6 +5,9 @@ One architecture: 26 categorical and 13 dense features, dim 16, three full-matri
 ``run_training``, the worker loop that every training job runs: its stream hands out a few batches, then a peer's steps, in turn.
 So ours also clips gradients and keeps training metrics; its embedding tables are trained by row-wise Adagrad.
 
+Our share: the matrix products of our step, of the same shapes and strides and into memory that is there, timed alone in turn with
+both sides, over our whole step.
+
 Tables: "small" has 1,000 ids a field; "criteo" has the field sizes of Criteo's Kaggle log, hashed to at most 100,000 ids a field.
 
 Peers, from PyPI:
@@ -14,7 +17,7 @@ pip install --constraint requirements.lock "rayrec[bench]", or --editable ".[ben
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,13 +25,14 @@ from typing import Literal
 import torch
 import tyro
 
+from benchmarks.matrix_products import MatrixProducts, recorded
 from benchmarks.ranker_peers import PeerShape, Step, deepctr_torch_step, fuxictr_step
 from rayrec.batch import Batch
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
 from rayrec.data.log.streams import StreamPosition
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
-from rayrec.optim import OptimizerConfig
+from rayrec.optim import OptimizerConfig, build_optimizer
 from rayrec.training.loop import LoopConfig, run_training
 from rayrec.training.worker import RunOptions, TrainingData, Worker
 
@@ -44,13 +48,30 @@ IN_MEMORY = 8  # different batches
 
 @dataclass(frozen=True)
 class Command:
-    """rounds: blocks of ``steps`` steps of each side, in turn. precision: of ours, as in LoopConfig; the peers have none."""
+    """rounds: blocks of ``steps`` steps of each side, in turn. precision: of ours, as in LoopConfig; the peers have none.
+
+    cpu_time: time the process's CPU in place of the clock, for a machine that does other work too; one thread then.
+    """
 
     rounds: int = 9
     steps: int = 3
     batch_size: int = 4096
     threads: int = 2
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    cpu_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cpu_time and self.threads != 1:
+            raise ValueError("CPU time is a step's time with one thread only: --threads 1")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Median seconds of a step: ours, of its matrix products alone, and the peer's."""
+
+    ours: float
+    products: float
+    peer: float
 
 
 def main() -> None:
@@ -62,16 +83,25 @@ def main() -> None:
         "fuxictr": (False, fuxictr_step),
     }
     ratios: dict[str, dict[str, float]] = {}
-    print(f"batch {command.batch_size:,}, {command.threads} threads, precision {command.precision}; rows/s")
-    print(f"{'tables':<10}{'ids':>12}{'peer':>16}{'its rows/s':>14}{'ours':>12}{'ours over it':>14}")
+    clock = "CPU time" if command.cpu_time else "wall time"
+    print(f"batch {command.batch_size:,}, {command.threads} threads, precision {command.precision}, {clock}; rows/s")
+    print(f"{'tables':<8}{'ids':>10}{'peer':>15}{'its rows/s':>12}{'ours':>9}{'over it':>9}", end="")
+    print(f"{'products':>10}{'our share':>11}{'GFLOP/s':>9}")
     for name, sizes in tables.items():
         shape = PeerShape(sizes, DENSE, 16, 3, (256, 128))
         batches = _random_batches(shape, command.batch_size)
         for peer, (wide, make_step) in peers.items():
-            ours, theirs = _in_turn(command, shape, batches, wide, make_step(shape, batches))
-            ratios.setdefault(name, {})[f"over_{peer}"] = round(theirs / ours, 3)
-            speeds = command.batch_size / theirs, command.batch_size / ours
-            print(f"{name:<10}{sum(sizes):>12,}{peer:>16}{speeds[0]:>14,.0f}{speeds[1]:>12,.0f}{theirs / ours:>14.2f}")
+            task = _task(shape, wide)
+            products = _products(task, batches[0], command.precision == "bfloat16")
+            times = _in_turn(command, task, batches, products, make_step(shape, batches))
+            over, share = times.peer / times.ours, times.products / times.ours
+            found = ratios.setdefault(name, {})
+            found |= {f"over_{peer}": round(over, 3), f"products_share_beside_{peer}": round(share, 3)}
+            theirs, ours, alone = (command.batch_size / seconds for seconds in (times.peer, times.ours, times.products))
+            print(
+                f"{name:<8}{sum(sizes):>10,}{peer:>15}{theirs:>12,.0f}{ours:>9,.0f}{over:>9.2f}{alone:>10,.0f}{share:>11.2f}"
+                f"{products.flops / times.products / 1e9:>9.0f}"
+            )
     print(json.dumps(ratios[HEADLINE] | {"by_tables": ratios}))
 
 
@@ -87,8 +117,7 @@ def _random_batches(shape: PeerShape, rows: int) -> list[Batch]:
     return batches
 
 
-def _in_turn(command: Command, shape: PeerShape, batches: list[Batch], wide: bool, peer: Step) -> tuple[float, float]:
-    """Median seconds of a step, ours and the peer's."""
+def _task(shape: PeerShape, wide: bool) -> RankingTask:
     schema = LogSchema(
         name="benchmark",
         features=(
@@ -105,41 +134,59 @@ def _in_turn(command: Command, shape: PeerShape, batches: list[Batch], wide: boo
         tower=(),
         wide=wide,
     )
-    task = RankingTask(schema, RankingConfig(architecture))
-    stream = _TurnTaking(batches, peer, command.rounds, command.steps)
+    return RankingTask(schema, RankingConfig(architecture))
+
+
+def _products(task: RankingTask, batch: Batch, bf16: bool) -> MatrixProducts:
+    model = task.build()
+    build_optimizer(model, OptimizerConfig())  # tables get sparse gradients, as in training
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = task.loss(model, batch)
+        loss.total.backward()
+
+    return recorded(step)
+
+
+def _in_turn(command: Command, task: RankingTask, batches: list[Batch], products: MatrixProducts, peer: Step) -> Times:
+    stream = _TurnTaking(batches, command, (lambda i: products.run(), peer))
     data = TrainingData(lambda start, epochs: stream, lambda split, epochs: _OneBatch(batches[0]), ("train", "valid"))
     worker = Worker(options=RunOptions(threads=command.threads, reader="in_process"))
     loop = LoopConfig(epochs=1, precision=command.precision)
     run_training(task, data, loop, OptimizerConfig(weight_decay=0.0), _NoCheckpoints(), worker=worker)
-    return statistics.median(stream.ours), statistics.median(stream.theirs)
+    ours, alone, theirs = (statistics.median(seconds) for seconds in stream.seconds)
+    return Times(ours, alone, theirs)
 
 
 class _TurnTaking:
-    """A training stream whose epoch is ``rounds`` turns: some batches to the loop that reads it, some steps of the peer.
+    """A training stream whose epoch is turns: some batches to the loop that reads it, then as many steps of each of ``others``.
 
-    ours, theirs: seconds of a step, a mean for each round behind the first, which warms up.
+    seconds: of a step of the loop, then of each other one, a mean for each round behind the first, which warms up.
     """
 
-    def __init__(self, batches: list[Batch], peer: Step, rounds: int, steps: int) -> None:
-        self.batches, self.peer, self.rounds, self.steps = batches, peer, rounds, steps
-        self.steps_per_epoch = (rounds + 1) * steps
+    def __init__(self, batches: list[Batch], command: Command, others: Sequence[Step]) -> None:
+        self.batches, self.rounds, self.steps, self.others = batches, command.rounds, command.steps, others
+        self.clock = time.process_time if command.cpu_time else time.perf_counter
+        self.steps_per_epoch = (self.rounds + 1) * self.steps
         self.position = StreamPosition()
-        self.ours: list[float] = []
-        self.theirs: list[float] = []
+        self.seconds: list[list[float]] = [[] for _ in range(1 + len(others))]
 
     def epoch_batches(self) -> Iterator[tuple[Batch, None]]:
         for turn in range(self.rounds + 1):
-            started = time.perf_counter()
+            marks = [self.clock()]
             for i in range(self.steps):
                 done = turn * self.steps + i + 1
                 self.position = StreamPosition(*divmod(done, self.steps_per_epoch))
                 yield self.batches[done % len(self.batches)], None
-            between = time.perf_counter()
-            for i in range(self.steps):
-                self.peer((turn * self.steps + i) % len(self.batches))
+            marks.append(self.clock())
+            for other in self.others:
+                for i in range(self.steps):
+                    other((turn * self.steps + i) % len(self.batches))
+                marks.append(self.clock())
             if turn:
-                self.ours.append((between - started) / self.steps)
-                self.theirs.append((time.perf_counter() - between) / self.steps)
+                for seconds, started, ended in zip(self.seconds, marks, marks[1:], strict=False):
+                    seconds.append((ended - started) / self.steps)
 
     def close(self) -> None:
         """Nothing is open."""

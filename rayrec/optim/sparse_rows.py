@@ -1,24 +1,26 @@
-"""Sparse gradients of embedding tables: rows that occur several times are summed, without sorting."""
+"""Sparse gradients of embedding tables: rows that occur several times are summed."""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+_INT32 = 2**31
 
 
 def merge_rows(gradient: Tensor) -> Tensor:
-    """A sparse (V, d) gradient with each row once, in order of first appearance by no promise; returned as it is when coalesced.
+    """A sparse (V, d) gradient with each row once, in ascending order; returned as it is when coalesced.
 
-    ``Tensor.coalesce`` sorts; here every position looks up one representative of its row in a table of V positions.
+    The same as ``Tensor.coalesce``, and faster: rows are sorted as 32-bit numbers, and each one's values are summed as
+    a bag, in their order.
     """
     if gradient.is_coalesced():
         return gradient
     indices, values = gradient._indices()[0], gradient._values()  # (n,), (n, d)
-    positions = torch.arange(len(indices), device=indices.device)
-    representative = torch.empty(gradient.shape[0], dtype=torch.int64, device=indices.device)
-    representative[indices] = positions  # any one of a row's positions, the same for all of them
-    owner = representative[indices]
-    kept = owner == positions
-    target = kept.cumsum(0) - 1
-    rows = indices[kept]
-    merged = torch.zeros(len(rows), values.shape[1], dtype=values.dtype, device=values.device)
-    merged.index_add_(0, target[owner], values)
-    return torch.sparse_coo_tensor(rows.unsqueeze(0), merged, gradient.shape, is_coalesced=True, check_invariants=False)
+    keys = indices.int() if gradient.shape[0] < _INT32 else indices
+    ordered, order = keys.sort(stable=True)
+    rows, counts = ordered.unique_consecutive(return_counts=True)
+    starts = counts.cumsum(0) - counts
+    merged = embedding_bag(order, values, starts, mode="sum") if len(rows) else values
+    return torch.sparse_coo_tensor(
+        rows.to(torch.int64).unsqueeze(0), merged, gradient.shape, is_coalesced=True, check_invariants=False
+    )
