@@ -12,17 +12,18 @@ Sources: DCN V2 (Wang et al. 2021), DLRM (Naumov et al. 2019), MMoE (Ma et al. 2
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rayrec.batch import Batch
 from rayrec.models.layers.dense_input import DenseInput
 from rayrec.models.layers.feed_forward import feed_forward
 from rayrec.models.layers.field_embedding import FieldEmbedding
 from rayrec.models.layers.interaction import CrossNetwork, DotInteraction
-from rayrec.models.layers.padded_linear import with_zero_columns
+from rayrec.models.layers.padded_linear import padded, padding, with_padding
 from rayrec.models.layers.task_stack import StackedFeedForward
 
 
@@ -109,7 +110,8 @@ class Ranker(nn.Module):
         width = self.embedding.width + self.dense_input.width
         self.embedding_columns = slice(0, self.embedding.width)
         self.dense_columns = slice(self.embedding.width, width)
-        self.wide_columns = slice(width, width + (self.num_heads if architecture.wide else 0))
+        self.features_width = width
+        self.wide_columns = slice(padded(width), padded(width) + (self.num_heads if architecture.wide else 0))
         self.wide: FieldEmbedding | None = None
         self.wide_dense: nn.Linear | None = None
         if architecture.wide:
@@ -154,28 +156,30 @@ class Ranker(nn.Module):
         return self.represent_embedded(self.embed(batch))
 
     def embed(self, batch: Batch) -> Tensor:
-        """x (B, N): embedding rows, pooled sequences, normalized numbers; with a wide part its H logits of the ids behind."""
-        parts = [self.embedding(batch.categorical, batch.sequences), self.dense_input(batch.dense)]
+        """x (B, N): embedding rows, pooled sequences, normalized numbers, then the columns of ``with_padding``; with a wide part
+        its H logits of the ids behind."""
+        fields, dense = self.embedding.ids(batch.categorical), self.dense_input(batch.dense)
+        parts = [*self.embedding.parts(fields, batch.sequences), dense, padding(len(dense), self.features_width, dense)]
         if self.wide is not None:
-            parts.append(self.wide.total(batch.categorical, batch.sequences))
+            parts.append(self.wide.total(fields, batch.sequences))
         return torch.cat(parts, dim=1)
 
     def represent_embedded(self, x: Tensor) -> Tensor:
         """h (B, D) of x (B, N) as ``embed`` gives it, perturbed or not."""
-        start = self.wide_columns.start
-        features, wide = x.split([start, x.shape[1] - start], dim=1)  # unlike slices, one concatenation going back
-        if self.wide_dense is not None:
-            wide = wide + self.wide_dense(x[:, self.dense_columns])
-        features = with_zero_columns(self.embedding_dropout(features))
+        features, wide = self._parted(x)
+        if self.training and self.architecture.embedding_dropout:
+            features = with_padding(self.embedding_dropout(features[:, : self.features_width]))
         interacted = self._interact(features)
         if self.architecture.structure == "parallel":
-            h = torch.cat([interacted[:, : self.interacted_width], self.trunk(features)[:, : self.trunk_width]], dim=1)
+            parts = [_leading(interacted, self.interacted_width), _leading(self.trunk(features), self.trunk_width)]
         else:
-            h = self.trunk(interacted)[:, : self.trunk_width]
+            parts = [_leading(self.trunk(interacted), self.trunk_width)]
         if self.experts is not None and self.gates is not None:
-            mixtures = self.experts(h)  # (E, B, De)
-            h = torch.cat([mixtures.transpose(0, 1).flatten(1), self.gates(h)], dim=1)
-        return torch.cat([h, wide.to(h.dtype)], dim=1) if self.architecture.wide else h
+            h = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            parts = [self.experts(h).transpose(0, 1).flatten(1), self.gates(h)]  # of (E, B, De)
+        if self.architecture.wide:
+            parts.append(wide.to(parts[0].dtype))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def heads(self, h: Tensor) -> Tensor:
         """Logits (B, H) of h (B, D), or of (H, B, D) where slot i feeds only head i. H: the tasks, then the auxiliary heads."""
@@ -186,6 +190,17 @@ class Ranker(nn.Module):
         if self.gates is not None:
             h = self._mix(h)  # (H, B, De)
         return self.towers(h).squeeze(-1).T + wide
+
+    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The padded features and the wide part's logits, of ids and numbers, of x."""
+        start, dense = self.wide_columns.start, self.dense_columns
+        if self.wide_dense is None:
+            return x.split([start, x.shape[1] - start], dim=1)  # unlike slices, one concatenation going back
+        if torch.is_autocast_enabled(x.device.type):
+            features, wide = x.split([start, x.shape[1] - start], dim=1)
+            return features, wide + self.wide_dense(x[:, dense])
+        parted: tuple[Tensor, Tensor] = _Parted.apply(x, self.wide_dense.weight, start, dense)
+        return parted
 
     def _mix(self, h: Tensor) -> Tensor:
         """Each head's mixture of the experts: (B, E * De + H * E) or (H, B, ...) to (H, B, De)."""
@@ -220,5 +235,29 @@ class Ranker(nn.Module):
         if self.dense_input.width:
             dense = self.dense_vector(x[:, self.dense_columns]).unsqueeze(1).to(vectors.dtype)
             vectors = torch.cat([vectors, dense], dim=1)
-        inputs = x[:, : self.wide_columns.start]
-        return with_zero_columns(torch.cat([inputs, self.interaction(vectors).to(x.dtype)], dim=1))
+        inputs = x[:, : self.features_width]
+        return with_padding(torch.cat([inputs, self.interaction(vectors).to(x.dtype)], dim=1))
+
+
+class _Parted(torch.autograd.Function):
+    """x (B, N), wide_dense's weight (H, D), where the wide part starts, where the D numbers lie, to x[:, :start] and
+    x[:, start:] + x[:, dense] @ weight.T. Going back, one concatenation: slices would fill a gradient (B, N) each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, start: int, dense: slice) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x[:, dense], weight)
+        ctx.dense = dense
+        return x[:, :start], torch.addmm(x[:, start:], x[:, dense], weight.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, at_features: Tensor, at_wide: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        numbers, weight = ctx.saved_tensors
+        at_x = torch.cat([at_features, at_wide], dim=1)
+        at_x[:, ctx.dense].addmm_(at_wide, weight)
+        return at_x, at_wide.t() @ numbers, None, None
+
+
+def _leading(x: Tensor, width: int) -> Tensor:
+    """x[:, :width], with one concatenation going back."""
+    return x if x.shape[1] == width else x.split([width, x.shape[1] - width], dim=1)[0]

@@ -75,9 +75,9 @@ def rowwise_adagrad_update(
     rows, gradient = _touched(table.grad)
     gradient = gradient.float()
     if weight_decay:
-        gradient = gradient.add(table[rows], alpha=weight_decay)
-    accumulated = sums[rows] + gradient.square().mean(1)
-    sums[rows] = accumulated
+        gradient = gradient.add(table.index_select(0, rows), alpha=weight_decay)
+    accumulated = sums.index_select(0, rows).add_(gradient.square().mean(1))
+    sums.index_copy_(0, rows, accumulated)
     steps = gradient * (-lr / (accumulated.sqrt() + eps)).unsqueeze(1)
     table.index_add_(0, rows, steps.to(table.dtype))
 

@@ -16,6 +16,10 @@ def merge_rows(gradient: Tensor) -> Tensor:
     if gradient.is_coalesced():
         return gradient
     indices, values = gradient._indices()[0], gradient._values()  # (n,), (n, d)
+    if bool((indices[1:] > indices[:-1]).all()):  # gradients lose the mark when torch hands them on
+        return torch.sparse_coo_tensor(
+            gradient._indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
+        )
     keys = indices.int() if gradient.shape[0] < _INT32 else indices
     ordered, order = keys.sort(stable=True)
     rows, counts = ordered.unique_consecutive(return_counts=True)

@@ -1,20 +1,19 @@
 """The ranker's parts against naive references, and its split into embed, represent and heads."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from rayrec.batch import Batch
 from rayrec.models.layers.dense_input import DenseInput
 from rayrec.models.layers.field_embedding import FieldEmbedding
 from rayrec.models.layers.inference_layout import lay_out_for_inference
 from rayrec.models.layers.interaction import CrossNetwork, DotInteraction
-from rayrec.models.layers.padded_linear import PaddedLinear, with_zero_columns
+from rayrec.models.layers.padded_linear import PaddedLinear, with_padding
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
+from rayrec.optim import OptimizerConfig, build_optimizer
 
 INPUTS = RankerInputs(
     dense_mean=(0.5, 1.0),
@@ -106,12 +105,12 @@ def test_gradients_of_full_cross_layers_are_right() -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 2])
-def test_columns_of_zeros_behind_the_input_change_nothing(rank: int | None) -> None:
+def test_columns_of_padding_behind_the_input_change_nothing(rank: int | None) -> None:
     network, x = CrossNetwork(21, 2, rank=rank), torch.randn(6, 21, requires_grad=True)
     layer = PaddedLinear(21, 3)
-    wide = with_zero_columns(x)
+    wide = with_padding(x)
     assert wide.shape == (6, 32)
-    assert not network(wide)[:, 21:].any()
+    assert network(wide)[0, 21:].tolist() == [1.0] + [0.0] * 10
     results = []
     for given in (x, wide):
         out = torch.cat([network(given)[:, :21], layer(network(given)), layer(given)], dim=1)
@@ -163,7 +162,7 @@ def test_fields_have_rows_of_their_own_and_sequences_share_them() -> None:
     out = embedding(ids, [shared, own])
     expected = torch.cat([rows[4], rows[5 + 2], (rows[5 + 6] + rows[5 + 2]) / 2, rows[12 + 1]])
     torch.testing.assert_close(out[0], expected)
-    total = embedding.total(ids, [shared, own])
+    total = embedding.total(embedding.ids(ids), [shared, own])
     torch.testing.assert_close(total[0], expected.view(4, 3).sum(0))
 
 
@@ -196,7 +195,7 @@ def test_a_ranker_reads_inputs_of_some_kinds_only(name: str, there: tuple[str, .
         inputs.categorical_sizes, 3, sequence_sizes=inputs.sequence_sizes, sequence_shares=inputs.sequence_shares
     )
     rows = empty(some.categorical, some.sequences).view(11, -1, 3)
-    torch.testing.assert_close(empty.total(some.categorical, some.sequences), rows.sum(1))
+    torch.testing.assert_close(empty.total(empty.ids(some.categorical), some.sequences), rows.sum(1))
 
 
 def test_padding_changes_no_pooled_sequence_and_gets_no_gradient() -> None:
@@ -232,17 +231,70 @@ def test_a_layout_for_inference_changes_no_answer_and_leaves_nothing_to_pad(
     with torch.inference_mode():
         wanted = model(batch)
         lay_out_for_inference(model)
-        for module in ("padded_linear", "interaction"):
-            monkeypatch.setattr(f"rayrec.models.layers.{module}.pad", _only_rows_of(len(batch)))
+        for name in ("padded_linear.pad", "interaction._with_bias"):
+            monkeypatch.setattr(f"rayrec.models.layers.{name}", _never)
         torch.testing.assert_close(model(batch), wanted)
 
 
-def _only_rows_of(rows: int) -> Callable[..., Tensor]:
-    def checked(x: Tensor, extra: tuple[int, ...]) -> Tensor:
-        assert x.shape[0] == rows  # inputs may be padded, weights were
-        return pad(x, extra)
+def _never(*_: object) -> Tensor:
+    raise AssertionError("weights were padded before")
 
-    return checked
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_are_those_of_the_layers_written_out(name: str) -> None:
+    """Padding, columns of biases, sorted rows and parts going back in one piece: none of it is seen in a gradient."""
+    model, batch = trained(ARCHITECTURES[name]).double(), some_batch()
+    batch = replace(batch, dense=batch.dense.double())
+    build_optimizer(model, OptimizerConfig())  # tables get sparse gradients
+    towards = torch.randn(11, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    parameters = dict(model.named_parameters())
+    expected = torch.autograd.grad((_written_out(model, batch) * towards).sum(), list(parameters.values()))
+    (model(batch) * towards).sum().backward()
+    for (parameter, wanted), key in zip(zip(parameters.values(), expected, strict=True), parameters, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(
+            parameter.grad.to_dense(), wanted.to_dense(), msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def _written_out(model: Ranker, batch: Batch) -> Tensor:
+    """The logits from plain operations of torch on the parameters, for autograd to go back through."""
+
+    def rows(table: FieldEmbedding) -> Tensor:  # (B, K, d)
+        weight = table.table.weight
+        fields = [weight[batch.categorical[:, i] + table.offsets[i]] for i in range(table.num_fields)]
+        for ids, offset in zip(batch.sequences, table.sequence_offsets, strict=True):
+            there = (ids > 0).unsqueeze(2)
+            fields.append((weight[ids + offset] * there).sum(1) / there.sum(1).clamp_min(1))
+        return torch.stack(fields, dim=1)
+
+    def through(layers: nn.Module, x: Tensor) -> Tensor:
+        for layer in layers.children():
+            x = x @ layer.weight.T + layer.bias if isinstance(layer, nn.Linear) else layer(x)
+        return x
+
+    dense = model.dense_input(batch.dense)
+    vectors = rows(model.embedding)
+    x = interacted = torch.cat([vectors.flatten(1), dense], dim=1)
+    if isinstance(model.interaction, CrossNetwork):
+        for layer in model.interaction.layers:
+            projected = interacted
+            for part in [layer] if isinstance(layer, nn.Linear) else layer.children():
+                assert isinstance(part, nn.Linear)
+                projected = projected @ part.weight.T + (0.0 if part.bias is None else part.bias)
+            interacted = x * projected + interacted
+    elif isinstance(model.interaction, DotInteraction):
+        vectors = torch.cat([vectors, through(model.dense_vector, dense).unsqueeze(1)], dim=1)
+        count = vectors.shape[1]
+        pairs = [(vectors[:, i] * vectors[:, j]).sum(1) for i in range(count) for j in range(i)]
+        interacted = torch.cat([x, torch.stack(pairs, dim=1)], dim=1)
+    parallel = model.architecture.structure == "parallel"
+    h = torch.cat([interacted, through(model.trunk, x)], dim=1) if parallel else through(model.trunk, interacted)
+    if model.experts is not None and model.gates is not None:
+        h = torch.cat([model.experts(h).transpose(0, 1).flatten(1), model.gates(h)], dim=1)
+    if model.wide is not None and model.wide_dense is not None:
+        h = torch.cat([h, rows(model.wide).sum(1) + dense @ model.wide_dense.weight.T], dim=1)
+    return model.heads(h)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

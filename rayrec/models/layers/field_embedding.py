@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, embedding_bag
+from torch.nn.functional import embedding_bag
+
+from rayrec.models.layers.row_lookup import LookedUp
 
 
 class FieldEmbedding(nn.Module):
@@ -49,16 +51,19 @@ class FieldEmbedding(nn.Module):
     def forward(self, categorical: Tensor, sequences: Sequence[Tensor]) -> Tensor:
         """Ids (B, F) int64 and one (B, L_i) int64 per sequence, 0 = padding, to (B, width): each field's row, then the mean
         row of each sequence (zeros for an empty one)."""
-        table = self.table
-        fields = embedding(categorical + self.offsets, table.weight, sparse=table.sparse).flatten(1)  # (B, F * dim)
-        return torch.cat([fields, *(self._pool(ids, i, "mean") for i, ids in enumerate(sequences))], dim=1)
+        return torch.cat(self.parts(self.ids(categorical), sequences), dim=1)
 
-    def total(self, categorical: Tensor, sequences: Sequence[Tensor]) -> Tensor:
+    def ids(self, categorical: Tensor) -> LookedUp:
+        """Where the fields' rows lie, for ``parts`` and ``total`` of all tables of these fields."""
+        return LookedUp(categorical + self.offsets)
+
+    def parts(self, fields: LookedUp, sequences: Sequence[Tensor]) -> list[Tensor]:
+        """What ``forward`` puts side by side: (B, fields * dim), then (B, dim) of each sequence."""
+        return [fields.rows(self.table).flatten(1), *(self._pool(ids, i, "mean") for i, ids in enumerate(sequences))]
+
+    def total(self, fields: LookedUp, sequences: Sequence[Tensor]) -> Tensor:
         """The same rows summed over fields and sequences: (B, dim)."""
-        table = self.table
-        summed = table.weight.new_zeros(len(categorical), self.dim)
-        if self.num_fields:  # a bag of no ids is an error in torch
-            summed = embedding_bag(categorical + self.offsets, table.weight, mode="sum", sparse=table.sparse)
+        summed = fields.sums(self.table)
         for i, ids in enumerate(sequences):
             summed = summed + self._pool(ids, i, "mean")
         return summed

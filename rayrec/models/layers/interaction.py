@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
 
 class CrossNetwork(nn.Module):
     """x_{l+1} = x_0 * (W_l x_l + b_l) + x_l (Wang et al. 2021, DCN V2, equation 1). (B, N) to (B, N).
 
-    The input may have columns of zeros behind, see ``padded_linear``; the output then has as many.
+    The input may have the columns of ``with_padding`` behind; the output then has the same ones.
     rank: W_l = U_l V_l^T with that inner dimension (equation 2), or None for full matrices.
     """
 
@@ -29,12 +28,11 @@ class CrossNetwork(nn.Module):
         extra = x0.shape[1] - self.width
         if self.rank is None and not torch.is_autocast_enabled(x0.device.type):
             layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-            weights = [pad(layer.weight, (0, extra, 0, extra)) if extra else layer.weight for layer in layers]
-            biases = [pad(layer.bias, (0, extra)) if extra else layer.bias for layer in layers]
+            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
             if not torch.is_grad_enabled():  # the same products, without a node of autograd's
                 x = x0
                 for weight, bias in zip(weights, biases, strict=True):
-                    x = torch.addcmul(x, x0, torch.addmm(bias, x, weight.t()))
+                    x = torch.addcmul(x, x0, _projected(x, weight, bias))
                 return x
             crossed: Tensor = _FullCross.apply(x0, *weights, *biases)
             return crossed
@@ -42,24 +40,40 @@ class CrossNetwork(nn.Module):
         x = inputs
         for layer in self.layers:
             x = torch.addcmul(x, inputs, layer(x).to(x0.dtype))
-        return pad(x, (0, extra)) if extra else x
+        return torch.cat([x, x0[:, self.width :]], dim=1) if extra else x
+
+
+def _projected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """W x + b (B, P) of x (B, P), W (N, N) and b (N,); columns of padding are mapped to 0."""
+    return torch.addmm(bias, x, weight.t()) if len(bias) == x.shape[1] else x @ _with_bias(weight, bias, x.shape[1]).t()
+
+
+def _with_bias(weight: Tensor, bias: Tensor, width: int) -> Tensor:
+    """(P, P) of W (N, N), N < P: the bias in the column that meets the ones of ``with_padding``, zeros elsewhere."""
+    n = len(bias)
+    whole = weight.new_zeros(width, width)
+    whole[:n, :n] = weight
+    whole[:n, n] = bias
+    return whole
 
 
 class _FullCross(torch.autograd.Function):
-    """All full-matrix layers at once: x0 (B, N), weights (N, N), then biases (N,). Backward adds into its results where autograd
-    would write each term to memory of its own."""
+    """All full-matrix layers at once: x0 (B, P), weights (N, N), then biases (N,), N <= P. Backward adds into its results where
+    autograd would write each term to memory of its own."""
 
     @staticmethod
     def forward(ctx: Any, x0: Tensor, *parameters: Tensor) -> Tensor:
         layers = len(parameters) // 2
         weights, biases = parameters[:layers], parameters[layers:]
-        inputs, projected = [], []
+        inputs, projected, used = [], [], []
         x = x0
         for weight, bias in zip(weights, biases, strict=True):
             inputs.append(x)
-            projected.append(torch.addmm(bias, x, weight.t()))
+            used.append(weight if len(bias) == x.shape[1] else _with_bias(weight, bias, x.shape[1]))
+            projected.append(torch.addmm(bias, x, weight.t()) if used[-1] is weight else x @ used[-1].t())
             x = torch.addcmul(x, x0, projected[-1])
-        ctx.save_for_backward(*weights, *inputs, *projected)
+        ctx.save_for_backward(*used, *inputs, *projected)
+        ctx.width = len(biases[0])
         return x
 
     @staticmethod
@@ -75,8 +89,9 @@ class _FullCross(torch.autograd.Function):
             torch.mul(at_x, x0, out=at_projected)
             if i < layers - 1:
                 at_x0.addcmul_(at_x, projected[i])
-            at_weights.append(at_projected.t() @ inputs[i])
-            at_biases.append(at_projected.sum(0))
+            at_weight, n = at_projected.t() @ inputs[i], ctx.width
+            at_weights.append(at_weight[:n, :n])
+            at_biases.append(at_weight[:n, n] if len(at_weight) > n else at_projected.sum(0))
             # autograd's own gradient is not written to; addmm would copy the others too
             add = torch.addmm if at_x is gradient else torch.Tensor.addmm_
             at_x = add(at_x, at_projected, weights[i])
