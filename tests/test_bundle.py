@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -129,20 +128,16 @@ def test_a_config_of_absurd_sizes_is_refused_before_anything_is_allocated(
         return normal(tensor, *args, **options)
 
     monkeypatch.setattr(torch.nn.init, "normal_", described_only)
-    started = time.perf_counter()
     with pytest.raises(BundleError, match=message) as refused:
         load_bundle(saved[0])
     assert "\n" not in str(refused.value)
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("name", ["config.json", "schema.json", "model.safetensors"])
 def test_a_huge_sparse_file_is_refused_without_reading_it(saved, name: str) -> None:
     os.truncate(saved[0] / name, 2**40)
-    started = time.perf_counter()
     with pytest.raises(BundleError, match=rf"{name}.* 1,099,511,627,776 bytes"):
         load_bundle(saved[0])
-    assert time.perf_counter() - started < 5
 
 
 def test_a_header_that_declares_a_huge_header_is_refused(saved) -> None:
@@ -152,23 +147,27 @@ def test_a_header_that_declares_a_huge_header_is_refused(saved) -> None:
         load_bundle(saved[0])
 
 
-def test_a_schema_of_a_million_features_is_refused_in_seconds(saved) -> None:
+def test_a_schema_of_a_million_features_is_refused_by_their_number_alone(saved) -> None:
     schema = json.loads((saved[0] / "schema.json").read_text())
-    one = json.dumps({"name": "f%d", "kind": "dense", "transform": "none"})
-    schema["features"] = ["FEATURES"]
-    text = json.dumps(schema).replace('"FEATURES"', ",".join(one.replace("%d", str(i)) for i in range(1_000_000)))
-    (saved[0] / "schema.json").write_text(text)
+    schema["features"] = [{"name": f"f{i}", "kind": "dense", "transform": "none"} for i in range(1_000_000)]
+    (saved[0] / "schema.json").write_text(json.dumps(schema))
     _resign(saved[0], "schema.json")
-    started = time.perf_counter()
     with pytest.raises(BundleError, match=r"features: .* at most 10000 items.* \(given: 1,000,000 values\)"):
         load_bundle(saved[0])
-    assert time.perf_counter() - started < 10
 
 
 def test_columns_of_a_wide_schema_are_compared_in_linear_time() -> None:
-    features = tuple(DenseFeature(f"f{i}", transform="none") for i in range(10_000))
-    started = time.perf_counter()
+    compared = []
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(1)
+            return str.__eq__(self, other)
+
+    features = tuple(DenseFeature(Name(f"f{i}"), transform="none") for i in range(10_000))
     LogSchema("wide", features, (TaskLabel("click"),))
     with pytest.raises(SchemaError, match=r"columns used twice: f7$"):
-        LogSchema("wide", (*features, features[7]), (TaskLabel("click"),))
-    assert time.perf_counter() - started < 2
+        LogSchema("wide", (*features, DenseFeature(Name("f7"), transform="none")), (TaskLabel("click"),))
+    assert 0 < len(compared) < 20 * len(features)

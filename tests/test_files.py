@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,10 +110,3 @@ def test_a_folder_under_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DiskError, match="Not a directory"):
         make_folder(tmp_path / "file" / "runs")
-
-
-def test_time_is_not_lost_on_leftovers(tmp_path: Path) -> None:
-    started = time.perf_counter()
-    for number in range(200):
-        write_text_atomically(tmp_path / f"{number}.json", "x")
-    assert time.perf_counter() - started < 2
