@@ -92,7 +92,8 @@ class RankerArchitecture:
 
 
 class Ranker(nn.Module):
-    """See the module. ``embedding_columns``, ``dense_columns``, ``wide_columns``: where the parts of x lie."""
+    """See the module. ``embedding_columns``, ``dense_columns``, ``wide_columns``: where the parts of x lie; the first two are its
+    ``features_width`` columns, padding lies behind them and before the wide part's."""
 
     def __init__(self, inputs: RankerInputs, architecture: RankerArchitecture) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ class Ranker(nn.Module):
         return nn.Identity(), width
 
     def _interact(self, x: Tensor) -> Tensor:
-        """Both (B, ...) in and out with columns of zeros behind."""
+        """Both (B, ...) in and out with the columns of ``with_padding`` behind."""
         if not isinstance(self.interaction, DotInteraction):
             interacted: Tensor = self.interaction(x)
             return interacted

@@ -23,6 +23,7 @@ from rayrec.optim.random_projection import project, project_stack
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_LONGEST_BUILD_S = 300
 
 Kernel = Callable[..., None]
 
@@ -41,18 +42,22 @@ class _Settings(ctypes.Structure):
 @functools.cache
 def built_kernel(compiler: str) -> Kernel | None:
     """``apollo_step`` of the C++ source, built by that command; None where that fails, and stderr is told why in one line."""
-    with tempfile.TemporaryDirectory() as folder:  # anew in each process: half a second, and no file of another machine
-        library = Path(folder) / "apollo_kernel.so"
-        command = [*shlex.split(compiler), *_FLAGS, str(_SOURCE), "-o", str(library)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # anew in each process: half a second, and no file of another machine
+            library = Path(folder) / "apollo_kernel.so"
+            command = [*shlex.split(compiler), *_FLAGS, str(_SOURCE), "-o", str(library)]
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, errors="replace", timeout=_LONGEST_BUILD_S
+            )
             step: Kernel = ctypes.CDLL(str(library)).apollo_step
-        except subprocess.CalledProcessError as error:
-            tell_uncompiled(f"{compiler}: {error.stderr}")
-            return None
-        except OSError as error:
-            tell_uncompiled(str(error))
-            return None
+    except subprocess.CalledProcessError as error:
+        tell_uncompiled(f"{compiler}: {error.stderr}")
+        return None
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: quotes in CXX that do not close
+        tell_uncompiled(f"{compiler}: {error}")
+        return None
     sizes, addresses = [ctypes.c_int64] * 4, [ctypes.c_void_p] * 10
     step.argtypes = [*sizes, *addresses, _Settings, ctypes.c_int32]  # type: ignore[attr-defined]
     step.restype = None  # type: ignore[attr-defined]
@@ -91,7 +96,7 @@ def update_by_kernel(
     gradients = [gradient.contiguous() for gradient in gradients]
     matrices = count // len(params)
     if rank == 1:
-        products = torch.empty(count, channels)
+        products = exp_avg.new_empty(count, channels)
         lows, single = _addresses(products.unbind()), projection.data_ptr()
     elif stacked:
         products = project_stack(torch.stack(gradients).view(count, *shape), projection).contiguous()
@@ -102,7 +107,7 @@ def update_by_kernel(
             views = [matrix for gradient in gradients for matrix in gradient.view(matrices, *shape).unbind()]
         parts = [project(view, projection).contiguous() for view in views]
         lows, single = _addresses(parts), None
-    scratch = torch.empty(count, 3, channels)
+    scratch = exp_avg.new_empty(count, 3, channels)
     kernel(
         count, *shape, rank, _addresses(params, matrices), _addresses(gradients, matrices), single, lows,
         exp_avg.data_ptr(), exp_avg_sq.data_ptr(), norms.data_ptr(), sizes.data_ptr(),

@@ -117,7 +117,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, compiled: bool
 
     With row-wise Adagrad the model's ``nn.Embedding`` tables are switched to sparse gradients, except on GPUs, where nccl
     cannot reduce them. compiled: APOLLO's updates are a kernel on the CPU (``Apollo(cpu_kernel=True)``) and compiled by torch
-    (``compiled_or_plain``) where that does not serve; other optimizers ignore it.
+    (``compiled_or_plain``) for parameters that it does not take; other optimizers ignore it.
     """
     if config.embeddings == "rowwise_adagrad":
         for module in model.modules():

@@ -24,7 +24,7 @@ def merge_rows(gradient: Tensor) -> Tensor:
     ordered, order = keys.sort(stable=True)
     rows, counts = ordered.unique_consecutive(return_counts=True)
     starts = counts.cumsum(0) - counts
-    merged = embedding_bag(order, values, starts, mode="sum") if len(rows) else values
+    merged = embedding_bag(order, values, starts, mode="sum")
     return torch.sparse_coo_tensor(
         rows.to(torch.int64).unsqueeze(0), merged, gradient.shape, is_coalesced=True, check_invariants=False
     )

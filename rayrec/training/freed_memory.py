@@ -6,13 +6,23 @@ for every 4 KiB, up to a third of a step's CPU time on a virtual machine.
 """
 
 import ctypes
+import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Numbers of mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _MIB = 1 << 20
+_SET_BY_USER = (
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)
+_lock = threading.Lock()
 _inside = 0  # of how many of these blocks the process is inside
 
 
@@ -21,23 +31,25 @@ def freed_memory_kept(keep: bool = True) -> Iterator[None]:
     """Inside, what this process frees stays with it; after the outermost such block all that is free goes back to the system.
 
     The process then holds what it needed at its peak, and the gaps between its blocks. Does nothing where the C library is not
-    glibc, or where ``keep`` is False.
+    glibc, where the environment sets the allocator (``MALLOC_*_``, ``GLIBC_TUNABLES``), or where ``keep`` is False.
     """
     global _inside
-    if not (keep and platform.libc_ver()[0] == "glibc"):
+    if not keep or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SET_BY_USER):
         yield
         return
     libc = ctypes.CDLL(None)
-    _inside += 1
-    libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_TOP_PAD, 64 * _MIB)  # also keeps the 64 MiB heaps of threads other than the first
+    with _lock:
+        _inside += 1
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TOP_PAD, 64 * _MIB)  # also keeps the 64 MiB heaps of threads other than the first
     try:
         yield
     finally:
-        _inside -= 1
-        if not _inside:
-            _give_back(libc)
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _give_back(libc)
 
 
 def _give_back(libc: ctypes.CDLL) -> None:

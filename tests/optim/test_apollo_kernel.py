@@ -12,7 +12,10 @@ from rayrec.optim import OptimizerConfig, apollo_kernel, build_optimizer, compil
 from rayrec.optim.apollo import Apollo
 
 NO_COMPILER = "/nowhere/g++"
-SHAPES = ((64, 32), (32, 64), (67, 31), (31, 67), (3, 2053), (5, 7), (7, 5), (8, 8), (129, 3)) + ((64, 32), (5, 7)) * 2
+SHAPES = ((64, 32), (32, 64), (67, 31), (31, 67), (3, 2053), (9, 2100), (5, 7), (7, 5), (8, 8), (129, 3)) + (
+    (64, 32),
+    (5, 7),
+) * 2
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
@@ -38,6 +41,7 @@ def both(
     shapes: Iterable[tuple[int, ...]], steps: int = 5, **settings: Any
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters after some steps with and without the kernel."""
+    assert apollo_kernel.cpu_kernel() is not None
     settings = {"lr": 0.1, "projection_period": 2} | settings
     ours, eager = matrices(shapes), matrices(shapes)
     for params, kernel in ((ours, True), (eager, False)):
@@ -80,6 +84,23 @@ def test_the_kernel_steps_as_the_eager_operations_do(
     torch.set_num_threads(threads)  # the directory's fixture resets them
     settings = {"scale_type": scale_type, "rank": rank, "norm_growth": norm_growth, "weight_decay": weight_decay}
     assert_equal(*both(SHAPES, **settings))
+
+
+@needs_compiler
+def test_torchs_default_dtype_is_not_that_of_what_the_kernel_writes() -> None:
+    start, gradient = torch.randn(31, 67), torch.randn(31, 67)
+    steps = []
+    for kernel in (True, False):
+        parameter = nn.Parameter(start.clone())
+        optimizer = Apollo([parameter], lr=0.1, scale_type="tensor", rank=1, cpu_kernel=kernel)
+        parameter.grad = gradient.clone()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            optimizer.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        steps.append(parameter.detach())
+    assert_equal(steps[:1], steps[1:])
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ from rayrec.models.layers.padded_linear import PaddedLinear
 def feed_forward(width: int, sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     """(B, width) to (B, sizes[-1]): each layer linear, ReLU, dropout; the identity when ``sizes`` is empty.
 
-    The input may have columns of zeros behind, see ``padded_linear``.
+    The input may have the columns of ``padded_linear.with_padding`` behind.
     """
     layers: list[nn.Module] = []
     for size in sizes:

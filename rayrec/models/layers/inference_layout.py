@@ -12,7 +12,7 @@ def lay_out_for_inference(model: nn.Module) -> None:
     """Put zeros behind the weights of padded layers, and all matrices in memory as products read them (a third of the time for
     the few rows of a request). In place; the model is not to be trained or saved afterwards.
 
-    Inputs of padded layers must come with their columns of zeros, as a ``Ranker`` gives them.
+    Inputs of padded layers must come with the columns of ``with_padding``, as a ``Ranker`` gives them.
     """
     with torch.no_grad():
         for module in model.modules():
