@@ -177,7 +177,7 @@ def test_mender_follows_the_preference_and_swapping_it_swaps_the_result(
     for kind, name in enumerate(KINDS):  # the same histories, one wish after the other
         found = searcher.search(asked(bundle, benchmark, f"Find {name} things"), EACH, "generative").items
         followed_it.append(((found - 1) // EACH == kind).float().mean().item())
-    # Chance is one in six. What one language model reads at once, wish and history, it weighs less evenly, on some CPUs' rounding more.
+    # Chance is one in six. One language model that reads wish and history together weighs them less evenly, on some CPUs more so.
     least, mean = (0.6, 0.8) if model == "extended_lm" else (0.8, 0.9)
     assert min(followed_it) > least
     assert np.mean(followed_it) > mean
