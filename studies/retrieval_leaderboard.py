@@ -88,12 +88,13 @@ def run(command: Leaderboard) -> dict[str, Entry]:
     experiment = _experiment(state)
     untrained = Untrained(experiment)
     entries = {**untrained.entries, **_trained(state)}
-    _validate_models(state, {part.name for parts in sums.values() for part in parts} - {*UNTRAINED}, entries)
+    _validate_models(
+        state, experiment, {part.name for parts in sums.values() for part in parts} - {*UNTRAINED}, entries
+    )
     for text, parts in sums.items():
         entries[text.replace("+", " + ")] = _sum(state, parts, untrained)
     print(*table(entries, command.targets, comparison.baseline), sep="\n")
-    objective = _experiment(state).retrieval.objective
-    print("", *choice_table(entries, objective, command.targets), sep="\n")
+    print("", *choice_table(entries, experiment.retrieval.objective, command.targets), sep="\n")
     for name, entry in entries.items():
         if entry.chosen:
             print(f"chosen on validation, {name}: {', '.join(entry.chosen)}")
@@ -143,9 +144,10 @@ def _trained(state: ComparisonState) -> dict[str, Entry]:
     return entries
 
 
-def _validate_models(state: ComparisonState, arms: Collection[str], entries: dict[str, Entry]) -> None:
+def _validate_models(
+    state: ComparisonState, experiment: RetrieverExperiment, arms: Collection[str], entries: dict[str, Entry]
+) -> None:
     """Of the sums' models alone, on validation targets, by their dense heads."""
-    experiment = _experiment(state)
     for key in (key for key in state.done if key.arm in arms):
         (name,) = (name for name in entries if name in (key.arm, f"{key.arm} dense"))
         for protocol in PROTOCOLS:

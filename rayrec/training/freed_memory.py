@@ -2,7 +2,7 @@
 
 A step asks for the same large blocks as the one before. glibc returns blocks above 32 MiB to the system when they are freed, and
 smaller ones as soon as they lie on top of the heap, so that each step gets them back a page at a time, filled with zeros: a fault
-for every 4 KiB, up to a third of a step's CPU time on a virtual machine.
+for every 4 KiB, which is dear on a virtual machine.
 """
 
 import ctypes

@@ -29,7 +29,6 @@ class RunOptions:
     """Compile the update of APOLLO and APOLLO-Mini, for shorter steps: on CPUs a kernel that g++ (or CXX) builds in a second or
     two; on GPUs, and where parameters are not float32, torch.compile, half a minute. Where there is no compiler a line says so
     and the run goes on uncompiled."""
-
     keep_freed_memory: bool = True
     """Memory that a training process on CPUs frees stays with it until its run ends, which spares a step the page faults of its
     large blocks (with glibc; see ``rayrec.training.freed_memory``). Evaluations outside of training always do so."""
