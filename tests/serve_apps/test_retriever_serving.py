@@ -35,7 +35,7 @@ def test_jobs_serve_answers_for_a_retriever_and_the_next_request_finds_an_added_
     server = threading.Thread(target=run, args=(command, stop))
     server.start()
     try:
-        shown, deadline = "", time.monotonic() + 120
+        shown, deadline = "", time.monotonic() + 300
         while "curl" not in shown:
             assert server.is_alive(), shown
             assert time.monotonic() < deadline, shown
@@ -71,7 +71,7 @@ def test_two_replicas_answer_and_share_added_items(ray_session: None, tmp_path: 
         client = _get_global_client()
         assert client is not None
         client.deploy_apps(ServeDeploySchema.model_validate({"applications": config["applications"]}))
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while serve.status().applications["retriever"].status != "RUNNING":
             assert time.monotonic() < deadline, serve.status().applications["retriever"].message
             time.sleep(0.2)
