@@ -2,7 +2,8 @@
 
 Each draw takes a share of the items out of training and of the tokenizer, so that their targets are cold; trained on the rest:
 the dense retriever and LIGER as they are, and with neighbours, whose dense score never forgets what the text alone knows; each
-also blended with the untrained text once it is trained. Beside them stand the untrained neighbours by text. An arm of a draw is
+also blended with the untrained text once it is trained; and the depth retriever, with embeddings of its items or their texts in
+their place. Beside them stand the untrained neighbours by text. An arm of a draw is
 trained once and its ranks kept in the folder. The tables pool the draws; intervals for cold targets are over items, for the
 others over users.
 """
@@ -31,7 +32,7 @@ from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.item_scores import Scores, scored_ranks, text_neighbours
 from rayrec.families.retriever.score_ranking import best_decay
 from rayrec.families.retriever.semantic_id_files import write_semantic_ids
-from rayrec.families.retriever.task import HistoryItems
+from rayrec.families.retriever.task import HistoryItems, RetrievalConfig
 from rayrec.families.table import read_experiment
 from rayrec.files import whole_file
 from rayrec.kept_options import hold_to_options, options_of
@@ -44,7 +45,7 @@ from rayrec.training.reporters import FolderReporter
 from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError, to_plain
 
-Arm = Literal["dense", "liger", "dense-neighbours", "liger-neighbours"]
+Arm = Literal["dense", "liger", "dense-neighbours", "liger-neighbours", "depth", "depth-text"]
 PROTOCOLS: tuple[HistoryItems, ...] = ("ranked", "excluded")
 UNTRAINED = "neighbours by text, untrained"
 Ranks = Mapping[str, NDArray[np.int64]]
@@ -66,7 +67,7 @@ class ColdItems:
     share: float = 0.1
     """Of the items that training sees."""
     arms: tuple[Arm, ...] = ("dense", "liger", "dense-neighbours", "liger-neighbours")
-    """What is trained."""
+    """What is trained; depth and depth-text with a dense head when the base gives it a weight."""
     neighbours: int = 128
     """Principal dimensions of the arms with neighbours."""
     budget: float = 0.05
@@ -159,11 +160,7 @@ def _by_scores(batch: HistoryBatch, *, scores: Scores, lift: Tensor, depth: int,
 
 def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, folder: Path) -> dict[str, Ranks]:
     """By method and protocol; training goes on from its last checkpoint."""
-    retrieval = replace(experiment.retrieval, model="dense" if arm.startswith("dense") else "liger")
-    retrieval = replace(retrieval, liger=replace(retrieval.liger, unseen_budget=None))
-    if arm.endswith("neighbours"):
-        retrieval = replace(retrieval, liger=replace(retrieval.liger, neighbours=command.neighbours))
-    experiment = replace(experiment, retrieval=retrieval)
+    experiment = replace(experiment, retrieval=_retrieval(experiment.retrieval, arm, command.neighbours))
     if not (folder / "bundle").is_dir():
         reporter = FolderReporter(folder / "checkpoints")
         train_here(experiment, reporter, say=lambda text: print(f"{folder.parent.name} {arm}: {text}", flush=True))
@@ -184,6 +181,8 @@ def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, fold
                 found[f"{way}/{protocol}"] = _ranks(experiment, ranked)
 
     judge(trained, arm, PROTOCOLS)
+    if experiment.retrieval.model == "depth":
+        return found  # its dense head takes no blend
     validation = experiment.data(Worker()).open_evaluation("valid", 1).epoch_batches
     liger = replace(experiment.retrieval.liger, unseen_budget=command.budget)
     blended = replace(experiment, retrieval=replace(experiment.retrieval, liger=liger)).task()
@@ -200,6 +199,16 @@ def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, fold
         judge(model, f"{arm} + bonus", (protocol,), ("dense",))
         print(f"{folder.parent.name} {arm}, {protocol}: {both}, bonus alone {alone}", flush=True)
     return found
+
+
+def _retrieval(base: RetrievalConfig, arm: Arm, neighbours: int) -> RetrievalConfig:
+    if arm in ("depth", "depth-text"):
+        text = arm == "depth-text"
+        return replace(base, model="depth", depth=replace(base.depth, item_embeddings=not text, text_input=text))
+    liger = replace(base.liger, unseen_budget=None)
+    if arm.endswith("neighbours"):
+        liger = replace(liger, neighbours=neighbours)
+    return replace(base, model="dense" if arm.startswith("dense") else "liger", liger=liger)
 
 
 def _ranks(experiment: RetrieverExperiment, ranked: Callable[[HistoryBatch], Tensor]) -> Ranks:

@@ -61,11 +61,13 @@ class DepthRetrieverConfig:
     input_dropout: float = 0.3
     """Dropout on the normed input, and on codes that the depth head reads."""
     item_dropout: float = 0.2
-    """Dropout on the items' own embeddings."""
+    """Dropout on the items' own embeddings and on their projected texts."""
     temperature: float = 0.1
     """Temperature of the depth head's cosines."""
     item_embeddings: bool = True
     """Give each item an embedding of its own beside those of its codes."""
+    text_input: bool = False
+    """Give each item its projected text beside its codes; without item_embeddings in their place, unseen items' too."""
     repeat_terms: bool = True
     """Learn how much likelier codes of the history's items are; in the dense head, the items themselves."""
     dense_weight: float = 0.0
@@ -118,8 +120,11 @@ class DepthRetriever(Retriever[Tensor]):
         self.depth = nn.ModuleList(_FeedForward(config) for _ in range(self.levels - 1))
         if config.repeat_terms:
             self.repeat = nn.Parameter(torch.zeros(2 * self.levels))  # any item of the history, the newest; by level
-        if config.dense_weight > 0:
+        if config.text_input:
+            self.read_text = nn.Linear(items.text.shape[1], dim, bias=False)
+        if config.text_input or config.dense_weight > 0:
             self.register_buffer("item_text", items.text.clone())
+        if config.dense_weight > 0:
             self.ask, self.text = nn.Linear(dim, dim, bias=False), nn.Linear(items.text.shape[1], dim, bias=False)
             if config.repeat_terms:
                 self.dense_repeat = nn.Parameter(torch.zeros(()))
@@ -214,6 +219,8 @@ class DepthRetriever(Retriever[Tensor]):
             seen = self.seen[packed.items]
             own = self.items(packed.items * seen) * seen.unsqueeze(1)
             x = x + dropout(own, config.item_dropout, self.training)
+        if config.text_input:
+            x = x + dropout(self.read_text(self.item_text[packed.items]), config.item_dropout, self.training)
         x = self.input_norm(x + self.positions(packed.position))
         x = dropout(x, config.input_dropout, self.training)
         for block in self.blocks:

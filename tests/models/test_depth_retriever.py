@@ -69,7 +69,10 @@ def by_hand(found: DepthRetriever, history: list[int], item: int) -> Tensor:
 
 
 def tokens_of(found: DepthRetriever, item: int) -> Tensor:
-    return found.tokens.weight[found.item_tokens[item]].sum(0) / 3**0.5 + found.items.weight[item]
+    read = found.tokens.weight[found.item_tokens[item]].sum(0) / 3**0.5
+    if found.config.item_embeddings:
+        read = read + found.items.weight[item] * found.seen[item]
+    return read + found.read_text.weight @ found.item_text[item] if found.config.text_input else read
 
 
 def swiglu(layer: torch.nn.Module, x: Tensor) -> Tensor:
@@ -138,16 +141,28 @@ COLD = [3, 17, 40]
 WITH_DENSE = replace(CONFIG, dense_weight=0.5)
 
 
-def with_text() -> DepthRetriever:
-    """With a dense head over texts of 6 numbers; three items were never seen."""
+def with_text(config: DepthRetrieverConfig = WITH_DENSE) -> DepthRetriever:
+    """Over texts of 6 numbers; three items were never seen."""
     torch.manual_seed(0)
     ids = resolve_collisions(torch.randint(0, 4, (ITEMS, 2)), 4, smallest_last_level=16)
     seen = torch.ones(ITEMS + 1, dtype=torch.bool)
     seen[[0, *COLD]] = False
     items = ItemFeatures(ids.item_tokens(), ids.num_tokens, torch.randn(ITEMS + 1, 6), seen)
-    found = DepthRetriever(items, WITH_DENSE)
-    torch.nn.init.constant_(found.dense_repeat, -0.4)
+    found = DepthRetriever(items, config)
+    if config.dense_weight > 0:
+        torch.nn.init.constant_(found.dense_repeat, -0.4)
     return found.eval()
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+@torch.no_grad()
+def test_texts_are_read_beside_codes_those_of_unseen_items_too(embeddings: bool) -> None:
+    found = with_text(replace(CONFIG, text_input=True, item_embeddings=embeddings))
+    history = [5, COLD[1], 4]
+    everything = Searcher(found, beams=ITEMS).search(torch.tensor([history]), ITEMS, "generative")
+    wanted = torch.stack([by_hand(found, history, item) for item in everything.items[0].tolist()])
+    torch.testing.assert_close(everything.scores[0], wanted, rtol=1e-4, atol=1e-4)
+    assert found.growing is None  # no head that could find what is added
 
 
 def test_the_dense_loss_is_that_of_shifted_cosines_among_seen_items_gradients_too() -> None:

@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from rayrec.data.sequences import leave_one_out, read_sequences, write_sequences
 from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, text_hash, write_shard
+from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.typed_json import ConfigError, to_plain
 from studies.cold_items import UNTRAINED, ColdItems, clustered_mean, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
@@ -31,6 +32,11 @@ def test_what_hangs_together_in_clusters_counts_once() -> None:
     assert clustered_mean(np.repeat(values, 5), np.arange(60))[1] > plain[1]  # taken for 60 of their own: too narrow
 
 
+def with_dense(base: RetrieverExperiment) -> RetrieverExperiment:
+    """The depth retriever's dense head too."""
+    return replace(base, retrieval=replace(base.retrieval, depth=replace(base.retrieval.depth, dense_weight=0.5)))
+
+
 def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,9 +47,15 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     open_embeddings(tmp_path / "embeddings", record)
     write_shard(tmp_path / "embeddings", 0, torch.randn(ITEMS, 8).numpy())
     base = tmp_path / "base.json"
-    base.write_text(json.dumps(to_plain(experiment((sequences, tmp_path / "none"), "liger", epochs=1))))
+    base.write_text(json.dumps(to_plain(with_dense(experiment((sequences, tmp_path / "none"), "liger", epochs=1)))))
     command = ColdItems(
-        base, tmp_path / "embeddings", tmp_path / "cold", 1, 0.2, ("dense", "liger-neighbours"), neighbours=4
+        base,
+        tmp_path / "embeddings",
+        tmp_path / "cold",
+        1,
+        0.2,
+        ("dense", "liger-neighbours", "depth", "depth-text"),
+        neighbours=4,
     )
     found = run(command)
     assert set(found) == {
@@ -52,7 +64,7 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
             UNTRAINED, f"{UNTRAINED} + bonus", "dense", "dense + text", "dense + bonus", "dense + text + bonus",
             "liger-neighbours + text + bonus, hybrid",
             *(f"liger-neighbours + {part}, dense" for part in ("text", "bonus", "text + bonus")),
-            *(f"liger-neighbours, {m}" for m in ("dense", "generative", "hybrid")),
+            *(f"{arm}, {m}" for arm in ("liger-neighbours", "depth", "depth-text") for m in ("dense", "generative", "hybrid")),
         )
     }  # fmt: skip
     drawn = read_sequences(tmp_path / "cold" / "draw-0" / "sequences").interactions
@@ -74,6 +86,6 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     assert all(np.array_equal(again[way][0]["rank"], draws[0]["rank"]) for way, draws in found.items())
     with pytest.raises(ConfigError, match=r"results here were made with share 0\.2, now 0\.3; neighbours 4, now 8"):
         run(replace(command, share=0.3, neighbours=8, draws=2))
-    base.write_text(json.dumps(to_plain(experiment((sequences, tmp_path / "none"), "liger", epochs=2))))
+    base.write_text(json.dumps(to_plain(with_dense(experiment((sequences, tmp_path / "none"), "liger", epochs=2)))))
     with pytest.raises(ConfigError, match=r"base\.loop\.epochs 1, now 2"):
         run(command)
