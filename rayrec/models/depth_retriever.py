@@ -14,7 +14,8 @@ training as in search, so that the probabilities of all items sum to 1. And each
 become that continue the prefix of an item of the history, and of its newest one: what SASRec's repeat bias is to a dense score.
 
 Codes of an item that training never saw were never a target, so it is not found by them. A dense head beside the depth head
-scores items by their projected text; with it the hybrid method ranks the generated items and all unseen ones, as LIGER does.
+scores items by their projected text, or by what the model reads of them, codes and own embedding, where texts say little; with it
+the hybrid method ranks the generated items and all unseen ones, as LIGER does.
 """
 
 import math
@@ -72,6 +73,8 @@ class DepthRetrieverConfig:
     """Learn how much likelier codes of the history's items are; in the dense head, the items themselves."""
     dense_weight: float = 0.0
     """Weight of the loss of a dense head; 0 = none."""
+    dense_items: Literal["text", "input"] = "text"
+    """What the dense head knows items by: their projected text, or what the model reads of them (codes, own embedding, text)."""
     dense_temperature: float = 0.07
     """Temperature of the dense head's cosines."""
 
@@ -122,10 +125,13 @@ class DepthRetriever(Retriever[Tensor]):
             self.repeat = nn.Parameter(torch.zeros(2 * self.levels))  # any item of the history, the newest; by level
         if config.text_input:
             self.read_text = nn.Linear(items.text.shape[1], dim, bias=False)
-        if config.text_input or config.dense_weight > 0:
+        dense_text = config.dense_weight > 0 and config.dense_items == "text"
+        if config.text_input or dense_text:
             self.register_buffer("item_text", items.text.clone())
+        if dense_text:
+            self.text = nn.Linear(items.text.shape[1], dim, bias=False)
         if config.dense_weight > 0:
-            self.ask, self.text = nn.Linear(dim, dim, bias=False), nn.Linear(items.text.shape[1], dim, bias=False)
+            self.ask = nn.Linear(dim, dim, bias=False)
             if config.repeat_terms:
                 self.dense_repeat = nn.Parameter(torch.zeros(()))
         self._initialize()
@@ -155,7 +161,8 @@ class DepthRetriever(Retriever[Tensor]):
         """Take in n items never seen in training by tokens (n, M) and text embeddings (n, E); returns the first one's number."""
         first = len(self.item_tokens)
         self.item_tokens = torch.cat([self.item_tokens, tokens.to(self.item_tokens)])
-        self.item_text = torch.cat([self.item_text, text.to(self.item_text)])
+        if "item_text" in self._buffers:
+            self.item_text = torch.cat([self.item_text, text.to(self.item_text)])
         self.seen = torch.cat([self.seen, self.seen.new_zeros(len(tokens))])
         self._known = None
         return first
@@ -192,6 +199,9 @@ class DepthRetriever(Retriever[Tensor]):
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
         """Unit vectors (n, D) of items ``rows`` (n,), or of all (N + 1, D); row 0 belongs to no item."""
+        if self.config.dense_items == "input":
+            every = torch.arange(len(self.item_tokens), device=self.item_tokens.device)
+            return normalize(self._inputs(every if rows is None else rows, 0.0).float(), dim=1)
         text = self.item_text if rows is None else self.item_text[rows]
         return normalize(self.text(text).float(), dim=1)
 
@@ -214,17 +224,22 @@ class DepthRetriever(Retriever[Tensor]):
     def states(self, packed: PackedHistories) -> Tensor:
         """(T, D) of the real positions, row by row of the batch."""
         config = self.config
-        x = self.tokens(self.item_tokens[packed.items]).sum(1) * self.levels**-0.5
-        if config.item_embeddings:  # those of items that training never saw are noise
-            seen = self.seen[packed.items]
-            own = self.items(packed.items * seen) * seen.unsqueeze(1)
-            x = x + dropout(own, config.item_dropout, self.training)
-        if config.text_input:
-            x = x + dropout(self.read_text(self.item_text[packed.items]), config.item_dropout, self.training)
+        x = self._inputs(packed.items, config.item_dropout if self.training else 0.0)
         x = self.input_norm(x + self.positions(packed.position))
         x = dropout(x, config.input_dropout, self.training)
         for block in self.blocks:
             x = block(x, packed)
+        return x
+
+    def _inputs(self, items: Tensor, rate: float) -> Tensor:
+        """(n, D) of items (n,): codes, own embedding, text, the last two with dropout of ``rate``."""
+        config = self.config
+        x: Tensor = self.tokens(self.item_tokens[items]).sum(1) * self.levels**-0.5
+        if config.item_embeddings:  # those of items that training never saw are noise
+            seen = self.seen[items]
+            x = x + dropout(self.items(items * seen) * seen.unsqueeze(1), rate, rate > 0)
+        if config.text_input:
+            x = x + dropout(self.read_text(self.item_text[items]), rate, rate > 0)
         return x
 
     def newest_states(self, history: Tensor) -> Tensor:

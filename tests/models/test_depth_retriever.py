@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -165,8 +166,18 @@ def test_texts_are_read_beside_codes_those_of_unseen_items_too(embeddings: bool)
     assert found.growing is None  # no head that could find what is added
 
 
-def test_the_dense_loss_is_that_of_shifted_cosines_among_seen_items_gradients_too() -> None:
-    found = with_text()
+def dense_items_of(found: DepthRetriever) -> Tensor:
+    """(N + 1, D), row 0 of no item."""
+    if found.config.dense_items == "text":
+        return normalize(found.item_text @ found.text.weight.T, dim=1)
+    return normalize(torch.stack([tokens_of(found, item) for item in range(ITEMS + 1)]), dim=1)
+
+
+@pytest.mark.parametrize("items", ["text", "input"])
+def test_the_dense_loss_is_that_of_shifted_cosines_among_seen_items_gradients_too(
+    items: Literal["text", "input"],
+) -> None:
+    found = with_text(replace(WITH_DENSE, dense_items=items))
     history, target = HISTORY[[1, 3]], torch.tensor([[2, 6, 7, 8, 8], [4, 6, 9, 6, 1]])
     seen = found.seen.nonzero().squeeze(1).tolist()
     losses = []
@@ -174,7 +185,7 @@ def test_the_dense_loss_is_that_of_shifted_cosines_among_seen_items_gradients_to
         for place in range(5):
             state = found.newest_states(torch.tensor([row[: place + 1]]))[0]
             asked = normalize(found.ask.weight @ state, dim=0)
-            cosines = normalize(found.item_text @ found.text.weight.T, dim=1) @ asked
+            cosines = dense_items_of(found) @ asked
             read = torch.zeros(ITEMS + 1).index_fill(0, torch.tensor(row[: place + 1]), 1.0)
             cosines = cosines + read * found.dense_repeat
             losses.append(-(cosines[seen] / 0.07).log_softmax(0)[seen.index(goals[place])])
@@ -183,7 +194,8 @@ def test_the_dense_loss_is_that_of_shifted_cosines_among_seen_items_gradients_to
     torch.testing.assert_close(parts["dense"], wanted)
     codes = torch.stack([value for name, value in parts.items() if name.startswith("code")]).sum()
     torch.testing.assert_close(parts["loss"], codes + 0.5 * parts["dense"])
-    some = (found.ask.weight, found.text.weight, found.dense_repeat, found.tokens.weight)
+    known_by = found.text if items == "text" else found.items
+    some = (found.ask.weight, known_by.weight, found.dense_repeat, found.tokens.weight)
     ours = torch.autograd.grad(parts["dense"], some)
     for one, other in zip(ours, torch.autograd.grad(wanted, some), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -207,6 +219,21 @@ def test_new_items_are_read_and_found_by_their_text() -> None:
     barred = torch.tensor([[first, first + 1]] * 4)
     assert torch.equal(searcher.search(HISTORY, 5, "dense", barred=barred).items, before.items)
     assert searcher.search(barred, 5, "hybrid").items.min() > 0
+
+
+@torch.no_grad()
+def test_a_new_item_known_by_its_codes_scores_as_a_seen_one_without_its_embedding() -> None:
+    found = with_text(replace(WITH_DENSE, dense_items="input"))
+    searcher = Searcher(found, beams=ITEMS)
+    searcher.prepare()
+    searcher.search(HISTORY, 5, "dense")
+    first = found.add_items(found.item_tokens[[5]].clone(), torch.zeros(1, 6))
+    searcher.take_in(torch.tensor([first]))
+    everything = searcher.search(HISTORY, ITEMS + 1, "dense")
+    asked = found.query(HISTORY)
+    found.items.weight[5] = 0.0
+    wanted = asked @ found.item_vectors(torch.tensor([5]))[0]
+    torch.testing.assert_close(everything.scores[everything.items == first], wanted)
 
 
 def test_options_leave_out_what_they_name() -> None:
