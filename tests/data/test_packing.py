@@ -52,6 +52,18 @@ def table() -> pa.Table:
     )
 
 
+def test_rows_of_several_chunks_are_interleaved_in_order() -> None:
+    rows = 5_000
+    ids = [pa.array(np.arange(start, start + rows, dtype=np.int32)) for start in (0, 10_000)]
+    schema = LogSchema(
+        "long",
+        tuple(CategoricalFeature(name, encoding="hash", buckets=20_000) for name in ("a", "b")),
+        (TaskLabel("click"),),
+    )
+    packed = pack(pa.table({"b": ids[1], "a": ids[0], "click": pa.array(np.zeros(rows, np.float32))}), schema)
+    np.testing.assert_array_equal(packed.categorical, np.stack(ids, axis=1))
+
+
 def with_column(name: str, values: pa.Array) -> pa.Table:
     rows = table()
     return rows.set_column(rows.column_names.index(name), name, values)

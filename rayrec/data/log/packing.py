@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rayrec.data.log import LogError
 from rayrec.data.log.schema import LogSchema
 
-# Columns are interleaved chunk by chunk, by way of a small matrix of them: all stays in cache, and the rows are written in order.
-_CHUNK_ROWS = 4096
+# Columns are interleaved so many rows at a time: what is written stays in a core's cache until all columns have come.
+_CHUNK_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,10 @@ def _extra(table: pa.Table, name: str, schema: LogSchema) -> NDArray[np.generic]
 def _interleave(columns: Sequence[NDArray], rows: int, dtype: type) -> NDArray:
     """(rows, len(columns)) of equally long columns."""
     matrix: NDArray = np.empty((rows, len(columns)), dtype)
-    chunk: NDArray = np.empty((len(columns), min(rows, _CHUNK_ROWS)), dtype)
     for start in range(0, rows, _CHUNK_ROWS):
-        n = min(_CHUNK_ROWS, rows - start)
+        chunk = matrix[start : start + _CHUNK_ROWS]
         for j, column in enumerate(columns):
-            chunk[j, :n] = column[start : start + n]
-        matrix[start : start + n] = chunk[:, :n].T
+            chunk[:, j] = column[start : start + _CHUNK_ROWS]
     return matrix
 
 
