@@ -1,9 +1,11 @@
 """Reads slices of row groups and packs them: the work of a read task, in a Ray worker or in a thread. Imports no torch."""
 
+import os
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,7 +44,7 @@ class SliceReader:
                     if file is None or path != group.path:
                         if file is not None:
                             file.close()
-                        path, file = group.path, pq.ParquetFile(group.path)
+                        path, file = group.path, _open(group.path)
                         check_columns(path, file.schema_arrow, self.schema)
                     _check_unchanged(file, piece)
                     table = file.read_row_group(group.index, columns=columns, use_threads=self.threads)
@@ -101,6 +103,17 @@ def read_in_background(reader: SliceReader, slices: Iterable[Slice], ahead: int)
     finally:
         stopped.set()
         thread.join()
+
+
+def _open(path: str) -> pq.ParquetFile:
+    found = os.stat(path)
+    return pq.ParquetFile(path, metadata=_footer(path, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _footer(path: str, size: int, changed_ns: int) -> pq.FileMetaData:
+    """A shuffled epoch comes back to a file again and again, and its footer is a millisecond's work."""
+    return pq.read_metadata(path)
 
 
 def _check_unchanged(file: pq.ParquetFile, piece: Slice) -> None:
