@@ -12,10 +12,10 @@ from jobs.command_line import read
 from rayrec.bundle import bundle_kind
 from rayrec.errors import told
 from rayrec.families.table import family_of, follow
+from rayrec.freed_memory import freed_memory_kept
 from rayrec.registry import resolve_model
 from rayrec.reporting import Table
 from rayrec.reporting.page import text_table
-from rayrec.training.freed_memory import freed_memory_kept
 from rayrec.typed_json import ConfigError
 
 

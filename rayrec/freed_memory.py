@@ -1,4 +1,4 @@
-"""Freed memory that stays with a process while it trains.
+"""Freed memory that stays with a process while it trains, or reads.
 
 A step asks for the same large blocks as the one before. glibc returns blocks above 32 MiB to the system when they are freed, and
 smaller ones as soon as they lie on top of the heap, so that each step gets them back a page at a time, filled with zeros: a fault
@@ -34,8 +34,26 @@ def freed_memory_kept(keep: bool = True) -> Iterator[None]:
     glibc, where the environment sets the allocator (``MALLOC_*_``, ``GLIBC_TUNABLES``), or where ``keep`` is False.
     """
     global _inside
-    if not keep or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SET_BY_USER):
+    if not keep or not _settable():
         yield
+        return
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _give_back()
+
+
+def keep_freed_memory() -> None:
+    """From now on what this process frees stays with it until it ends: for one that does the same work again and again.
+
+    Does nothing where ``freed_memory_kept`` does not.
+    """
+    global _inside
+    if not _settable():
         return
     libc = ctypes.CDLL(None)
     with _lock:
@@ -43,16 +61,14 @@ def freed_memory_kept(keep: bool = True) -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_TOP_PAD, 64 * _MIB)  # also keeps the 64 MiB heaps of threads other than the first
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                _give_back(libc)
 
 
-def _give_back(libc: ctypes.CDLL) -> None:
+def _settable() -> bool:
+    return platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in _SET_BY_USER)
+
+
+def _give_back() -> None:
+    libc = ctypes.CDLL(None)
     # What glibc's own, moving thresholds come to in a process that has freed large blocks; once set, they no longer move.
     libc.mallopt(_MMAP_MAX, 65_536)
     libc.mallopt(_MMAP_THRESHOLD, 32 * _MIB)

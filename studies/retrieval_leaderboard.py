@@ -25,10 +25,10 @@ from rayrec.families.retriever.item_scores import Scores, dense_scores, equal_su
 from rayrec.families.retriever.neighbours import attribute_options, cooccurrence_options, text_options
 from rayrec.families.retriever.score_ranking import best_option, best_share, judge_scores
 from rayrec.families.retriever.task import HistoryItems
+from rayrec.freed_memory import freed_memory_kept
 from rayrec.metrics.paired import mean_estimate, paired_difference
 from rayrec.runs.comparison import ComparisonState, TrialKey, kept_comparison, open_comparison, trial_folder
 from rayrec.runs.further import bundle_folder
-from rayrec.training.freed_memory import freed_memory_kept
 from rayrec.training.judging import Judged
 from rayrec.typed_json import ConfigError
 

@@ -1,13 +1,16 @@
 """Training steps get their blocks back from the process, and the system gets them back from a run that has ended."""
 
+import os
 import platform
 import resource
+import subprocess
+import sys
 
 import psutil
 import pytest
 import torch
 
-from rayrec.training.freed_memory import freed_memory_kept
+from rayrec.freed_memory import freed_memory_kept
 
 BYTES = 80 << 20  # above the 32 MiB up to which glibc may keep a block by itself
 PAGES = BYTES // resource.getpagesize()
@@ -47,3 +50,29 @@ def test_the_allocator_is_left_alone(how: str, monkeypatch: pytest.MonkeyPatch) 
     with freed_memory_kept(keep=how == "set by the user"):
         pass
     assert not asked
+
+
+def test_a_process_keeps_it_to_its_end_whatever_ends_inside() -> None:
+    steps = """
+import resource
+import subprocess
+import sys
+import numpy as np
+from rayrec.freed_memory import freed_memory_kept, keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(80 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(min(faults() for _ in range(3)))
+keep_freed_memory()
+with freed_memory_kept():
+    faults()
+print(min(faults() for _ in range(3)))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    told = subprocess.run([sys.executable, "-c", steps], check=True, capture_output=True, text=True, env=environment)
+    before, after = map(int, told.stdout.split())
+    assert before > PAGES / 600  # pages may be as large as 2 MiB
+    assert after < before / 10

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from rayrec.families.table import AnyExperiment
 from rayrec.files import write_text_atomically
-from rayrec.training.freed_memory import freed_memory_kept
+from rayrec.freed_memory import freed_memory_kept
 from rayrec.training.judging import Judged
 from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 

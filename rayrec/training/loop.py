@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rayrec.data.log.streams import StreamPosition
 from rayrec.errors import DivergedError
+from rayrec.freed_memory import freed_memory_kept
 from rayrec.optim import OptimizerConfig, build_optimizer, clip_gradients
 from rayrec.training.checkpoint import (
     CurvePoint,
@@ -29,7 +30,6 @@ from rayrec.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from rayrec.training.freed_memory import freed_memory_kept
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import COUNTS, Evaluation, Mergeable, Task
 from rayrec.training.worker import B, EvaluationStream, TrainingData, TrainingStream, Worker

@@ -18,6 +18,7 @@ from rayrec.data.log import LogError
 from rayrec.data.log.packing import PackedRows
 from rayrec.data.log.slice_reader import SliceReader
 from rayrec.data.log.stream_plan import Slice
+from rayrec.freed_memory import keep_freed_memory
 
 # A read task asks for a quarter of a CPU, and a stream runs at most its worker's share of the CPUs at once. So the labeled and
 # unlabeled streams of all workers together hold at most half of the CPUs: no stream can keep another from starting while
@@ -123,5 +124,9 @@ def _grouped(slices: Sequence[Slice], rows_per_task: int) -> Iterator[tuple[Slic
 
 def _read_blocks(reader: SliceReader, slices: Sequence[Slice]) -> Iterator[Block]:
     pa.set_cpu_count(1)
+    # A task's blocks are of the sizes of those before it: given back in between, each page of them is a fault, and Arrow's own
+    # allocator gives back what is free for 10 ms.
+    pa.set_memory_pool(pa.system_memory_pool())
+    keep_freed_memory()
     for packed in reader.read(slices):
         yield packed.to_arrow()
