@@ -236,12 +236,21 @@ def _dense(state: ComparisonState, key: TrialKey) -> Scores:
     return dense_scores(load_retriever(bundle_folder(trial_folder(state.folder, key))).model.eval())
 
 
+def _way(name: str) -> str:
+    """Of an entry: the words after the arm."""
+    return " ".join(name.split()[1:])
+
+
 def table(entries: dict[str, Entry], targets: str, baseline: str) -> list[str]:
-    """Markdown: means with errors over seeds and users in brackets, and below them differences to the baseline by protocol."""
+    """Markdown: means with errors over seeds and users in brackets, and below them differences to the baseline by protocol.
+
+    A baseline that answers in several ways is compared with what answers in the same way: hybrid with hybrid.
+    """
     columns = [f"{metric}, history {protocol}" for protocol in PROTOCOLS for metric in SHOWN]
     lines = [f"| retriever | seeds | {' | '.join(columns)} | training, s |", "| --- " * (3 + len(columns)) + "|"]
     differences = [f"| less {baseline} | seeds | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
-    (base,) = (entry for name, entry in entries.items() if name.split()[0] == baseline and "+" not in name)
+    bases = {_way(name): entry for name, entry in entries.items() if name.split()[0] == baseline and "+" not in name}
+    only = next(iter(bases.values())) if len(bases) == 1 else None
     for name, entry in entries.items():
         seeds = _seeds(entry)
         if not entry.judged["ranked"]:
@@ -250,7 +259,8 @@ def table(entries: dict[str, Entry], targets: str, baseline: str) -> list[str]:
         cells = [_mean(entry, targets, *place) for place in places]
         seconds = f"{statistics.median(entry.seconds):.0f}" if entry.seconds else ""
         lines.append(f"| {name} | {seeds if entry.seconds else ''} | {' | '.join(cells)} | {seconds} |")
-        if entry is not base:
+        base = only or bases.get(_way(name))
+        if base is not None and entry is not base:
             cells = [_difference(entry, base, targets, *place) for place in places]
             differences.append(f"| {name} | {seeds if entry.seconds else ''} | {' | '.join(cells)} |")
     return [*lines, "", *differences]

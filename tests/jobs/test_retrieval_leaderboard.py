@@ -14,10 +14,11 @@ from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
 from rayrec.runs.comparing import Judging, run_comparison
 from rayrec.runs.comparison import Comparison, TrialOptions
+from rayrec.training.judging import Judged
 from rayrec.typed_json import ConfigError
 from studies.code_accuracy import CodeAccuracy
 from studies.code_accuracy import run as code_accuracy
-from studies.retrieval_leaderboard import PROTOCOLS, Leaderboard, _parts, choice_table, run, table
+from studies.retrieval_leaderboard import PROTOCOLS, Entry, Leaderboard, _parts, choice_table, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
 
 
@@ -97,3 +98,15 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
 def test_arms_that_a_sum_could_not_tell_apart_are_refused(arm: str) -> None:
     with pytest.raises(ConfigError, match=f"arms called {re.escape(arm)} cannot be told from what is summed"):
         _parts("sasrec*2", ("sasrec", arm))
+
+
+def test_a_baseline_that_answers_in_several_ways_is_compared_way_by_way() -> None:
+    def entry(recall: float) -> Entry:
+        judged = {seed: Judged("test", {"all": {"recall@10": recall, "ndcg@10": recall / 2}}) for seed in (0, 1)}
+        return Entry({protocol: dict(judged) for protocol in PROTOCOLS}, [1.0, 1.0])
+
+    values = {"liger dense": 0.5, "liger hybrid 20": 0.4, "other dense": 0.8, "other hybrid 20": 0.6, "tiger 20": 0.1}
+    lines = table({name: entry(value) for name, value in values.items()}, "all", "liger")
+    below = lines[lines.index("") + 3 :]
+    assert [line.split(" | ")[0] for line in below] == ["| other dense", "| other hybrid 20"]  # tiger: no like list
+    assert [float(line.split(" | ")[2].split()[0]) for line in below] == pytest.approx([0.3, 0.2])
