@@ -244,12 +244,17 @@ def _way(name: str) -> str:
 def table(entries: dict[str, Entry], targets: str, baseline: str) -> list[str]:
     """Markdown: means with errors over seeds and users in brackets, and below them differences to the baseline by protocol.
 
-    A baseline that answers in several ways is compared with what answers in the same way: hybrid with hybrid.
+    A baseline that answers in several ways is compared with what answers in the same way, hybrid with hybrid; what answers in none
+    of them stands without a difference. Raises ConfigError when no trial of the baseline is done.
     """
     columns = [f"{metric}, history {protocol}" for protocol in PROTOCOLS for metric in SHOWN]
     lines = [f"| retriever | seeds | {' | '.join(columns)} | training, s |", "| --- " * (3 + len(columns)) + "|"]
     differences = [f"| less {baseline} | seeds | {' | '.join(columns)} |", "| --- " * (2 + len(columns)) + "|"]
     bases = {_way(name): entry for name, entry in entries.items() if name.split()[0] == baseline and "+" not in name}
+    if not bases:
+        raise ConfigError(
+            f"the baseline {baseline} has no trial that is done and judged, so that nothing can be compared with it"
+        )
     only = next(iter(bases.values())) if len(bases) == 1 else None
     for name, entry in entries.items():
         seeds = _seeds(entry)

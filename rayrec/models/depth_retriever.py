@@ -14,8 +14,8 @@ training as in search, so that the probabilities of all items sum to 1. And each
 become that continue the prefix of an item of the history, and of its newest one: what SASRec's repeat bias is to a dense score.
 
 Codes of an item that training never saw were never a target, so it is not found by them. A dense head beside the depth head
-scores items by their projected text, or by what the model reads of them, codes and own embedding, where texts say little; with it
-the hybrid method ranks the generated items and all unseen ones, as LIGER does.
+scores items by their projected text, or, for catalogues without texts, by what the model reads of them, codes and own embedding; with
+it the hybrid method ranks the generated items and all unseen ones, as LIGER does.
 """
 
 import math
@@ -92,6 +92,8 @@ class DepthRetrieverConfig:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if not self.dense_weight >= 0:
             raise ValueError(f"dense_weight must be at least 0, not {self.dense_weight}")
+        if self.dense_items == "input" and self.dense_weight == 0:
+            raise ValueError("dense_items input is of a dense head: give dense_weight above 0")
 
     def build(self, catalogue: Catalogue) -> "DepthRetriever":
         assert catalogue.features is not None  # needs_semantic_ids
@@ -128,10 +130,10 @@ class DepthRetriever(Retriever[Tensor]):
         dense_text = config.dense_weight > 0 and config.dense_items == "text"
         if config.text_input or dense_text:
             self.register_buffer("item_text", items.text.clone())
-        if dense_text:
-            self.text = nn.Linear(items.text.shape[1], dim, bias=False)
         if config.dense_weight > 0:
             self.ask = nn.Linear(dim, dim, bias=False)
+            if dense_text:
+                self.text = nn.Linear(items.text.shape[1], dim, bias=False)
             if config.repeat_terms:
                 self.dense_repeat = nn.Parameter(torch.zeros(()))
         self._initialize()

@@ -107,6 +107,8 @@ def test_a_baseline_that_answers_in_several_ways_is_compared_way_by_way() -> Non
 
     values = {"liger dense": 0.5, "liger hybrid 20": 0.4, "other dense": 0.8, "other hybrid 20": 0.6, "tiger 20": 0.1}
     lines = table({name: entry(value) for name, value in values.items()}, "all", "liger")
+    with pytest.raises(ConfigError, match="the baseline sasrec has no trial"):
+        table({"liger dense": entry(0.5)}, "all", "sasrec")
     below = lines[lines.index("") + 3 :]
     assert [line.split(" | ")[0] for line in below] == ["| other dense", "| other hybrid 20"]  # tiger: no like list
     assert [float(line.split(" | ")[2].split()[0]) for line in below] == pytest.approx([0.3, 0.2])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -271,8 +271,8 @@ def test_it_learns_that_each_item_is_followed_by_the_next() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"dim": 15}, "multiple of heads"), ({"layers": 0}, "layers"), ({"item_dropout": 1.0}, "item_dropout"),
-     ({"temperature": 0.0}, "temperature")],
+     ({"temperature": 0.0}, "temperature"), ({"dense_items": "input"}, "give dense_weight above 0")],
 )  # fmt: skip
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, float], message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
