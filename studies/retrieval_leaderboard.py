@@ -244,8 +244,8 @@ def _way(name: str) -> str:
 def table(entries: dict[str, Entry], targets: str, baseline: str) -> list[str]:
     """Markdown: means with errors over seeds and users in brackets, and below them differences to the baseline by protocol.
 
-    A baseline that answers in several ways is compared with what answers in the same way, hybrid with hybrid; what answers in none
-    of them stands without a difference. Raises ConfigError when no trial of the baseline is done.
+    A baseline that answers in several ways is compared with what answers in the same way, hybrid with hybrid; what answers in
+    none of them stands without a difference. Raises ConfigError when no trial of the baseline is done.
     """
     columns = [f"{metric}, history {protocol}" for protocol in PROTOCOLS for metric in SHOWN]
     lines = [f"| retriever | seeds | {' | '.join(columns)} | training, s |", "| --- " * (3 + len(columns)) + "|"]

@@ -14,8 +14,8 @@ training as in search, so that the probabilities of all items sum to 1. And each
 become that continue the prefix of an item of the history, and of its newest one: what SASRec's repeat bias is to a dense score.
 
 Codes of an item that training never saw were never a target, so it is not found by them. A dense head beside the depth head
-scores items by their projected text, or, for catalogues without texts, by what the model reads of them, codes and own embedding; with
-it the hybrid method ranks the generated items and all unseen ones, as LIGER does.
+scores items by their projected text, or, for catalogues without texts, by what the model reads of them, codes and own
+embedding; with it the hybrid method ranks the generated items and all unseen ones, as LIGER does.
 """
 
 import math
