@@ -47,20 +47,21 @@ def freed_memory_kept(keep: bool = True) -> Iterator[None]:
                 _give_back()
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory() -> bool:
     """From now on what this process frees stays with it until it ends: for one that does the same work again and again.
 
-    Does nothing where ``freed_memory_kept`` does not.
+    Does nothing, and returns False, where ``freed_memory_kept`` does nothing.
     """
     global _inside
     if not _settable():
-        return
+        return False
     libc = ctypes.CDLL(None)
     with _lock:
         _inside += 1
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_TOP_PAD, 64 * _MIB)  # also keeps the 64 MiB heaps of threads other than the first
+    return True
 
 
 def _settable() -> bool:

@@ -55,8 +55,6 @@ def test_the_allocator_is_left_alone(how: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_process_keeps_it_to_its_end_whatever_ends_inside() -> None:
     steps = """
 import resource
-import subprocess
-import sys
 import numpy as np
 from rayrec.freed_memory import freed_memory_kept, keep_freed_memory
 

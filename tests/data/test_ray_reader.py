@@ -1,6 +1,7 @@
 """Reading by Ray Data: slices become tasks, executions end when closed, and streams of several workers do not starve."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from rayrec.data.log import Log, LogError, cluster_reader
+from rayrec.data.log import Log, LogError, cluster_reader, ray_reader
 from rayrec.data.log.packing import PackedRows
 from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource, read_by_ray
-from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
+from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, TaskLabel
 from rayrec.data.log.slice_reader import SliceReader
 from rayrec.data.log.stream_plan import RowGroup, Slice
 from rayrec.data.log.streams import LogStream, Reading, StreamConfig
@@ -55,6 +58,42 @@ def test_the_size_of_a_block_is_known_before_it_is_read(small_log: Path) -> None
     files = log.files("train")
     (block,) = reader.read([Slice(RowGroup(str(files[0]), 0, 12_000), 0, 1_000)])
     assert block.to_arrow().nbytes == 1_000 * reader.row_bytes
+
+
+def test_a_file_replaced_by_one_of_its_size_and_time_is_read_by_its_own_footer(tmp_path: Path) -> None:
+    """What lies where is in the footer: of one row group that packs well and one that does not, in both orders."""
+    schema = LogSchema("two groups", (DenseFeature("x", transform="none"),), (TaskLabel("click"),))
+    file = tmp_path / "part-0.parquet"
+    values = np.stack([np.zeros(1_000), np.random.default_rng(0).normal(size=1_000)]).astype(np.float32)
+    written = []
+    for order in (values, values[::-1]):
+        rows = pa.table({"x": order.reshape(-1), "click": np.zeros(2_000, np.float32)})
+        pq.write_table(rows, file, row_group_size=1_000, use_dictionary=False)
+        os.utime(file, ns=(0, 0))
+        written.append(file.stat())
+        groups = [Slice(RowGroup(str(file), place, 1_000), 0, 1_000) for place in (0, 1)]
+        found = [packed.dense[:, 0] for packed in SliceReader(schema).read(groups)]
+        assert np.array_equal(found, order)
+    assert written[0].st_size == written[1].st_size
+    assert written[0].st_mtime_ns == written[1].st_mtime_ns
+
+
+@pytest.mark.parametrize(("set_by_user", "taken"), [(None, True), ("mimalloc", False)])
+def test_a_reading_task_keeps_freed_memory_unless_the_user_chose_an_allocator(
+    small_log: Path, monkeypatch: pytest.MonkeyPatch, set_by_user: str | None, taken: bool
+) -> None:
+    pools: list[str] = []
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", set_by_user)
+    monkeypatch.setattr(ray_reader, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(pa, "set_cpu_count", lambda count: None)
+    monkeypatch.setattr(pa, "set_memory_pool", lambda pool: pools.append(pool.backend_name))
+    log = Log.open(small_log)
+    source = SliceSource(SliceReader(log.schema), [Slice(RowGroup(str(log.files("train")[0]), 0, 12_000), 0, 1_000)])
+    (task,) = source.get_read_tasks(1)
+    assert sum(block.num_rows for block in task()) == 1_000
+    assert pools == (["system"] if taken else [])
 
 
 def executions() -> list[str]:
@@ -216,7 +255,7 @@ TWO_WORKERS = """
     from pathlib import Path
     import numpy as np, pyarrow as pa, ray
     from rayrec.data.log import Log, LogWriter, cluster_reader
-    from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
+    from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, TaskLabel
     from rayrec.data.log.streams import Reading, StreamConfig, StreamPosition, ZippedStreams
 
     cluster_reader.HEAD_ROWS = 0

@@ -4,6 +4,7 @@ One execution serves all epochs of a stream, since starting one costs seconds. T
 ``rayrec.data.log.stream_plan`` has decided the order, so Ray Data must only keep it (``preserve_order``).
 """
 
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -123,10 +124,12 @@ def _grouped(slices: Sequence[Slice], rows_per_task: int) -> Iterator[tuple[Slic
 
 
 def _read_blocks(reader: SliceReader, slices: Sequence[Slice]) -> Iterator[Block]:
+    """The work of a task. Its process, which Ray gives to later tasks of the job, decodes on one thread from here on and keeps
+    what it frees, unless the user set an allocator of C or of Arrow."""
     pa.set_cpu_count(1)
     # A task's blocks are of the sizes of those before it: given back in between, each page of them is a fault, and Arrow's own
     # allocator gives back what is free for 10 ms.
-    pa.set_memory_pool(pa.system_memory_pool())
-    keep_freed_memory()
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and keep_freed_memory():
+        pa.set_memory_pool(pa.system_memory_pool())
     for packed in reader.read(slices):
         yield packed.to_arrow()

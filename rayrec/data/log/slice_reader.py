@@ -106,13 +106,22 @@ def read_in_background(reader: SliceReader, slices: Iterable[Slice], ahead: int)
 
 
 def _open(path: str) -> pq.ParquetFile:
+    while True:
+        found = _identity(path)
+        file = pq.ParquetFile(path, metadata=_footer(path, *found))
+        if _identity(path) == found:  # else another file took its place meanwhile, and this footer may be of either
+            return file
+        file.close()
+
+
+def _identity(path: str) -> tuple[int, ...]:
     found = os.stat(path)
-    return pq.ParquetFile(path, metadata=_footer(path, found.st_size, found.st_mtime_ns))
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-@lru_cache(maxsize=16)
-def _footer(path: str, size: int, changed_ns: int) -> pq.FileMetaData:
-    """A shuffled epoch comes back to a file again and again, and its footer is a millisecond's work."""
+@lru_cache(maxsize=256)
+def _footer(path: str, *identity: int) -> pq.FileMetaData:
+    """A shuffled epoch comes back to a file again and again, and its footer is a millisecond's work. Of so many files at once."""
     return pq.read_metadata(path)
 
 
