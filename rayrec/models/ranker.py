@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rayrec.batch import Batch
+from rayrec.models.layers.crossed_trunk import CrossedTrunk
 from rayrec.models.layers.dense_input import DenseInput
 from rayrec.models.layers.feed_forward import feed_forward
 from rayrec.models.layers.field_embedding import FieldEmbedding
@@ -167,6 +168,8 @@ class Ranker(nn.Module):
 
     def represent_embedded(self, x: Tensor) -> Tensor:
         """h (B, D) of x (B, N) as ``embed`` gives it, perturbed or not."""
+        if self._is_one_node(x):
+            return self._represent_at_once(x)
         features, wide = self._parted(x)
         if self.training and self.architecture.embedding_dropout:
             features = with_padding(self.embedding_dropout(features[:, : self.features_width]))
@@ -185,12 +188,46 @@ class Ranker(nn.Module):
     def heads(self, h: Tensor) -> Tensor:
         """Logits (B, H) of h (B, D), or of (H, B, D) where slot i feeds only head i. H: the tasks, then the auxiliary heads."""
         wide: Tensor | float = 0.0
+        if (
+            self.architecture.wide
+            and self.gates is None
+            and h.dim() == 2
+            and not torch.is_autocast_enabled(h.device.type)
+        ):
+            logits, wide = self.towers.beside(h)
+            return logits.squeeze(-1).T + wide
         if self.architecture.wide:
             h, added = h.split([h.shape[-1] - self.num_heads, self.num_heads], dim=-1)
             wide = added if added.dim() == 2 else added.diagonal(dim1=0, dim2=2)  # (B, H)
         if self.gates is not None:
             h = self._mix(h)  # (H, B, De)
         return self.towers(h).squeeze(-1).T + wide
+
+    def _is_one_node(self, x: Tensor) -> bool:
+        """Whether ``CrossedTrunk`` gives h: where a gradient is wanted, and nothing but its layers lies between x and h."""
+        architecture, cross = self.architecture, self.interaction
+        drops = self.training and (architecture.dropout > 0 or architecture.embedding_dropout > 0)
+        return (
+            torch.is_grad_enabled()
+            and isinstance(cross, CrossNetwork)
+            and cross.rank is None
+            and bool(architecture.trunk)
+            and not architecture.experts
+            and not drops
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
+    def _represent_at_once(self, x: Tensor) -> Tensor:
+        assert isinstance(self.interaction, CrossNetwork)
+        dense = None if self.wide_dense is None else self.dense_columns
+        parts = CrossedTrunk(
+            self.features_width, self.wide_columns.start, dense, self.architecture.structure == "parallel"
+        )
+        crosses, trunk = (
+            [layer for layer in layers if isinstance(layer, nn.Linear)]
+            for layers in (self.interaction.layers, self.trunk)
+        )
+        return parts(x, crosses, trunk, self.wide_dense)
 
     def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The padded features and the wide part's logits, of ids and numbers, of x."""

@@ -238,7 +238,7 @@ def test_a_layout_for_inference_changes_no_answer_and_leaves_nothing_to_pad(
     with torch.inference_mode():
         wanted = model(batch)
         lay_out_for_inference(model)
-        for name in ("padded_linear.pad", "interaction._with_bias"):
+        for name in ("padded_linear.pad", "interaction.with_bias"):
             monkeypatch.setattr(f"rayrec.models.layers.{name}", _never)
         torch.testing.assert_close(model(batch), wanted)
 

@@ -1,10 +1,13 @@
 """Explicit feature interactions: the cross network of DCN-v2 and the dot products of DLRM."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from rayrec.models.layers.padded_linear import with_bias
 
 
 class CrossNetwork(nn.Module):
@@ -45,35 +48,69 @@ class CrossNetwork(nn.Module):
 
 def _projected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """W x + b (B, P) of x (B, P), W (N, N) and b (N,); columns of padding are mapped to 0."""
-    return torch.addmm(bias, x, weight.t()) if len(bias) == x.shape[1] else x @ _with_bias(weight, bias, x.shape[1]).t()
+    p = x.shape[1]
+    return torch.addmm(bias, x, weight.t()) if len(bias) == p else x @ with_bias(weight, bias, p, p).t()
 
 
-def _with_bias(weight: Tensor, bias: Tensor, width: int) -> Tensor:
-    """(P, P) of W (N, N), N < P: the bias in the column that meets the ones of ``with_padding``, zeros elsewhere."""
-    n = len(bias)
-    whole = weight.new_zeros(width, width)
-    whole[:n, :n] = weight
-    whole[:n, n] = bias
-    return whole
+def cross(
+    x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, out: Tensor | None = None
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """All full-matrix layers: x0 (B, P) of a width N <= P, weights (N, N), biases (N,), to (B, P), and what ``cross_back`` needs.
+
+    out: where the first columns of the output go, (B, N); they are then all that is returned of it.
+    """
+    inputs, projected, used = [], [], []
+    x = x0
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        inputs.append(x)
+        used.append(weight if len(bias) == x.shape[1] else with_bias(weight, bias, x.shape[1], x.shape[1]))
+        projected.append(torch.addmm(bias, x, weight.t()) if used[-1] is weight else x @ used[-1].t())
+        if out is not None and i == len(weights) - 1:
+            n = out.shape[1]
+            x = torch.addcmul(x[:, :n], x0[:, :n], projected[-1][:, :n], out=out)
+        else:
+            x = torch.addcmul(x, x0, projected[-1])
+    return x, used, inputs, projected
+
+
+def cross_back(
+    at_x: Tensor,
+    weights: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    projected: Sequence[Tensor],
+    width: int,
+    *,
+    out: Tensor,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of weights and biases, and of x0 in ``out`` (B, P), from that of the output, ``at_x`` (B, P), which is
+    overwritten. Adds into its results where autograd would write each term to memory of its own. weights, inputs, projected: of
+    ``cross``; width: N."""
+    x0, last = inputs[0], len(weights) - 1
+    at_weights, at_biases = [], []
+    at_projected = torch.empty_like(at_x)
+    for i in reversed(range(len(weights))):
+        torch.mul(at_x, x0, out=at_projected)
+        if i == last:
+            torch.mul(at_x, projected[i], out=out)
+        else:
+            out.addcmul_(at_x, projected[i])
+        at_weight = at_projected.t() @ inputs[i]
+        at_weights.append(at_weight[:width, :width])
+        at_biases.append(at_weight[:width, width] if len(at_weight) > width else at_projected.sum(0))
+        at_x.addmm_(at_projected, weights[i])
+    out.add_(at_x)
+    return at_weights[::-1], at_biases[::-1]
 
 
 class _FullCross(torch.autograd.Function):
-    """All full-matrix layers at once: x0 (B, P), weights (N, N), then biases (N,), N <= P. Backward adds into its results where
-    autograd would write each term to memory of its own."""
+    """``cross`` of x0 (B, P), weights (N, N), then biases (N,)."""
 
     @staticmethod
     def forward(ctx: Any, x0: Tensor, *parameters: Tensor) -> Tensor:
         layers = len(parameters) // 2
-        weights, biases = parameters[:layers], parameters[layers:]
-        inputs, projected, used = [], [], []
-        x = x0
-        for weight, bias in zip(weights, biases, strict=True):
-            inputs.append(x)
-            used.append(weight if len(bias) == x.shape[1] else _with_bias(weight, bias, x.shape[1]))
-            projected.append(torch.addmm(bias, x, weight.t()) if used[-1] is weight else x @ used[-1].t())
-            x = torch.addcmul(x, x0, projected[-1])
-        ctx.save_for_backward(*used, *inputs, *projected)
-        ctx.width = len(biases[0])
+        x, *used = cross(x0, parameters[:layers], parameters[layers:])
+        ctx.save_for_backward(*(tensor for tensors in used for tensor in tensors))
+        ctx.width = len(parameters[-1])
         return x
 
     @staticmethod
@@ -81,21 +118,9 @@ class _FullCross(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         layers = len(ctx.saved_tensors) // 3
         weights, inputs, projected = (ctx.saved_tensors[i * layers : (i + 1) * layers] for i in range(3))
-        x0 = inputs[0]
-        at_weights, at_biases = [], []
-        at_x0, at_projected = gradient * projected[-1], torch.empty_like(x0)
-        at_x = gradient  # the gradient at a layer's output, then at its input
-        for i in reversed(range(layers)):
-            torch.mul(at_x, x0, out=at_projected)
-            if i < layers - 1:
-                at_x0.addcmul_(at_x, projected[i])
-            at_weight, n = at_projected.t() @ inputs[i], ctx.width
-            at_weights.append(at_weight[:n, :n])
-            at_biases.append(at_weight[:n, n] if len(at_weight) > n else at_projected.sum(0))
-            # autograd's own gradient is not written to; addmm would copy the others too
-            add = torch.addmm if at_x is gradient else torch.Tensor.addmm_
-            at_x = add(at_x, at_projected, weights[i])
-        return (at_x0.add_(at_x), *reversed(at_weights), *reversed(at_biases))
+        at_x, at_x0 = gradient.clone(memory_format=torch.contiguous_format), torch.empty_like(gradient)
+        at_weights, at_biases = cross_back(at_x, weights, inputs, projected, ctx.width, out=at_x0)
+        return (at_x0, *at_weights, *at_biases)
 
 
 class DotInteraction(nn.Module):

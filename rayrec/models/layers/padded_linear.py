@@ -32,6 +32,16 @@ def with_padding(x: Tensor) -> Tensor:
     return torch.cat([x, behind], dim=1) if behind.shape[1] else x
 
 
+def with_bias(weight: Tensor, bias: Tensor, columns: int, rows: int | None = None) -> Tensor:
+    """(rows, columns) of W (M, N), N < columns: the bias in the column that meets the ones of ``with_padding``, zeros elsewhere.
+    rows: None = M."""
+    m, n = weight.shape
+    whole = weight.new_zeros(m if rows is None else rows, columns)
+    whole[:m, :n] = weight
+    whole[:m, n] = bias
+    return whole
+
+
 class PaddedLinear(nn.Linear):
     """A linear layer of (B, in_features) that also takes its input with the columns of ``with_padding`` behind."""
 

@@ -48,6 +48,11 @@ class LookedUp:
         rows, counts = ordered.unique_consecutive(return_counts=True)
         return rows.to(torch.int64), positions, counts.cumsum(0) - counts
 
+    @cached_property
+    def lines(self) -> Tensor:
+        """(B * F,) the line of ids that each of ``by_row``'s positions is in."""
+        return self.by_row[1] // self.ids.shape[1]
+
 
 class _Rows(torch.autograd.Function):
     @staticmethod
@@ -61,7 +66,15 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         rows, positions, starts = ctx.looked_up.by_row
-        values = gradient.reshape(len(positions), -1)  # (B * F, d)
+        count, fields, dim = gradient.shape
+        step = gradient.stride(0)
+        if (
+            gradient.stride()[1:] == (dim, 1) and step > fields * dim and step % dim == 0
+        ):  # as it lies: (n, d) with gaps
+            values = gradient.as_strided(((count - 1) * step // dim + fields, dim), (dim, 1))
+            positions = positions + ctx.looked_up.lines * (step // dim - fields)
+        else:
+            values = gradient.reshape(len(positions), dim)  # (B * F, d)
         return _sparse(rows, embedding_bag(positions, values, starts, mode="sum"), ctx.shape), None
 
 
@@ -74,9 +87,10 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        rows, positions, starts = ctx.looked_up.by_row
-        lines = positions // ctx.looked_up.ids.shape[1]  # whose gradient (d,) a position has
-        return _sparse(rows, embedding_bag(lines, gradient.contiguous(), starts, mode="sum"), ctx.shape), None
+        rows, _, starts = ctx.looked_up.by_row
+        return _sparse(
+            rows, embedding_bag(ctx.looked_up.lines, gradient.contiguous(), starts, mode="sum"), ctx.shape
+        ), None
 
 
 def _sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

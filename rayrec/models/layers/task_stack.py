@@ -24,14 +24,21 @@ class StackedLinear(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        stack, width, size = self.weight.shape
-        shared = x.dim() == 2 or stack == 1 or x.stride(0) == 0
+        shared = x.dim() == 2 or len(self.weight) == 1 or x.stride(0) == 0
         if not shared:
             return torch.baddbmm(self.bias, x, self.weight)
         # one product with all T matrices side by side: half the time of T products with copies of x
-        joined = self.weight.permute(1, 0, 2).reshape(width, stack * size)
-        product: Tensor = x @ joined if x.dim() == 2 else _SharedProduct.apply(x, joined)  # (B, T * O)
-        return product.view(-1, stack, size).transpose(0, 1) + self.bias
+        product: Tensor = x @ self.joined() if x.dim() == 2 else _SharedProduct.apply(x, self.joined())  # (B, T * O)
+        return self.stacked(product)
+
+    def joined(self) -> Tensor:
+        """All matrices side by side, (I, T * O)."""
+        stack, width, size = self.weight.shape
+        return self.weight.permute(1, 0, 2).reshape(width, stack * size)
+
+    def stacked(self, product: Tensor) -> Tensor:
+        """The output (T, B, O) of the product (B, T * O) with ``joined()``."""
+        return product.view(-1, len(self.weight), self.weight.shape[2]).transpose(0, 1) + self.bias
 
 
 class _SharedProduct(torch.autograd.Function):
@@ -55,6 +62,26 @@ class _SharedProduct(torch.autograd.Function):
         return torch.bmm(by_slot, weights).to(ctx.dtypes[0]), (row.t() @ gradient).to(ctx.dtypes[1])
 
 
+class _ProductBeside(torch.autograd.Function):
+    """x (B, I + K) and joined (I, J) to x[:, :I] @ joined and the last K columns, whose gradients go back in one piece."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, joined: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, joined)
+        width = len(joined)
+        return x[:, :width] @ joined, x[:, width:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, at_rest: Tensor) -> tuple[Tensor, Tensor]:
+        x, joined = ctx.saved_tensors
+        width = len(joined)
+        at_x = torch.empty_like(x)
+        torch.mm(gradient, joined.t(), out=at_x[:, :width])
+        at_x[:, width:] = at_rest
+        return at_x, x[:, :width].t() @ gradient
+
+
 class StackedFeedForward(nn.Module):
     """T feed-forward networks: each layer linear, ReLU, dropout; then, with ``out``, a last linear layer of that size."""
 
@@ -74,3 +101,13 @@ class StackedFeedForward(nn.Module):
         for layer in self.hidden:
             x = self.dropout(layer(x).relu())
         return x if self.last is None else self.last(x)
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, I + K) to (T, B, O) of the first I columns, and the other K as they are. Not under autocast."""
+        layers = [layer for layer in (*self.hidden, self.last) if isinstance(layer, StackedLinear)]
+        product, rest = _ProductBeside.apply(x, layers[0].joined())
+        x = layers[0].stacked(product)
+        for i, layer in enumerate(layers):
+            x = layer(x) if i else x
+            x = self.dropout(x.relu()) if i < len(self.hidden) else x
+        return x, rest
