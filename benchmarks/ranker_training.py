@@ -49,6 +49,7 @@ IN_MEMORY = 8  # different batches
 @dataclass(frozen=True)
 class Command:
     """rounds: blocks of ``steps`` steps of each side, in turn. precision: of ours, as in LoopConfig; the peers have none.
+    compile_update: of ours, as in RunOptions.
 
     cpu_time: time the process's CPU in place of the clock, for a machine that does other work too; one thread then.
     """
@@ -59,6 +60,8 @@ class Command:
     threads: int = 2
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     cpu_time: bool = False
+    compile_update: bool = False
+    tables: tuple[Literal["criteo", "small"], ...] = ("small", "criteo")
 
     def __post_init__(self) -> None:
         if self.cpu_time and self.threads != 1:
@@ -77,17 +80,19 @@ class Times:
 def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(command.threads)
-    tables = {"small": (1_000,) * 26, "criteo": tuple(min(s, LARGEST_FIELD) for s in CRITEO_FIELD_SIZES)}
+    sizes_of = {"small": (1_000,) * 26, "criteo": tuple(min(s, LARGEST_FIELD) for s in CRITEO_FIELD_SIZES)}
     peers: dict[str, tuple[bool, Callable[[PeerShape, list[Batch]], Step]]] = {
         "deepctr_torch": (True, deepctr_torch_step),
         "fuxictr": (False, fuxictr_step),
     }
     ratios: dict[str, dict[str, float]] = {}
     clock = "CPU time" if command.cpu_time else "wall time"
-    print(f"batch {command.batch_size:,}, {command.threads} threads, precision {command.precision}, {clock}; rows/s")
+    print(f"batch {command.batch_size:,}, {command.threads} threads, precision {command.precision}, {clock}", end="")
+    print(f"{', compiled update' if command.compile_update else ''}; rows/s")
     print(f"{'tables':<8}{'ids':>10}{'peer':>15}{'its rows/s':>12}{'ours':>9}{'over it':>9}", end="")
     print(f"{'products':>10}{'our share':>11}{'GFLOP/s':>9}")
-    for name, sizes in tables.items():
+    for name in command.tables:
+        sizes = sizes_of[name]
         shape = PeerShape(sizes, DENSE, 16, 3, (256, 128))
         batches = _random_batches(shape, command.batch_size)
         for peer, (wide, make_step) in peers.items():
@@ -102,7 +107,7 @@ def main() -> None:
                 f"{name:<8}{sum(sizes):>10,}{peer:>15}{theirs:>12,.0f}{ours:>9,.0f}{over:>9.2f}{alone:>10,.0f}{share:>11.2f}"
                 f"{products.flops / times.products / 1e9:>9.0f}"
             )
-    print(json.dumps(ratios[HEADLINE] | {"by_tables": ratios}))
+    print(json.dumps(ratios.get(HEADLINE, {}) | {"by_tables": ratios}))
 
 
 def _random_batches(shape: PeerShape, rows: int) -> list[Batch]:
@@ -152,7 +157,8 @@ def _products(task: RankingTask, batch: Batch, bf16: bool) -> MatrixProducts:
 def _in_turn(command: Command, task: RankingTask, batches: list[Batch], products: MatrixProducts, peer: Step) -> Times:
     stream = _TurnTaking(batches, command, (lambda i: products.run(), peer))
     data = TrainingData(lambda start, epochs: stream, lambda split, epochs: _OneBatch(batches[0]), ("train", "valid"))
-    worker = Worker(options=RunOptions(threads=command.threads, reader="in_process"))
+    options = RunOptions(threads=command.threads, reader="in_process", compile_update=command.compile_update)
+    worker = Worker(options=options)
     loop = LoopConfig(epochs=1, precision=command.precision)
     run_training(task, data, loop, OptimizerConfig(weight_decay=0.0), _NoCheckpoints(), worker=worker)
     ours, alone, theirs = (statistics.median(seconds) for seconds in stream.seconds)

@@ -64,9 +64,9 @@ class Apollo(EagerOptimizer):
         FloatingPointError. The latter two read every gradient once more and one flag on the host.
     draw: replaces the random projection, for experiments.
     compiler: ``torch.compile``, or it with options: the update of each shape is compiled at its first step.
-    cpu_kernel: contiguous float32 matrices on the CPU are updated by ``rayrec.optim.apollo_kernel``, which a C++ compiler (CXX,
-        else g++) builds at the first step; without one a line on stderr says so and they step eagerly. ``compiler`` is for the
-        rest.
+    cpu_kernel: contiguous float32 matrices on the CPU are updated by ``rayrec.optim.apollo_kernel``, and tables by row-wise
+        Adagrad's kernel, which a C++ compiler (CXX, else g++) builds at the first step; without one a line on stderr says so and
+        they step eagerly. ``compiler`` is for the rest.
 
     State of an (m, n) matrix: 2 r max(m, n) numbers and one norm. Raises ValueError when a group does not fit its parameters.
     """
@@ -283,7 +283,12 @@ class Apollo(EagerOptimizer):
                 if not state:
                     state["sum"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
                 rowwise_adagrad_update(
-                    table, state["sum"], lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"]
+                    table,
+                    state["sum"],
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    by_kernel=self.cpu_kernel,
                 )
 
 

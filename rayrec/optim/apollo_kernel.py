@@ -5,27 +5,19 @@ code torch generates instead makes each pass over several matrices. ``rayrec.opt
 """
 
 import ctypes
-import functools
-import os
-import shlex
-import subprocess
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rayrec.optim import cpu_kernels
 from rayrec.optim.apollo_update import UpdateSettings
-from rayrec.optim.compiling import tell_uncompiled
+from rayrec.optim.cpu_kernels import Kernel
 from rayrec.optim.random_projection import project, project_stack
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_LONGEST_BUILD_S = 300
-
-Kernel = Callable[..., None]
 
 
 class _Settings(ctypes.Structure):
@@ -39,34 +31,10 @@ class _Settings(ctypes.Structure):
     )
 
 
-@functools.cache
-def built_kernel(compiler: str) -> Kernel | None:
-    """``apollo_step`` of the C++ source, built by that command; None where that fails, and stderr is told why in one line."""
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # anew in each process: half a second, and no file of another machine
-            library = Path(folder) / "apollo_kernel.so"
-            command = [*shlex.split(compiler), *_FLAGS, str(_SOURCE), "-o", str(library)]
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, errors="replace", timeout=_LONGEST_BUILD_S
-            )
-            step: Kernel = ctypes.CDLL(str(library)).apollo_step
-    except subprocess.CalledProcessError as error:
-        tell_uncompiled(f"{compiler}: {error.stderr}")
-        return None
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: quotes in CXX that do not close
-        tell_uncompiled(f"{compiler}: {error}")
-        return None
-    sizes, addresses = [ctypes.c_int64] * 4, [ctypes.c_void_p] * 10
-    step.argtypes = [*sizes, *addresses, _Settings, ctypes.c_int32]  # type: ignore[attr-defined]
-    step.restype = None  # type: ignore[attr-defined]
-    return step
-
-
 def cpu_kernel() -> Kernel | None:
-    """The kernel by the compiler that ``CXX`` names, else g++; None where it cannot be built."""
-    return built_kernel(os.environ.get("CXX") or "g++")
+    """``apollo_step`` of the C++ source; None where it cannot be built (``rayrec.optim.cpu_kernels.cpu_kernel``)."""
+    arguments = (*[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 10, _Settings, ctypes.c_int32)
+    return cpu_kernels.cpu_kernel(_SOURCE, "apollo_step", arguments)
 
 
 def is_for_kernel(params: Sequence[Tensor], exp_avg: Tensor) -> bool:

@@ -117,7 +117,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, compiled: bool
 
     With row-wise Adagrad the model's ``nn.Embedding`` tables are switched to sparse gradients, except on GPUs, where nccl
     cannot reduce them. compiled: APOLLO's updates are a kernel on the CPU (``Apollo(cpu_kernel=True)``) and compiled by torch
-    (``compiled_or_plain``) for parameters that it does not take; other optimizers ignore it.
+    (``compiled_or_plain``) for parameters that it does not take; so are row-wise Adagrad's, eager for what its kernel does not
+    take; other optimizers ignore it.
     """
     if config.embeddings == "rowwise_adagrad":
         for module in model.modules():
@@ -127,7 +128,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, compiled: bool
         betas, compiler = (config.beta1, config.beta2), compiled_or_plain if compiled else None
         groups = _groups(model, config)
         return Apollo(groups, lr=config.learning_rate, betas=betas, compiler=compiler, cpu_kernel=compiled)
-    return _build_chain(model, config)
+    return _build_chain(model, config, compiled)
 
 
 def rate_share(parameter: nn.Parameter) -> float:
@@ -162,7 +163,7 @@ def _matrix_rate(config: OptimizerConfig) -> float:
     return config.learning_rate if config.matrix_learning_rate is None else config.matrix_learning_rate
 
 
-def _build_chain(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _build_chain(model: nn.Module, config: OptimizerConfig, compiled: bool) -> torch.optim.Optimizer:
     """AdamW, GaLore or Muon beside it, and row-wise Adagrad beside both, as far as there are parameters for each."""
     matrices: list[dict[str, Any]] = []  # GaLore's or Muon's
     adamw: list[dict[str, Any]] = []
@@ -196,7 +197,7 @@ def _build_chain(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
     if adamw:
         parts.append(AdamW(adamw, lr=config.learning_rate, betas=betas, fused=True))
     if rowwise:
-        parts.append(RowwiseAdagrad(rowwise, lr=config.embedding_learning_rate))
+        parts.append(RowwiseAdagrad(rowwise, lr=config.embedding_learning_rate, by_kernel=compiled))
     return parts[0] if len(parts) == 1 else OptimizerChain(parts)
 
 

@@ -26,5 +26,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor
     if not values:
         return torch.zeros(())
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
-    torch._foreach_mul_(values, (largest / (norm + 1e-6)).clamp(max=1.0))
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    if factor.device.type != "cpu" or factor != 1.0:  # on a CPU looking at it costs nothing
+        torch._foreach_mul_(values, factor)
     return norm

@@ -26,9 +26,9 @@ class RunOptions:
     read_ahead: int = 2
     """Row groups (65,536 rows each in imported logs) that the in-process reader stays ahead."""
     compile_update: bool = False
-    """Compile the update of APOLLO and APOLLO-Mini, for shorter steps: on CPUs a kernel that g++ (or CXX) builds in a second or
-    two; on GPUs, and where parameters are not float32, torch.compile, half a minute. Where there is no compiler a line says so
-    and the run goes on uncompiled."""
+    """Compile the update of APOLLO, APOLLO-Mini and row-wise Adagrad, for shorter steps: on CPUs kernels that g++ (or CXX) builds
+    in a second or two; on GPUs, and where parameters are not float32, torch.compile of the first two, half a minute. Where there
+    is no compiler a line says so and the run goes on uncompiled."""
     keep_freed_memory: bool = True
     """Memory that a training process on CPUs frees stays with it until its run ends, which spares a step the page faults of its
     large blocks (with glibc; see ``rayrec.freed_memory``). Evaluations outside of training, and processes

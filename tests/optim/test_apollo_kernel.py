@@ -209,5 +209,6 @@ def test_a_compiler_that_fails_is_told_with_its_first_line(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "_told", set())
-    assert apollo_kernel.built_kernel("sh -c 'echo no licence >&2; exit 3'") is None
+    monkeypatch.setenv("CXX", "sh -c 'echo no licence >&2; exit 3'")
+    assert apollo_kernel.cpu_kernel() is None
     assert "no licence" in capfd.readouterr().err

@@ -45,3 +45,10 @@ def test_sparse_gradients_stay_sparse_with_each_row_once() -> None:
 
 def test_nothing_to_clip_has_norm_zero() -> None:
     assert clip_gradients([nn.Parameter(torch.ones(2))], 1.0) == 0.0
+
+
+def test_a_norm_that_is_no_number_spreads() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.tensor([1.0, float("nan"), 0.0])
+    assert clip_gradients([parameter], 1.0).isnan()
+    assert parameter.grad.isnan().all()

@@ -60,7 +60,7 @@ class _Rows(torch.autograd.Function):
         ctx.looked_up, ctx.shape = looked_up, weight.shape
         # bags of one row each: unlike a plain lookup it fetches rows ahead
         ids = looked_up.ids
-        return embedding_bag(ids.reshape(-1, 1), weight, mode="sum").view(*ids.shape, -1)
+        return _bags(ids.reshape(-1, 1), weight).view(*ids.shape, -1)
 
     @staticmethod
     @once_differentiable
@@ -82,7 +82,7 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, looked_up: LookedUp) -> Tensor:
         ctx.looked_up, ctx.shape = looked_up, weight.shape
-        return embedding_bag(looked_up.ids, weight, mode="sum")
+        return _bags(looked_up.ids, weight)
 
     @staticmethod
     @once_differentiable
@@ -91,6 +91,11 @@ class _Sums(torch.autograd.Function):
         return _sparse(
             rows, embedding_bag(ctx.looked_up.lines, gradient.contiguous(), starts, mode="sum"), ctx.shape
         ), None
+
+
+def _bags(ids: Tensor, weight: Tensor) -> Tensor:
+    # a weight that wants a gradient would cost an index of each bag too, for torch's own way back
+    return embedding_bag(ids, weight.detach(), mode="sum")
 
 
 def _sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
