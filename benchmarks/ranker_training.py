@@ -49,7 +49,7 @@ IN_MEMORY = 8  # different batches
 @dataclass(frozen=True)
 class Command:
     """rounds: blocks of ``steps`` steps of each side, in turn. precision: of ours, as in LoopConfig; the peers have none.
-    compile_update: of ours, as in RunOptions.
+    compile_update: of ours, as in RunOptions. tables: which of them.
 
     cpu_time: time the process's CPU in place of the clock, for a machine that does other work too; one thread then.
     """

@@ -204,13 +204,15 @@ class Ranker(nn.Module):
         return self.towers(h).squeeze(-1).T + wide
 
     def _is_one_node(self, x: Tensor) -> bool:
-        """Whether ``CrossedTrunk`` gives h: where a gradient is wanted, and nothing but its layers lies between x and h."""
+        """Whether ``CrossedTrunk`` gives h: where a gradient is wanted, and nothing but its layers lies between x and h. It takes
+        their parameters and does not call them, nor hooks on them."""
         architecture, cross = self.architecture, self.interaction
         drops = self.training and (architecture.dropout > 0 or architecture.embedding_dropout > 0)
         return (
             torch.is_grad_enabled()
             and isinstance(cross, CrossNetwork)
             and cross.rank is None
+            and cross.width == self.features_width  # not laid out for inference
             and bool(architecture.trunk)
             and not architecture.experts
             and not drops

@@ -1,6 +1,7 @@
 """The ranker's parts against naive references, and its split into embed, represent and heads."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -250,12 +251,36 @@ def _never(*_: object) -> Tensor:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients_are_those_of_the_layers_written_out(name: str) -> None:
     """Padding, columns of biases, sorted rows and parts going back in one piece: none of it is seen in a gradient."""
-    model, batch = trained(ARCHITECTURES[name]).double(), some_batch()
+    _assert_written_out_is_the_same(ARCHITECTURES[name])
+
+
+@pytest.mark.parametrize("structure", ["stacked", "parallel"])
+@pytest.mark.parametrize(("layers", "trunk"), [(1, (8,)), (1, (8, 6)), (3, (20, 8, 6))])
+@pytest.mark.parametrize(("dim", "wide"), [(4, True), (4, False), (9, True), (9, False)])
+def test_a_cross_network_and_a_trunk_of_any_depth_are_one_node_with_the_gradients_of_their_layers(
+    structure: Any, layers: int, trunk: tuple[int, ...], dim: int, wide: bool
+) -> None:
+    """Inputs are 23 wide, 32 when padded, and 48, which needs none."""
+    architecture = RankerArchitecture(
+        embedding_dim=dim, cross_layers=layers, structure=structure, trunk=trunk, tower=(), wide=wide
+    )
+    model, batch = trained(architecture), some_batch()
+    h = model.represent(batch)
+    assert type(h.grad_fn).__name__ == "_CrossedTrunkBackward"
+    with torch.no_grad():
+        torch.testing.assert_close(h.detach(), model.represent(batch))  # layer by layer
+    _assert_written_out_is_the_same(architecture)
+
+
+def _assert_written_out_is_the_same(architecture: RankerArchitecture) -> None:
+    model, batch = trained(architecture).double(), some_batch()
     batch = replace(batch, dense=batch.dense.double())
     build_optimizer(model, OptimizerConfig())  # tables get sparse gradients
     towards = torch.randn(11, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     parameters = dict(model.named_parameters())
-    expected = torch.autograd.grad((_written_out(model, batch) * towards).sum(), list(parameters.values()))
+    written_out = _written_out(model, batch)
+    torch.testing.assert_close(model(batch), written_out)
+    expected = torch.autograd.grad((written_out * towards).sum(), list(parameters.values()))
     (model(batch) * towards).sum().backward()
     for (parameter, wanted), key in zip(zip(parameters.values(), expected, strict=True), parameters, strict=True):
         assert parameter.grad is not None

@@ -38,59 +38,75 @@ class CrossedTrunk:
     ) -> Tensor:
         """h of x, of the layers' parameters."""
         given = [p for layers in (crosses, trunk) for p in (*(x.weight for x in layers), *(x.bias for x in layers))]
-        h: Tensor = _Function.apply(
+        h: Tensor = _CrossedTrunk.apply(
             x, self, 2 * len(crosses), *given, None if wide_dense is None else wide_dense.weight
         )
         return h
 
 
-class _Function(torch.autograd.Function):
+class _CrossedTrunk(torch.autograd.Function):
+    """One product makes all that x0 goes into: ``gate`` = W x0 + b + 1 of the first cross layer, whose output is x0 * gate, and
+    beside it the first layer of a parallel trunk."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: CrossedTrunk, crosses: int, *parameters: Tensor | None) -> Tensor:
-        ctx.parts = parts
         *given, wide_dense = parameters
         weights, biases = _halves(given[:crosses])
         layers, shifts = _halves(given[crosses:])
-        x0, n, behind = x[:, : parts.padded], parts.width if parts.parallel else 0, x.shape[1] - parts.padded
-        h = x.new_empty(len(x), n + len(layers[-1]) + behind)
-        crossed, used, inputs, projected = cross(x0, weights, biases, out=h[:, :n] if parts.parallel else None)
-        # ReLU's outputs are what going back needs of it
-        hidden = [x0 if parts.parallel else crossed]
-        padded = with_bias(layers[0], shifts[0], parts.padded) if parts.padded > parts.width else layers[0]
-        for i, (weight, bias) in enumerate(zip(layers, shifts, strict=True)):
-            whole = padded is not weight and i == 0
-            out = hidden[-1] @ padded.t() if whole else torch.addmm(bias, hidden[-1], weight.t())
-            last = i == len(layers) - 1
-            hidden.append(torch.clamp_min(out, 0.0, out=h[:, n : n + len(weight)]) if last else out.relu_())
-        wide = h[:, n + len(layers[-1]) :]
-        if parts.dense is not None and wide_dense is not None:
-            torch.addmm(x[:, parts.padded :], x[:, parts.dense], wide_dense.t(), out=wide)
+        x0, n, padded, parallel = x[:, : parts.padded], parts.width, parts.padded, parts.parallel
+        start = n if parallel else 0  # of the trunk's output
+        end = start + len(layers[-1])
+        h = x.new_empty(len(x), end + x.shape[1] - padded)
+
+        first, shift = _first(parts, weights[0], biases[0], layers[0], shifts[0])
+        product = x0 @ first.t() if shift is None else torch.addmm(shift, x0, first.t())
+        gate, crossed_to = product[:, :padded], h[:, :n] if parallel else None
+        if len(weights) == 1 and crossed_to is not None:
+            crossed, used = torch.mul(x0[:, :n], gate[:, :n], out=crossed_to), [list[Tensor]()] * 3
         else:
-            wide.copy_(x[:, parts.padded :])
-        ctx.counts = len(weights), len(layers)
-        ctx.save_for_backward(x, h, *used, *inputs, *projected, padded, *layers[1:], *hidden[:-1], wide_dense)
+            crossed, *used = cross(x0 * gate, x0, weights[1:], biases[1:], out=crossed_to)
+
+        # what going back needs of ReLU is its output
+        if parallel:
+            hidden, own = [x0, product[:, padded:]], first[padded:]
+        else:
+            own = with_bias(layers[0], shifts[0], padded) if padded > n else layers[0]
+            hidden = [crossed, torch.addmm(shifts[0], crossed, own.t()) if padded == n else crossed @ own.t()]
+        for weight, bias in zip(layers[1:], shifts[1:], strict=True):
+            hidden[-1].relu_()
+            hidden.append(torch.addmm(bias, hidden[-1], weight.t()))
+        torch.clamp_min(hidden.pop(), 0.0, out=h[:, start:end])
+
+        if parts.dense is not None and wide_dense is not None:
+            torch.addmm(x[:, padded:], x[:, parts.dense], wide_dense.t(), out=h[:, end:])
+        else:
+            h[:, end:] = x[:, padded:]
+        ctx.parts, ctx.counts = parts, (len(weights), len(layers))
+        saved = [tensor for tensors in used for tensor in tensors]
+        ctx.save_for_backward(x, h, first, product, *saved, own, *layers[1:], *hidden, wide_dense)
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         parts, (crosses, deep) = ctx.parts, ctx.counts
-        x, h, *saved, wide_dense = ctx.saved_tensors
-        used, inputs, projected = (saved[i * crosses : (i + 1) * crosses] for i in range(3))
-        layers, hidden = saved[3 * crosses : 3 * crosses + deep], saved[3 * crosses + deep :]
-        n, padded = parts.width, parts.padded
-        start = n if parts.parallel else 0
-        end = h.shape[1] - (x.shape[1] - padded)
+        x, h, first, product, *saved, wide_dense = ctx.saved_tensors
+        after = crosses - 1  # cross layers behind the first one
+        used, inputs, projected = (saved[i * after : (i + 1) * after] for i in range(3))
+        layers, hidden = saved[3 * after : 3 * after + deep], saved[3 * after + deep :]
+        n, padded, parallel = parts.width, parts.padded, parts.parallel
+        start, end = n if parallel else 0, h.shape[1] - (x.shape[1] - padded)
         # rows start where a table's would, so that a lookup's gradient is summed where it lies
         at_x = x.new_empty(len(x), next_width(x.shape[1]))[:, : x.shape[1]]
-        at_x0 = at_x[:, :padded]
-        at_crossed = x.new_empty(len(x), padded)
-        if parts.parallel:
-            at_crossed[:, :n] = gradient[:, :n]
-            at_crossed[:, n:] = 0.0
+        x0, at_x0 = x[:, :padded], at_x[:, :padded]
+        at_product = torch.empty_like(product)
+
         at, outputs = gradient[:, start:end], [*hidden[1:], h[:, start:end]]
         at_layers, at_shifts = [], []
         for i in reversed(range(deep)):
+            if i == 0 and parallel:
+                torch.ops.aten.threshold_backward.grad_input(at, outputs[0], 0, grad_input=at_product[:, padded:])
+                break
             at = torch.ops.aten.threshold_backward(at, outputs[i], 0)
             at_weight = at.t() @ hidden[i]
             whole = i == 0 and padded > n
@@ -98,19 +114,54 @@ class _Function(torch.autograd.Function):
             at_layers.append(at_weight[:, :n] if whole else at_weight)
             if i:
                 at = at @ layers[i]
-        if parts.parallel:
-            at_weights, at_biases = cross_back(at_crossed, used, inputs, projected, n, out=at_x0)
-            at_x0.addmm_(at, layers[0])
+
+        at_crossed = x.new_empty(len(x), padded)
+        if parallel:
+            at_crossed[:, :n] = gradient[:, :n]
+            at_crossed[:, n:] = 0.0
         else:
             torch.mm(at, layers[0], out=at_crossed)
-            at_weights, at_biases = cross_back(at_crossed, used, inputs, projected, n, out=at_x0)
+        at_weights, at_biases = cross_back(at_crossed, x0, used, inputs, projected, n, out=at_x0)
+        if after:
+            at_x0.addcmul_(at_crossed, product[:, :padded])
+        else:
+            torch.mul(at_crossed, product[:, :padded], out=at_x0)
+        torch.mul(at_crossed, x0, out=at_product[:, :padded])
+        at_first = at_product.t() @ x0
+        at_shift = at_first[:, n] if padded > n else at_product.sum(0)
+        at_x0.addmm_(at_product, first)
+        if parallel:
+            at_layers.append(at_first[padded:, :n])
+            at_shifts.append(at_shift[padded:])
+
         at_wide, at_wide_dense = gradient[:, end:], None
         at_x[:, padded:] = at_wide
         if wide_dense is not None:
             at_x[:, parts.dense].addmm_(at_wide, wide_dense)
             at_wide_dense = at_wide.t() @ x[:, parts.dense]
-        own = (*at_weights, *at_biases, *reversed(at_layers), *reversed(at_shifts))
-        return (at_x, None, None, *own, at_wide_dense)
+        of_cross = at_first[:n, :n], *at_weights, at_shift[:n], *at_biases
+        return (at_x, None, None, *of_cross, *reversed(at_layers), *reversed(at_shifts), at_wide_dense)
+
+
+def _first(
+    parts: CrossedTrunk, weight: Tensor, bias: Tensor, layer: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The matrix (P + M, P) of the product that x0 goes into, M = 0 unless the trunk is parallel, and its bias, None where the
+    matrix holds it."""
+    n, padded = parts.width, parts.padded
+    rows = len(layer) if parts.parallel else 0
+    if padded == n:
+        if not rows:
+            return weight, bias + 1.0
+        return torch.cat([weight, layer]), torch.cat([bias + 1.0, shift])
+    whole = weight.new_zeros(padded + rows, padded)
+    whole[:n, :n] = weight
+    whole[:n, n] = bias
+    whole[:padded, n] += 1.0
+    if rows:
+        whole[padded:, :n] = layer
+        whole[padded:, n] = shift
+    return whole, None
 
 
 def _halves(parameters: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

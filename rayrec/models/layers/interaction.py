@@ -53,14 +53,14 @@ def _projected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def cross(
-    x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, out: Tensor | None = None
+    x: Tensor, x0: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, out: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """All full-matrix layers: x0 (B, P) of a width N <= P, weights (N, N), biases (N,), to (B, P), and what ``cross_back`` needs.
+    """Full-matrix layers one after another, from x (B, P): x0 (B, P) of a width N <= P, weights (N, N), biases (N,), to (B, P).
+    Also the weights, inputs and projections that ``cross_back`` needs.
 
     out: where the first columns of the output go, (B, N); they are then all that is returned of it.
     """
     inputs, projected, used = [], [], []
-    x = x0
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         inputs.append(x)
         used.append(weight if len(bias) == x.shape[1] else with_bias(weight, bias, x.shape[1], x.shape[1]))
@@ -75,6 +75,7 @@ def cross(
 
 def cross_back(
     at_x: Tensor,
+    x0: Tensor,
     weights: Sequence[Tensor],
     inputs: Sequence[Tensor],
     projected: Sequence[Tensor],
@@ -82,12 +83,13 @@ def cross_back(
     *,
     out: Tensor,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients of weights and biases, and of x0 in ``out`` (B, P), from that of the output, ``at_x`` (B, P), which is
-    overwritten. Adds into its results where autograd would write each term to memory of its own. weights, inputs, projected: of
-    ``cross``; width: N."""
-    x0, last = inputs[0], len(weights) - 1
+    """The gradients of ``cross``'s weights and biases. at_x (B, P): that of its output, which becomes that of its x; out (B, P):
+    where that of x0 goes, but for what x brings. Adds in place where autograd would write each term to memory of its own.
+
+    weights, inputs, projected: as ``cross`` gave them; width: N.
+    """
     at_weights, at_biases = [], []
-    at_projected = torch.empty_like(at_x)
+    at_projected, last = torch.empty_like(at_x), len(weights) - 1
     for i in reversed(range(len(weights))):
         torch.mul(at_x, x0, out=at_projected)
         if i == last:
@@ -98,7 +100,6 @@ def cross_back(
         at_weights.append(at_weight[:width, :width])
         at_biases.append(at_weight[:width, width] if len(at_weight) > width else at_projected.sum(0))
         at_x.addmm_(at_projected, weights[i])
-    out.add_(at_x)
     return at_weights[::-1], at_biases[::-1]
 
 
@@ -108,7 +109,7 @@ class _FullCross(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x0: Tensor, *parameters: Tensor) -> Tensor:
         layers = len(parameters) // 2
-        x, *used = cross(x0, parameters[:layers], parameters[layers:])
+        x, *used = cross(x0, x0, parameters[:layers], parameters[layers:])
         ctx.save_for_backward(*(tensor for tensors in used for tensor in tensors))
         ctx.width = len(parameters[-1])
         return x
@@ -118,9 +119,9 @@ class _FullCross(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         layers = len(ctx.saved_tensors) // 3
         weights, inputs, projected = (ctx.saved_tensors[i * layers : (i + 1) * layers] for i in range(3))
-        at_x, at_x0 = gradient.clone(memory_format=torch.contiguous_format), torch.empty_like(gradient)
-        at_weights, at_biases = cross_back(at_x, weights, inputs, projected, ctx.width, out=at_x0)
-        return (at_x0, *at_weights, *at_biases)
+        at_x, at_x0 = gradient.clone(memory_format=torch.contiguous_format), torch.empty_like(inputs[0])
+        at_weights, at_biases = cross_back(at_x, inputs[0], weights, inputs, projected, ctx.width, out=at_x0)
+        return (at_x0.add_(at_x), *at_weights, *at_biases)
 
 
 class DotInteraction(nn.Module):
