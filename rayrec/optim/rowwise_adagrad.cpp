@@ -27,13 +27,13 @@ extern "C" void rowwise_adagrad_step(
         float *row = table + rows[i] * d, squares = 0;
 #pragma omp simd reduction(+ : squares)
         for (int64_t j = 0; j < d; j++) {
-            const float whole = g[j] + weight_decay * row[j];
+            const float whole = weight_decay ? g[j] + weight_decay * row[j] : g[j];  // else 0 * inf is NaN
             squares += whole * whole;
         }
         const float sum = sums[rows[i]] + squares / (float)d;
         sums[rows[i]] = sum;
         const float size = lr / (std::sqrt(sum) + eps);
 #pragma omp simd
-        for (int64_t j = 0; j < d; j++) row[j] -= size * (g[j] + weight_decay * row[j]);
+        for (int64_t j = 0; j < d; j++) row[j] -= size * (weight_decay ? g[j] + weight_decay * row[j] : g[j]);
     }
 }

@@ -90,7 +90,7 @@ def rowwise_adagrad_update(
         return
     rows, gradient = _touched(table.grad)
     gradient = gradient.float()
-    if by_kernel and _is_for_kernel(table) and (kernel := _kernel()) is not None:
+    if by_kernel and _is_for_kernel(table) and _is_for_kernel(sums) and (kernel := _kernel()) is not None:
         rows, gradient = rows.contiguous(), gradient.contiguous()
         places = (tensor.data_ptr() for tensor in (rows, gradient, table, sums))
         kernel(*gradient.shape, *places, lr, weight_decay, eps, torch.get_num_threads())
@@ -111,8 +111,8 @@ def _update_all(table: Tensor, sums: Tensor, gradient: Tensor, lr: float, weight
     table.sub_(gradient * (lr / (sums.sqrt() + eps)).unsqueeze(1))
 
 
-def _is_for_kernel(table: Tensor) -> bool:
-    return table.device.type == "cpu" and table.dtype == torch.float32 and table.is_contiguous()
+def _is_for_kernel(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
 def _kernel() -> Kernel | None:

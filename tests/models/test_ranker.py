@@ -324,9 +324,19 @@ def _written_out(model: Ranker, batch: Batch) -> Tensor:
     h = torch.cat([interacted, through(model.trunk, x)], dim=1) if parallel else through(model.trunk, interacted)
     if model.experts is not None and model.gates is not None:
         h = torch.cat([model.experts(h).transpose(0, 1).flatten(1), model.gates(h)], dim=1)
+    wide = torch.zeros(())
     if model.wide is not None and model.wide_dense is not None:
-        h = torch.cat([h, rows(model.wide).sum(1) + dense @ model.wide_dense.weight.T], dim=1)
-    return model.heads(h)
+        wide = rows(model.wide).sum(1) + dense @ model.wide_dense.weight.T
+    if model.gates is not None:
+        return model.heads(h if model.wide is None else torch.cat([h, wide], dim=1))
+    logits = []
+    for task in range(model.num_heads):
+        z = h
+        for layer in model.towers.hidden:
+            z = (z @ layer.weight[task] + layer.bias[task]).relu()
+        assert model.towers.last is not None
+        logits.append(z @ model.towers.last.weight[task] + model.towers.last.bias[task])
+    return torch.cat(logits, dim=1) + wide
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,7 +1,9 @@
 """The CPU's kernel of row-wise Adagrad: equal to the eager operations, which step where it does not."""
 
+import os
 import shutil
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -77,6 +79,30 @@ def test_what_is_not_contiguous_float32_is_left_to_the_eager_operations(kernel_c
 
 
 @needs_compiler
+def test_sums_of_another_type_are_left_to_the_eager_operations(kernel_calls: list[tuple[int, int]]) -> None:
+    table = nn.Parameter(torch.ones(6, 4))
+    optimizer = RowwiseAdagrad([table], by_kernel=True)
+    for _ in range(2):
+        table.grad = torch.ones(6, 4)
+        optimizer.step()
+        (state,) = optimizer.state.values()
+        (name,) = (name for name, value in state.items() if torch.is_tensor(value) and value.shape == (6,))
+        state[name] = state[name].double()
+    assert len(kernel_calls) == 1
+    torch.testing.assert_close(state[name], torch.full((6,), 2.0, dtype=torch.float64))
+
+
+@needs_compiler
+def test_without_decay_an_infinite_weight_stays_alone_in_its_row(kernel_calls: list[tuple[int, int]]) -> None:
+    table = nn.Parameter(torch.ones(2, 4))
+    table.data[0, 1] = torch.inf
+    table.grad = torch.ones(2, 4)
+    RowwiseAdagrad([table], by_kernel=True).step()
+    assert len(kernel_calls) == 1
+    assert table.isfinite().sum() == 7
+
+
+@needs_compiler
 @pytest.mark.parametrize("optimizer", ["adamw", "apollo"])
 def test_a_compiled_update_takes_tables_beside_every_optimizer(
     optimizer: Any, kernel_calls: list[tuple[int, int]]
@@ -101,7 +127,7 @@ def test_where_the_compiler_is_missing_one_line_says_so_and_the_step_is_eager(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "_told", set())
-    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("CXX", f"/nowhere/{uuid4()}/g++")  # what a compiler gave is remembered by its name
     tables = [nn.Parameter(torch.ones(5, 3)) for _ in range(2)]
     for table in tables:
         table.grad = torch.ones(5, 3)
@@ -111,4 +137,4 @@ def test_where_the_compiler_is_missing_one_line_says_so_and_the_step_is_eager(
     assert torch.equal(*tables)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     assert line.startswith("the optimizer's update is not compiled (")
-    assert "/nowhere/g++" in line
+    assert os.environ["CXX"] in line

@@ -57,8 +57,9 @@ class _SharedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         row, joined = ctx.saved_tensors
         stack, batch, width = ctx.shape
-        by_slot = gradient.view(batch, stack, -1).transpose(0, 1)  # (T, B, O)
-        weights = joined.view(width, stack, -1).permute(1, 2, 0)  # (T, O, I)
+        size = joined.shape[1] // stack
+        by_slot = gradient.view(batch, stack, size).transpose(0, 1)  # (T, B, O)
+        weights = joined.view(width, stack, size).permute(1, 2, 0)  # (T, O, I)
         return torch.bmm(by_slot, weights).to(ctx.dtypes[0]), (row.t() @ gradient).to(ctx.dtypes[1])
 
 
