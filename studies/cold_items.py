@@ -3,9 +3,8 @@
 Each draw takes a share of the items out of training and of the tokenizer, so that their targets are cold; trained on the rest:
 the dense retriever and LIGER as they are, and with neighbours, whose dense score never forgets what the text alone knows; each
 also blended with the untrained text once it is trained; and the depth retriever, with embeddings of its items or their texts in
-their place. Beside them stand the untrained neighbours by text. An arm of a draw is
-trained once and its ranks kept in the folder. The tables pool the draws; intervals for cold targets are over items, for the
-others over users.
+their place. Beside them stand the untrained neighbours by text. An arm of a draw is trained once and its ranks kept in the
+folder. The tables pool the draws; intervals for cold targets are over items, for the others over users.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -29,9 +29,8 @@ def cpu_kernel(source: Path, name: str, arguments: tuple[Any, ...]) -> Kernel | 
 @functools.cache
 def _built(compiler: str, source: Path, name: str, arguments: tuple[Any, ...]) -> Kernel | None:
     try:
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # anew in each process: half a second, and no file of another machine
+        # anew in each process: half a second, and no file of another machine
+        with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "kernel.so"
             command = [*shlex.split(compiler), *_FLAGS, str(source), "-o", str(library)]
             subprocess.run(

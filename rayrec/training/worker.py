@@ -31,8 +31,8 @@ class RunOptions:
     is no compiler a line says so and the run goes on uncompiled."""
     keep_freed_memory: bool = True
     """Memory that a training process on CPUs frees stays with it until its run ends, which spares a step the page faults of its
-    large blocks (with glibc; see ``rayrec.freed_memory``). Evaluations outside of training, and processes
-    that read for Ray Data, always do so."""
+    large blocks (with glibc; see ``rayrec.freed_memory``). Evaluations outside of training, and processes that read for Ray
+    Data, always do so."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "read_ahead"):

@@ -68,9 +68,8 @@ class _Rows(torch.autograd.Function):
         rows, positions, starts = ctx.looked_up.by_row
         count, fields, dim = gradient.shape
         step = gradient.stride(0)
-        if (
-            gradient.stride()[1:] == (dim, 1) and step > fields * dim and step % dim == 0
-        ):  # as it lies: (n, d) with gaps
+        with_gaps = gradient.stride()[1:] == (dim, 1) and step > fields * dim and step % dim == 0
+        if with_gaps:  # as it lies: (n, d), of which some rows are not ours
             values = gradient.as_strided(((count - 1) * step // dim + fields, dim), (dim, 1))
             positions = positions + ctx.looked_up.lines * (step // dim - fields)
         else:
@@ -88,9 +87,8 @@ class _Sums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         rows, _, starts = ctx.looked_up.by_row
-        return _sparse(
-            rows, embedding_bag(ctx.looked_up.lines, gradient.contiguous(), starts, mode="sum"), ctx.shape
-        ), None
+        values = embedding_bag(ctx.looked_up.lines, gradient.contiguous(), starts, mode="sum")
+        return _sparse(rows, values, ctx.shape), None
 
 
 def _bags(ids: Tensor, weight: Tensor) -> Tensor:
