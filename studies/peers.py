@@ -42,6 +42,7 @@ from studies.peer_models import PEERS, Draw, Peer, Rows, Settings, log_uniform, 
 TASKS: Mapping[str, str] = {"criteo": "click", "census-income": "income", "kuairand": "long_view"}
 METRICS = ("normalized_entropy", "auc")
 BASELINE = "LightGBM"
+BINS = (8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Peers:
     """Public data sets, of those in TASKS."""
     folder: Path
     """Where logs and results are kept; a stopped study goes on."""
-    arms: tuple[str, ...] = ("rayrec", *PEERS)
-    """What is compared."""
+    arms: tuple[str, ...] = ("rayrec", "rayrec-bins", *PEERS)
+    """What is compared; "rayrec-bins" has vectors of its numbers as well."""
     trials: int = 16
     """Settings drawn for each arm."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -62,11 +63,12 @@ class Peers:
 
 @dataclass(frozen=True)
 class Rayrec:
-    """Ours: the space of ``tune_spaces.ranker``, with the sizes and dropouts of embeddings."""
+    """Ours: the space of ``tune_spaces.ranker``, with the sizes and dropouts of embeddings. bins: ``dense_bins`` to draw from."""
 
     log: Path
     task: str
     epochs: int = 20
+    bins: tuple[int, ...] = ()
 
     def sample(self, draw: Draw) -> Settings:
         own = {
@@ -75,12 +77,14 @@ class Rayrec:
             "embedding_dropout": float(draw.choice([0.0, 0.25, 0.5])),
             "crosses": int(draw.integers(0, 4)),
         }
-        return {**network_settings(draw), **own}
+        settings = {**network_settings(draw), **own}
+        return {**settings, "dense_bins": int(draw.choice(self.bins))} if self.bins else settings
 
     def experiment(self, settings: Settings, seed: int) -> RankerExperiment:
         """What ``jobs.train`` would be given."""
         architecture = RankerArchitecture(
             embedding_dim=settings["embedding_dim"],
+            dense_bins=settings.get("dense_bins", 0),
             cross_layers=settings["crosses"],
             trunk=tuple(settings["units"]),
             tower=(),
@@ -125,7 +129,11 @@ def run(command: Peers) -> None:
         if not log.is_dir():
             import_public(name, log)
         rows = rows_of(Log.open(log), TASKS[name])
-        arms: dict[str, Peer] = {"rayrec": Rayrec(log, TASKS[name]), **PEERS}
+        ours: dict[str, Peer] = {
+            "rayrec": Rayrec(log, TASKS[name]),
+            "rayrec-bins": Rayrec(log, TASKS[name], bins=BINS),
+        }
+        arms = {**ours, **PEERS}
         found = {arm: judged_arm(command, name, arm, arms[arm], rows) for arm in command.arms}
         print("\n".join(lines(name, found)), flush=True)
 
@@ -210,7 +218,7 @@ def lines(name: str, found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]
                 )  # fmt: skip
                 cells.append(f"less {BASELINE} {less.mean:+.4f} ({less.low:+.4f} to {less.high:+.4f})")
         seconds = np.mean([run["cpu_seconds"] for run in runs])
-        table.append(f"  {arm:<10} {', '.join(cells)}; {seconds:.1f} s of CPU; {runs[0]['settings']}")
+        table.append(f"  {arm:<11} {', '.join(cells)}; {seconds:.1f} s of CPU; {runs[0]['settings']}")
     return table
 
 

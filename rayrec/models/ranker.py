@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rayrec.batch import Batch
+from rayrec.models.layers.binned_numbers import BinnedNumbers
 from rayrec.models.layers.crossed_trunk import CrossedTrunk
 from rayrec.models.layers.dense_input import DenseInput
 from rayrec.models.layers.feed_forward import feed_forward
@@ -35,6 +36,7 @@ class RankerInputs:
     dense_mean, dense_std: after log1p where dense_log1p. dense_missing: features that get a missing-indicator column.
     categorical_sizes, sequence_sizes: number of ids, 0 included. sequence_shares: index of the categorical field whose
     embedding rows a sequence uses, or None.
+    dense_quantiles: of each dense feature, after log1p, see ``DenseStatistics``; empty = not known of all.
     auxiliary_heads: logits behind those of the tasks, for training only (a teacher's soft labels): ``heads`` gives them, the
     model's output does not.
     """
@@ -48,6 +50,7 @@ class RankerInputs:
     sequence_shares: tuple[int | None, ...]
     num_tasks: int
     auxiliary_heads: int = 0
+    dense_quantiles: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class RankerArchitecture:
 
     embedding_dim: int = 16
     """Length of each categorical feature's vector."""
+    dense_bins: int = 0
+    """Bins of as many rows each between which a number has a vector as well, linear within a bin; at most 64, 0 = only the number
+    itself. Where numbers carry the signal, networks with them come near to trees."""
     interaction: Literal["cross", "dot", "none"] = "cross"
     """Either "cross" (DCN V2), "dot" (DLRM) or "none"."""
     cross_layers: int = 2
@@ -83,8 +89,8 @@ class RankerArchitecture:
         sizes = (self.embedding_dim, *self.trunk, *self.expert, *self.tower, self.cross_rank or 1)
         if min(sizes) < 1:
             raise ValueError("embedding_dim, cross_rank and all layer sizes must be at least 1")
-        if min(self.cross_layers, self.experts) < 0:
-            raise ValueError("cross_layers and experts must be at least 0")
+        if min(self.cross_layers, self.experts, self.dense_bins) < 0:
+            raise ValueError("cross_layers, experts and dense_bins must be at least 0")
         for name in ("dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
@@ -94,7 +100,8 @@ class RankerArchitecture:
 
 class Ranker(nn.Module):
     """See the module. ``embedding_columns``, ``dense_columns``, ``wide_columns``: where the parts of x lie; the first two are its
-    ``features_width`` columns, padding lies behind them and before the wide part's."""
+    ``features_width`` columns, padding lies behind them and before the wide part's. With ``dense_bins`` the numbers' vectors are
+    the last of the embedding columns. Raises ValueError when these are asked for and quantiles are not known."""
 
     def __init__(self, inputs: RankerInputs, architecture: RankerArchitecture) -> None:
         super().__init__()
@@ -109,9 +116,15 @@ class Ranker(nn.Module):
             sequence_shares=inputs.sequence_shares,
         )
         self.dense_input = DenseInput(inputs.dense_mean, inputs.dense_std, inputs.dense_log1p, inputs.dense_missing)
-        width = self.embedding.width + self.dense_input.width
-        self.embedding_columns = slice(0, self.embedding.width)
-        self.dense_columns = slice(self.embedding.width, width)
+        self.numbers: BinnedNumbers | None = None
+        if architecture.dense_bins and inputs.dense_mean:
+            if not inputs.dense_quantiles:
+                raise ValueError("dense_bins need quantiles of every dense feature")
+            self.numbers = BinnedNumbers(inputs.dense_quantiles, architecture.dense_bins, architecture.embedding_dim)
+        vectors = self.embedding.width + (0 if self.numbers is None else self.numbers.width)
+        width = vectors + self.dense_input.width
+        self.embedding_columns = slice(0, vectors)
+        self.dense_columns = slice(vectors, width)
         self.features_width = width
         self.wide_columns = slice(padded(width), padded(width) + (self.num_heads if architecture.wide else 0))
         self.wide: FieldEmbedding | None = None
@@ -158,10 +171,14 @@ class Ranker(nn.Module):
         return self.represent_embedded(self.embed(batch))
 
     def embed(self, batch: Batch) -> Tensor:
-        """x (B, N): embedding rows, pooled sequences, normalized numbers, then the columns of ``with_padding``; with a wide part
-        its H logits of the ids behind."""
-        fields, dense = self.embedding.ids(batch.categorical), self.dense_input(batch.dense)
-        parts = [*self.embedding.parts(fields, batch.sequences), dense, padding(len(dense), self.features_width, dense)]
+        """x (B, N): embedding rows, pooled sequences, vectors of numbers, normalized numbers, then the columns of
+        ``with_padding``; with a wide part its H logits of the ids behind."""
+        fields, values = self.embedding.ids(batch.categorical), self.dense_input.transformed(batch.dense)
+        parts = self.embedding.parts(fields, batch.sequences)
+        if self.numbers is not None:
+            parts.append(self.numbers(values))
+        dense = self.dense_input.normalized(values)
+        parts += [dense, padding(len(dense), self.features_width, dense)]
         if self.wide is not None:
             parts.append(self.wide.total(fields, batch.sequences))
         return torch.cat(parts, dim=1)
@@ -258,7 +275,7 @@ class Ranker(nn.Module):
         if architecture.interaction == "cross" and architecture.cross_layers:
             return CrossNetwork(width, architecture.cross_layers, architecture.cross_rank), width
         if architecture.interaction == "dot":
-            vectors = self.embedding.width // architecture.embedding_dim + bool(self.dense_input.width)
+            vectors = self.embedding_columns.stop // architecture.embedding_dim + bool(self.dense_input.width)
             if self.dense_input.width:
                 self.dense_vector = nn.Sequential(
                     nn.Linear(self.dense_input.width, architecture.embedding_dim), nn.ReLU()

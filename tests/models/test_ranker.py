@@ -25,6 +25,7 @@ INPUTS = RankerInputs(
     sequence_sizes=(7, 6),
     sequence_shares=(1, None),
     num_tasks=3,
+    dense_quantiles=((0.0, 0.5, 1.0, 2.0, 3.0), (0.1, 0.1, 0.6, 0.9, 1.4)),
 )
 SMALL = RankerArchitecture(embedding_dim=4, trunk=(8, 6), tower=(5,))
 ARCHITECTURES = {
@@ -35,6 +36,9 @@ ARCHITECTURES = {
     "parallel_dot": RankerArchitecture(embedding_dim=4, interaction="dot", structure="parallel", trunk=(8,), tower=()),
     "experts": RankerArchitecture(embedding_dim=4, experts=4, expert=(9, 7), trunk=(8,), tower=(5,)),
     "no_trunk": RankerArchitecture(embedding_dim=4, interaction="none", trunk=(), tower=()),
+    "bins": RankerArchitecture(embedding_dim=4, dense_bins=4, trunk=(8, 6), tower=(5,)),
+    "dot_bins": RankerArchitecture(embedding_dim=4, dense_bins=2, interaction="dot", trunk=(8, 6), tower=(5,)),
+    "parallel_bins": RankerArchitecture(embedding_dim=4, dense_bins=3, structure="parallel", trunk=(8,), tower=(5,)),
     "deep_only": RankerArchitecture(embedding_dim=4, wide=False, trunk=(8,), tower=(5,)),
     "deep_experts": RankerArchitecture(embedding_dim=4, wide=False, experts=2, expert=(3,), trunk=(8,), tower=()),
 }
@@ -181,7 +185,7 @@ def test_a_ranker_reads_inputs_of_some_kinds_only(name: str, there: tuple[str, .
     batch = some_batch()
     inputs = replace(
         INPUTS,
-        **{field: () for field in ("dense_mean", "dense_std", "dense_log1p", "dense_missing") if "dense" not in there},
+        **{field: () for field in vars(INPUTS) if field.startswith("dense_") and "dense" not in there},
         categorical_sizes=INPUTS.categorical_sizes if "categorical" in there else (),
         sequence_sizes=INPUTS.sequence_sizes if "sequences" in there else (),
         sequence_shares=(None, None) if "sequences" in there else (),
@@ -307,6 +311,9 @@ def _written_out(model: Ranker, batch: Batch) -> Tensor:
 
     dense = model.dense_input(batch.dense)
     vectors = rows(model.embedding)
+    if model.numbers is not None:
+        of_numbers = model.numbers(model.dense_input.transformed(batch.dense))
+        vectors = torch.cat([vectors, of_numbers.unflatten(1, (-1, vectors.shape[2]))], dim=1)
     x = interacted = torch.cat([vectors.flatten(1), dense], dim=1)
     if isinstance(model.interaction, CrossNetwork):
         for layer in model.interaction.layers:

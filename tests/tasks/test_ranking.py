@@ -1,5 +1,7 @@
 """The ranking task's loss: masks, weights, and what the schema makes of the model's inputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.data.log import Log
+from rayrec.data.log.schema import DenseFeature
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.task import RankingConfig, RankingTask, ranker_inputs
 from rayrec.methods.means import masked_cross_entropy
+from rayrec.models.ranker import RankerArchitecture
 from rayrec.typed_json import ConfigError
 
 
@@ -60,6 +64,26 @@ def test_total_is_the_weighted_sum_of_the_named_parts(small_log) -> None:
 def test_a_weight_for_no_task_is_refused_by_name(small_log) -> None:
     with pytest.raises(ConfigError, match=r"clicks.*tasks: click, buy"):
         RankingTask(Log.open(small_log).schema, RankingConfig(task_weights={"clicks": 1.0}))
+
+
+def test_bins_need_quantiles_of_every_number(small_log) -> None:
+    schema = Log.open(small_log).schema
+    with pytest.raises(
+        ConfigError, match=r"dense_bins: schema 'small' has no quantiles of age, price; import the log again"
+    ):
+        RankingTask(schema, RankingConfig(RankerArchitecture(dense_bins=8)))
+    features = tuple(
+        replace(f, statistics=replace(f.statistics, quantiles=tuple(i / 64 for i in range(65))))
+        if isinstance(f, DenseFeature) and f.statistics is not None
+        else f
+        for f in schema.features
+    )
+    schema = schema.with_features(features)
+    with pytest.raises(ConfigError, match="dense_bins: at most 64, not 65"):
+        RankingTask(schema, RankingConfig(RankerArchitecture(dense_bins=65)))
+    model = RankingTask(schema, RankingConfig(RankerArchitecture(dense_bins=8))).build()
+    assert model.numbers is not None
+    assert model.numbers.lower.tolist() == [[i / 8 for i in range(8)]] * 2
 
 
 def test_rows_with_few_and_many_known_features_are_judged_apart(small_log) -> None:

@@ -36,7 +36,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks; the logit of the first is the number, that of the second its opposite."""
     folder, generator = tmp_path_factory.mktemp("peers") / "log", np.random.default_rng(0)
     features = (
-        DenseFeature("logit", statistics=DenseStatistics(0.0, 1.5, 0.0)),
+        DenseFeature("logit", statistics=DenseStatistics(0.0, 1.5, 0.0, tuple(i / 8 - 4.0 for i in range(65)))),
         CategoricalFeature("item", vocabulary=("a", "b")),
     )
     with LogWriter(folder, LogSchema("two", features, (TaskLabel("away"), TaskLabel("click")))) as writer:
@@ -81,8 +81,11 @@ def test_an_arm_is_judged_with_what_validation_chose_once_for_each_seed(log: Pat
     assert table[1].count("less") == 0
 
 
-def test_ours_learns_the_one_task_and_tells_the_logits_of_the_rows_in_their_order(log: Path) -> None:
-    ours, rows = Rayrec(log, "click", epochs=3), rows_of(Log.open(log), "click")
+@pytest.mark.parametrize("bins", [(), (8, 16)])
+def test_ours_learns_the_one_task_and_tells_the_logits_of_the_rows_in_their_order(
+    log: Path, bins: tuple[int, ...]
+) -> None:
+    ours, rows = Rayrec(log, "click", epochs=3, bins=bins), rows_of(Log.open(log), "click")
     settings = {**ours.sample(np.random.default_rng(0)), "learning_rate": 1e-2, "batch_size": 256, "dropout": 0.0}
     logits = ours.fit(rows, settings, 0)("test")
     assert np.corrcoef(logits, rows.splits["test"].dense[:, 0].numpy())[0, 1] > 0.95

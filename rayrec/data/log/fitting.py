@@ -1,10 +1,11 @@
 """What a schema learns from the training rows in one streaming pass: vocabularies and dense statistics.
 
 Memory is bounded: counts of a vocabulary with more distinct values than ``_COUNTED`` times its ``max_size`` are pruned from the
-rarest up (lossy counting: Manku and Motwani, VLDB 2002), statistics are merged chunk by chunk (Chan, Golub and LeVeque, 1983).
+rarest up (lossy counting: Manku and Motwani, VLDB 2002), moments are merged chunk by chunk (Chan, Golub and LeVeque, 1983), and
+quantiles are those of a uniform sample of ``_SAMPLED`` values: all of them in a smaller log, else within a percent of the rows.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from rayrec.data.log.raw_columns import Bad, CodeLists, Codes, Numbers
 from rayrec.data.log.row_checks import CheckedColumns
 from rayrec.data.log.schema import (
+    QUANTILE_STEPS,
     CategoricalFeature,
     DenseFeature,
     DenseStatistics,
@@ -25,6 +27,7 @@ from rayrec.data.log.schema import (
 _COUNTED = 4
 _LEAST_COUNTED = 1_000_000
 _PENDING = 100_000
+_SAMPLED = 16_384
 
 
 class SchemaFitter:
@@ -37,7 +40,7 @@ class SchemaFitter:
     def __init__(self, schema: LogSchema) -> None:
         self.schema = schema
         self.rows = 0
-        self._moments = {f.name: Moments() for f in schema.dense if f.statistics is None}
+        self._observed = {f.name: Observed() for f in schema.dense if f.statistics is None}
         self._counts: dict[str, ValueCounts] = {}
         coders = {f.name: f for f in schema.categorical} | {f.name: schema.encoder_of(f) for f in schema.sequences}
         for name, coder in coders.items():
@@ -50,9 +53,9 @@ class SchemaFitter:
         self.rows += int(rows.sum())
         for feature in self.schema.features:
             column = checked.columns[feature.name]
-            if isinstance(column, Numbers) and feature.name in self._moments:
+            if isinstance(column, Numbers) and feature.name in self._observed:
                 assert isinstance(feature, DenseFeature)
-                self._moments[feature.name].update(transformed(column.values[rows], feature.transform))
+                self._observed[feature.name].update(transformed(column.values[rows], feature.transform))
             elif feature.name in self._counts:
                 if isinstance(column, CodeLists):
                     inside = np.repeat(rows, np.diff(column.offsets))
@@ -67,8 +70,8 @@ class SchemaFitter:
 
     def _fitted(self, feature: Feature, vocabularies: dict[str, tuple[str, ...]]) -> Feature:
         if isinstance(feature, DenseFeature):
-            moments = self._moments.get(feature.name)
-            return feature if moments is None else replace(feature, statistics=moments.statistics())
+            observed = self._observed.get(feature.name)
+            return feature if observed is None else replace(feature, statistics=observed.statistics())
         if isinstance(feature, TextFeature) or feature.name not in vocabularies:
             return feature
         return replace(feature, vocabulary=vocabularies[feature.name])
@@ -80,13 +83,14 @@ def transformed(values: NDArray[np.float64], transform: str) -> NDArray[np.float
 
 
 @dataclass
-class Moments:
-    """Count, mean and sum of squared deviations of a stream of numbers; NaN = missing."""
+class Observed:
+    """Count, mean, sum of squared deviations and a sample of a stream of numbers; NaN = missing."""
 
     observed: int = 0
     missing: int = 0
     mean: float = 0.0
     squares: float = 0.0
+    sample: "Sample" = field(default_factory=lambda: Sample(_SAMPLED))
 
     def update(self, values: NDArray[np.float64]) -> None:
         there = values[~np.isnan(values)]
@@ -100,13 +104,50 @@ class Moments:
         self.mean += step * len(there) / total
         self.squares += squares + step * step * self.observed * len(there) / total
         self.observed = total
+        self.sample.update(there)
 
     def statistics(self) -> DenseStatistics:
         variance = self.squares / self.observed if self.observed else 0.0
         rows = self.observed + self.missing
         return DenseStatistics(
-            mean=self.mean, std=float(np.sqrt(variance)) or 1.0, missing_share=self.missing / rows if rows else 0.0
+            mean=self.mean,
+            std=float(np.sqrt(variance)) or 1.0,
+            missing_share=self.missing / rows if rows else 0.0,
+            quantiles=self.sample.quantiles(),
         )
+
+
+class Sample:
+    """A uniform sample of ``size`` values of a stream, without replacement: those of the lowest random keys. The same values in
+    the same order give the same sample, in whatever chunks they come. The least and the largest value are known besides.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.ends = (0.0, 0.0)
+        self._draw = np.random.default_rng(0)
+        self._values = self._keys = np.empty(0)
+        self._limit = 1.0
+
+    def update(self, values: NDArray[np.float64]) -> None:
+        """Of (n,) observed values, n > 0."""
+        ends = (float(values.min()), float(values.max()))
+        known = len(self._values) > 0
+        self.ends = (min(ends[0], self.ends[0]), max(ends[1], self.ends[1])) if known else ends
+        keys = self._draw.random(len(values))
+        low = keys < self._limit
+        self._values, self._keys = np.append(self._values, values[low]), np.append(self._keys, keys[low])
+        if len(self._values) > self.size:
+            kept = np.argpartition(self._keys, self.size)
+            self._limit = float(self._keys[kept[self.size]])
+            self._values, self._keys = self._values[kept[: self.size]], self._keys[kept[: self.size]]
+
+    def quantiles(self) -> tuple[float, ...]:
+        """At 0, 1/64, ..., 1; zeros when nothing was seen."""
+        if not len(self._values):
+            return (0.0,) * (QUANTILE_STEPS + 1)
+        inner = np.quantile(self._values, np.linspace(0, 1, QUANTILE_STEPS + 1)[1:-1])
+        return (self.ends[0], *map(float, inner), self.ends[1])
 
 
 class ValueCounts:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayrec.data.log import ROW_GROUP_ROWS, Log, LogError, LogWriter
-from rayrec.data.log.fitting import Moments, transformed
+from rayrec.data.log.fitting import Observed, transformed
 from rayrec.data.log.running_rates import running_rates
 from rayrec.data.log.schema import DenseFeature, Feature
 from rayrec.files import whole_folder
@@ -123,9 +123,9 @@ def without_lost_labels(log: Log, kept: Kept) -> tuple[Log, Mapping[str, Columns
 def _fitted(feature: Feature, values: NDArray[np.float32]) -> Feature:
     """With statistics of the new values of the training rows."""
     assert isinstance(feature, DenseFeature)
-    moments = Moments()
-    moments.update(transformed(values.astype(np.float64), feature.transform))
-    return replace(feature, statistics=moments.statistics())
+    observed = Observed()
+    observed.update(transformed(values.astype(np.float64), feature.transform))
+    return replace(feature, statistics=observed.statistics())
 
 
 def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -30,14 +30,26 @@ class SchemaError(ConfigError):
     """A schema that contradicts itself, or a log that does not fit its schema."""
 
 
+QUANTILE_STEPS = 64
+
+
 @dataclass(frozen=True)
 class DenseStatistics:
-    """Mean and standard deviation of the observed values *after* log1p where the feature asks for it."""
+    """Of the observed values *after* log1p where the feature asks for it: mean, standard deviation, and the quantiles at 0, 1/64,
+    ..., 1, rising. A log from before there were quantiles has none.
+    """
 
     mean: float
     std: float
     missing_share: float
+    quantiles: tuple[float, ...] = ()
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.quantiles and (
+            len(self.quantiles) != QUANTILE_STEPS + 1 or list(self.quantiles) != sorted(self.quantiles)
+        ):
+            raise SchemaError(f"quantiles are {QUANTILE_STEPS + 1} rising numbers, or none")
 
 
 @dataclass(frozen=True)

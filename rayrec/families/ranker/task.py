@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rayrec.batch import Batch
-from rayrec.data.log.schema import LogSchema
+from rayrec.data.log.schema import QUANTILE_STEPS, LogSchema
 from rayrec.families.ranker.balancing_json import AnyBalancing
 from rayrec.families.ranker.judging import RankerEvaluation
 from rayrec.methods.balancing import Balancer
@@ -60,11 +60,13 @@ def ranker_inputs(schema: LogSchema) -> RankerInputs:
     """The model's input layer as a fitted schema declares it. Raises SchemaError when the schema is not fitted."""
     statistics = [feature.statistics for feature in schema.dense]
     fields = [feature.name for feature in schema.categorical]
+    quantiles = tuple(s.quantiles if s else () for s in statistics)
     return RankerInputs(
         dense_mean=tuple(s.mean if s else 0.0 for s in statistics),
         dense_std=tuple(s.std if s else 1.0 for s in statistics),
         dense_log1p=tuple(feature.transform == "log1p" for feature in schema.dense),
         dense_missing=tuple(s is not None and s.missing_share > 0 for s in statistics),
+        dense_quantiles=quantiles if all(quantiles) else (),
         categorical_sizes=tuple(feature.size for feature in schema.categorical),
         sequence_sizes=tuple(schema.encoder_of(sequence).size for sequence in schema.sequences),
         sequence_shares=tuple(fields.index(s.shares) if s.shares is not None else None for s in schema.sequences),
@@ -95,6 +97,15 @@ class RankingTask:
         if config.user is not None and config.user not in users:
             raise ConfigError(
                 f"user names no categorical feature: {config.user!r}; there are {', '.join(users) or 'none'}"
+            )
+        unmeasured = [f.name for f in schema.dense if f.statistics is None or not f.statistics.quantiles]
+        bins = config.architecture.dense_bins
+        if bins > QUANTILE_STEPS:
+            raise ConfigError(f"architecture.dense_bins: at most {QUANTILE_STEPS}, not {bins}")
+        if bins and unmeasured:
+            raise ConfigError(
+                f"architecture.dense_bins: schema {schema.name!r} has no quantiles of {', '.join(unmeasured)}; import the log "
+                "again, without its fitted schema, or leave this at 0"
             )
         self._user = None if config.user is None else users.index(config.user)
         self.schema = schema

@@ -33,8 +33,15 @@ class DenseInput(nn.Module):
         self.width = len(mean) + len(indicated)
 
     def forward(self, dense: Tensor) -> Tensor:
-        values = torch.where(self.log1p, dense.sign() * dense.abs().log1p(), dense) if self.any_log1p else dense
-        normalized = ((values - self.mean) * self.scale).clamp(-_LIMIT, _LIMIT).nan_to_num(0.0)
+        return self.normalized(self.transformed(dense))
+
+    def transformed(self, dense: Tensor) -> Tensor:
+        """(B, D): sign(x) * log1p(|x|) of the columns that ask for it."""
+        return torch.where(self.log1p, dense.sign() * dense.abs().log1p(), dense) if self.any_log1p else dense
+
+    def normalized(self, values: Tensor) -> Tensor:
+        """(B, D + M) of what ``transformed`` gave."""
+        numbers = ((values - self.mean) * self.scale).clamp(-_LIMIT, _LIMIT).nan_to_num(0.0)
         if not len(self.indicated):
-            return normalized
-        return torch.cat([normalized, dense[:, self.indicated].isnan().to(normalized.dtype)], dim=1)
+            return numbers
+        return torch.cat([numbers, values[:, self.indicated].isnan().to(numbers.dtype)], dim=1)

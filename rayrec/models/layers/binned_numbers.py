@@ -1,0 +1,44 @@
+"""A vector for each number, linear between quantiles of its feature: networks follow jumps and thresholds as trees do."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class BinnedNumbers(nn.Module):
+    """(B, D) numbers after log1p where asked, NaN = missing, to (B, D * dim): the vector of a number is one of its feature, the
+    vectors of all bins below it, and of its own bin's the share that lies below it, summed; zeros where it is missing.
+
+    quantiles: of each feature, rising, at even steps from its least value to its largest. bins: of as many rows each, as near as
+    the quantiles tell; those without width (a value that many rows have) are empty. The code is that of Gorishniy, Rubachev and
+    Babenko, On Embeddings for Numerical Features in Tabular Deep Learning (2022), eq. 1, with a linear layer for each feature
+    behind it.
+    """
+
+    lower: Tensor
+    per_width: Tensor
+
+    def __init__(self, quantiles: Sequence[Sequence[float]], bins: int, dim: int) -> None:
+        super().__init__()
+        edges = torch.stack([_edges(torch.tensor(q, dtype=torch.float64), bins) for q in quantiles])  # (D, bins + 1)
+        width = edges.diff(dim=1)
+        per_width = torch.where(width > 0, 1 / width, 0.0)
+        self.register_buffer("lower", edges[:, :-1].float(), persistent=False)
+        self.register_buffer("per_width", per_width.float(), persistent=False)
+        self.weight = nn.Parameter(torch.empty(len(edges), bins + 1, dim))
+        nn.init.normal_(self.weight, std=0.05)
+        self.width = len(edges) * dim
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        missing = numbers.isnan()
+        code = ((numbers.unsqueeze(2) - self.lower) * self.per_width).clamp(0.0, 1.0)  # (B, D, bins)
+        code = torch.cat([torch.ones_like(code[:, :, :1]), code], dim=2).masked_fill(missing.unsqueeze(2), 0.0)
+        return torch.einsum("bdt,dte->bde", code, self.weight).flatten(1)
+
+
+def _edges(quantiles: Tensor, bins: int) -> Tensor:
+    """(bins + 1,) float64: every so many of the quantiles, between two of them where they do not go round."""
+    place = torch.linspace(0, len(quantiles) - 1, bins + 1, dtype=torch.float64)
+    below = place.floor().long().clamp(max=len(quantiles) - 2)
+    return quantiles[below].lerp(quantiles[below + 1], place - below)
