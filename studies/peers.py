@@ -27,7 +27,7 @@ from rayrec.data.public.logs import import_public
 from rayrec.errors import told
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
-from rayrec.families.ranker.task import RankingConfig
+from rayrec.families.ranker.task import RankingConfig, ranker_inputs
 from rayrec.kept_options import hold_to_options, other_options
 from rayrec.metrics import BinaryMetrics
 from rayrec.metrics.paired import mean_estimate, paired_difference
@@ -129,6 +129,10 @@ def run(command: Peers) -> None:
         if not log.is_dir():
             import_public(name, log)
         rows = rows_of(Log.open(log), TASKS[name])
+        if "rayrec-bins" in command.arms and rows.schema.dense and not ranker_inputs(rows.schema).dense_quantiles:
+            raise ConfigError(
+                f"{log}: was made before logs kept quantiles, which rayrec-bins needs: make this log again"
+            )
         ours: dict[str, Peer] = {
             "rayrec": Rayrec(log, TASKS[name]),
             "rayrec-bins": Rayrec(log, TASKS[name], bins=BINS),

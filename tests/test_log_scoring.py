@@ -1,5 +1,6 @@
 """Scoring a log with a bundle: the right numbers beside every row, resumable, by Ray Data and in process alike."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jobs.score_log import ScoreLog, run
 from rayrec.bundle import write_bundle
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.collate import collate
-from rayrec.data.log.schema import SchemaError, write_schema
+from rayrec.data.log.schema import DenseFeature, SchemaError, write_schema
 from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.log_scoring import ScoringConfig, _FileScorer, score_log
 from rayrec.families.ranker.scoring import CalibrationConfig
@@ -119,3 +120,23 @@ def test_what_does_not_fit_is_refused_by_name(small_log, bundle, tmp_path) -> No
         score_log(ScoringConfig(bundle, small_log, tmp_path / "out", calibration=calibration), workers=0)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_model_of_a_log_without_quantiles_scores_the_log_imported_again_with_them(
+    small_log, bundle, tmp_path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(small_log, again)
+    schema = Log.open(small_log).schema
+    features = tuple(
+        replace(f, statistics=replace(f.statistics, quantiles=tuple(map(float, range(65)))))
+        if isinstance(f, DenseFeature) and f.statistics is not None
+        else f
+        for f in schema.features
+    )
+    write_schema(schema.with_features(features), again / "schema.json")
+    scored = [
+        score_log(ScoringConfig(bundle, log, tmp_path / log.name / "out"), workers=0) for log in (small_log, again)
+    ]
+    columns = [pq.read_table(log.path / "test").column("teacher_click") for log in scored]
+    assert columns[0] == columns[1]

@@ -20,9 +20,12 @@ class Embedder(Protocol):
 
     embedding_dim: int
     embedding_columns: slice
+    number_columns: slice
     dense_columns: slice
 
     def embed(self, batch: Batch) -> Tensor: ...
+
+    def moved_numbers(self, dense: Tensor, noise: Tensor) -> Tensor: ...
 
 
 class Rows:

@@ -231,8 +231,10 @@ def perturb_ids(some: Batch, batch: Batch, config: PerturbationConfig, generator
 
 
 def noise(model: Embedder, some: Batch, x: Tensor, config: PerturbationConfig, generator: torch.Generator) -> Tensor:
-    """Gaussian noise (m, N) for embedded rows x (m, N): on observed numbers and embedding vectors, 0 in all other columns."""
+    """Gaussian noise (m, N) for embedded rows x (m, N): on observed numbers and embedding vectors, 0 in all other columns. The
+    vectors of numbers, where a model has them, follow their numbers."""
     added = torch.zeros_like(x)
+    moved: Tensor | None = None
     if config.dense_noise > 0 and some.dense.shape[1]:
         numbers = config.dense_noise * _normal(some.dense.shape, x, generator)
         numbers.masked_fill_(some.dense.isnan(), 0.0)
@@ -240,12 +242,15 @@ def noise(model: Embedder, some: Batch, x: Tensor, config: PerturbationConfig, g
             numbers *= _chance(config.feature_fraction, numbers.shape, generator)
         start = model.dense_columns.start
         added[:, start : start + numbers.shape[1]] = numbers  # behind them lie the missing-indicators
+        moved = model.moved_numbers(some.dense, numbers)
     if config.embedding_noise > 0 and model.embedding_columns.stop > model.embedding_columns.start:
         vectors = x[:, model.embedding_columns].unflatten(1, (-1, model.embedding_dim))  # (m, K, d)
         lengths = config.embedding_noise / math.sqrt(model.embedding_dim) * vectors.norm(dim=2, keepdim=True)
         if config.feature_fraction < 1:
             lengths *= _chance(config.feature_fraction, lengths.shape, generator)
         added[:, model.embedding_columns] = _normal(vectors.shape, x, generator).mul_(lengths).flatten(1)
+    if moved is not None:
+        added[:, model.number_columns] += moved.to(x.dtype)
     return added
 
 

@@ -1,6 +1,6 @@
 """The multi-task ranker: one fused embedding table, an explicit interaction, a shared trunk, a tower per task.
 
-    x = embed(batch)             (B, N)   looked-up rows and normalized numbers
+    x = embed(batch)             (B, N)   looked-up rows, vectors of numbers, normalized numbers
     h = represent_embedded(x)    (B, D)   the shared representation; every shared parameter lies before it
     z = heads(h)                 (B, H)   logits; every parameter behind h belongs to one head
 
@@ -58,10 +58,10 @@ class RankerArchitecture:
     """How it is made."""
 
     embedding_dim: int = 16
-    """Length of each categorical feature's vector."""
+    """Length of the vector of an id, and of a number with bins."""
     dense_bins: int = 0
-    """Bins of as many rows each between which a number has a vector as well, linear within a bin; at most 64, 0 = only the number
-    itself. Where numbers carry the signal, networks with them come near to trees."""
+    """Each number has a vector as well, linear within each of so many bins of as many rows; at most 64, 0 = only the number
+    itself. For logs whose numbers carry much of the signal."""
     interaction: Literal["cross", "dot", "none"] = "cross"
     """Either "cross" (DCN V2), "dot" (DLRM) or "none"."""
     cross_layers: int = 2
@@ -101,7 +101,8 @@ class RankerArchitecture:
 class Ranker(nn.Module):
     """See the module. ``embedding_columns``, ``dense_columns``, ``wide_columns``: where the parts of x lie; the first two are its
     ``features_width`` columns, padding lies behind them and before the wide part's. With ``dense_bins`` the numbers' vectors are
-    the last of the embedding columns. Raises ValueError when these are asked for and quantiles are not known."""
+    the last of the embedding columns, ``number_columns``. Raises ValueError when these are asked for and quantiles are not known.
+    """
 
     def __init__(self, inputs: RankerInputs, architecture: RankerArchitecture) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class Ranker(nn.Module):
             self.numbers = BinnedNumbers(inputs.dense_quantiles, architecture.dense_bins, architecture.embedding_dim)
         vectors = self.embedding.width + (0 if self.numbers is None else self.numbers.width)
         width = vectors + self.dense_input.width
-        self.embedding_columns = slice(0, vectors)
+        self.embedding_columns, self.number_columns = slice(0, vectors), slice(self.embedding.width, vectors)
         self.dense_columns = slice(vectors, width)
         self.features_width = width
         self.wide_columns = slice(padded(width), padded(width) + (self.num_heads if architecture.wide else 0))
@@ -176,12 +177,19 @@ class Ranker(nn.Module):
         fields, values = self.embedding.ids(batch.categorical), self.dense_input.transformed(batch.dense)
         parts = self.embedding.parts(fields, batch.sequences)
         if self.numbers is not None:
-            parts.append(self.numbers(values))
+            parts.append(self.numbers(self.dense_input.imputed(values)))
         dense = self.dense_input.normalized(values)
         parts += [dense, padding(len(dense), self.features_width, dense)]
         if self.wide is not None:
             parts.append(self.wide.total(fields, batch.sequences))
         return torch.cat(parts, dim=1)
+
+    def moved_numbers(self, dense: Tensor, noise: Tensor) -> Tensor:
+        """What noise (B, D), in standard deviations, on raw numbers (B, D) adds to their vectors, (B, V): ``number_columns``."""
+        if self.numbers is None:
+            return noise[:, :0]
+        values = self.dense_input.imputed(self.dense_input.transformed(dense))
+        return self.numbers(values + noise / self.dense_input.scale) - self.numbers(values)
 
     def represent_embedded(self, x: Tensor) -> Tensor:
         """h (B, D) of x (B, N) as ``embed`` gives it, perturbed or not."""

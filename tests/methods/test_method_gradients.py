@@ -23,7 +23,7 @@ class Numbers:
     """A model whose embedded row is the row's number."""
 
     embedding_dim = 1
-    embedding_columns = slice(0, 0)
+    embedding_columns = number_columns = slice(0, 0)
     dense_columns = slice(0, 1)
 
     def __init__(self) -> None:
@@ -32,6 +32,9 @@ class Numbers:
     def embed(self, batch: Batch) -> Tensor:
         self.lookups += 1
         return batch.dense
+
+    def moved_numbers(self, dense: Tensor, noise: Tensor) -> Tensor:
+        return noise[:, :0]
 
 
 def batch_of(rows: int, *, weighted: bool, seed: int = 0) -> Batch:

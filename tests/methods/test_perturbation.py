@@ -1,6 +1,7 @@
 """SCR and LSPR: closed forms of a linear model, what each perturbation does to a batch, and what is drawn when."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 
 def ranker(**architecture: object) -> Ranker:
     torch.manual_seed(0)
-    inputs = RankerInputs((0.0, 1.0), (1.0, 2.0), (False, True), (True, False), (50, 20), (20,), (1,), 2)
+    quantiles = ((-2.0, -0.5, 0.0, 0.5, 2.0), (-1.0, -0.5, 0.0, 0.5, 1.0))
+    inputs = RankerInputs((0.0, 1.0), (1.0, 2.0), (False, True), (True, False), (50, 20), (20,), (1,), 2, 0, quantiles)
     return Ranker(inputs, RankerArchitecture(embedding_dim=8, **architecture))  # type: ignore[arg-type]
 
 
@@ -38,7 +40,7 @@ class _LinearModel(nn.Module):
     """x is the row's numbers: what perturbation needs of a model, without embeddings."""
 
     embedding_dim = 1
-    embedding_columns = slice(0, 0)
+    embedding_columns = number_columns = slice(0, 0)
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -46,6 +48,9 @@ class _LinearModel(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         return batch.dense
+
+    def moved_numbers(self, dense: Tensor, noise: Tensor) -> Tensor:
+        return noise[:, :0]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,30 @@ def test_dense_noise_has_the_asked_deviation_and_spares_missing_values_and_other
     assert float(numbers[~missing].std()) == pytest.approx(0.3, rel=0.02)
     assert (added[:, :start] == 0).all()
     assert (added[:, start + 2 :] == 0).all()  # the missing-indicator and the wide logits
+
+
+def test_vectors_of_numbers_follow_the_noise_on_their_numbers() -> None:
+    model, batch = ranker(dense_bins=4), some_batch(500)
+    batch.dense[:, 0] = batch.dense[:, 0].nan_to_num(0.5)
+    x = model.embed(batch).detach()
+    added = noise(model, batch, x, PerturbationConfig(dense_noise=0.3, embedding_noise=0.0), seeded())
+    start = model.dense_columns.start
+    moved = replace(batch, dense=batch.dense.clone())
+    moved.dense[:, 0] += added[:, start]  # the first number is neither scaled nor under a logarithm
+    vectors = slice(model.number_columns.start, model.number_columns.start + 8)
+    torch.testing.assert_close((x + added)[:, vectors], model.embed(moved)[:, vectors])
+    assert (added[:, vectors] != 0).any(1).float().mean() > 0.9  # but beyond the outer quantiles
+    assert (added[:, : model.number_columns.start] == 0).all()
+    gone = batch.dense[:, 1].isnan()
+    assert (added[gone, vectors.stop : model.number_columns.stop] == 0).all()
+    added[:, vectors].sum().backward()
+    assert model.numbers is not None
+    assert (model.numbers.weight.grad != 0).any()
+
+    both = noise(model, batch, x, PerturbationConfig(dense_noise=0.3, embedding_noise=0.2), seeded())
+    only = noise(model, batch, x, PerturbationConfig(dense_noise=0.0, embedding_noise=0.2), seeded(5))
+    assert not torch.allclose(both[:, vectors], added[:, vectors])
+    assert (only[:, vectors] != 0).all()  # relative to their length, as all vectors
 
 
 def test_embedding_noise_is_relative_to_each_vectors_length() -> None:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rayrec.batch import Batch
 from rayrec.models.layers.binned_numbers import BinnedNumbers
 from rayrec.models.ranker import Ranker, RankerArchitecture, RankerInputs
 
@@ -33,6 +34,16 @@ def test_fewer_bins_take_every_so_many_quantiles_and_a_bin_without_width_is_empt
     torch.testing.assert_close(constant(numbers), constant.weight[0, :1].expand(3, 3))
 
 
+def test_bins_too_narrow_or_too_wide_for_float32_are_empty() -> None:
+    layer = BinnedNumbers([(0.0, 1e-45, 1e-39, 1.0, 2.0), (-3e38, -1.0, 0.0, 1.0, 3e38)], bins=4, dim=2)
+    torch.nn.init.constant_(layer.weight, 1.0)
+    out = layer(torch.tensor([[0.0, 3e38], [1e-45, -3e38], [1.5, 0.5]]))
+    torch.testing.assert_close(out[:, ::2], torch.tensor([[1.0, 5.0], [1.0, 1.0], [2.5, 3.5]]))
+    endless = BinnedNumbers([(-3e38, 3e38)], bins=1, dim=2)
+    assert (endless(torch.tensor([[3e38]])) == endless.weight[0, 0]).all()
+
+
+@example([0.0, 1e-45], 1, [0.0, 0.0])
 @given(
     st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=9),
     st.integers(1, 8),
@@ -68,7 +79,18 @@ def test_bins_without_quantiles_are_refused() -> None:
         RankerArchitecture(dense_bins=-1)
 
 
-def test_a_ranker_with_bins_learns_a_threshold_that_a_linear_model_of_numbers_cannot() -> None:
+def test_a_missing_number_has_no_vector_or_where_none_was_missing_that_of_the_mean() -> None:
+    inputs = RankerInputs((2.0, 2.0), (1.0, 1.0), (False, False), (True, False), (5,), (), (), 1, 0, ((1.0, 3.0),) * 2)
+    model = Ranker(inputs, RankerArchitecture(embedding_dim=4, dense_bins=2))
+    gone = Batch(torch.full((1, 2), torch.nan), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1))
+    mean = Batch(torch.full((1, 2), 2.0), gone.categorical, gone.labels)
+    missing, known = (model.embed(batch)[0, model.number_columns].view(2, 4) for batch in (gone, mean))
+    assert (missing[0] == 0).all()
+    assert (known != 0).all()
+    torch.testing.assert_close(missing[1], known[1])
+
+
+def test_vectors_follow_a_threshold_that_no_linear_model_of_the_number_can() -> None:
     generator = torch.Generator().manual_seed(0)
     numbers = torch.rand(2048, 1, generator=generator)
     target = ((numbers > 0.4) & (numbers < 0.6)).float()

@@ -87,6 +87,7 @@ def test_ours_learns_the_one_task_and_tells_the_logits_of_the_rows_in_their_orde
 ) -> None:
     ours, rows = Rayrec(log, "click", epochs=3, bins=bins), rows_of(Log.open(log), "click")
     settings = {**ours.sample(np.random.default_rng(0)), "learning_rate": 1e-2, "batch_size": 256, "dropout": 0.0}
+    assert ours.experiment(settings, 0).ranking.architecture.dense_bins in (bins or (0,))
     logits = ours.fit(rows, settings, 0)("test")
     assert np.corrcoef(logits, rows.splits["test"].dense[:, 0].numpy())[0, 1] > 0.95
 

@@ -119,21 +119,17 @@ class Observed:
 
 class Sample:
     """A uniform sample of ``size`` values of a stream, without replacement: those of the lowest random keys. The same values in
-    the same order give the same sample, in whatever chunks they come. The least and the largest value are known besides.
+    the same order give the same sample, in whatever chunks they come.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.ends = (0.0, 0.0)
         self._draw = np.random.default_rng(0)
         self._values = self._keys = np.empty(0)
         self._limit = 1.0
 
     def update(self, values: NDArray[np.float64]) -> None:
-        """Of (n,) observed values, n > 0."""
-        ends = (float(values.min()), float(values.max()))
-        known = len(self._values) > 0
-        self.ends = (min(ends[0], self.ends[0]), max(ends[1], self.ends[1])) if known else ends
+        """Of (n,) observed values."""
         keys = self._draw.random(len(values))
         low = keys < self._limit
         self._values, self._keys = np.append(self._values, values[low]), np.append(self._keys, keys[low])
@@ -143,11 +139,11 @@ class Sample:
             self._values, self._keys = self._values[kept[: self.size]], self._keys[kept[: self.size]]
 
     def quantiles(self) -> tuple[float, ...]:
-        """At 0, 1/64, ..., 1; zeros when nothing was seen."""
-        if not len(self._values):
-            return (0.0,) * (QUANTILE_STEPS + 1)
-        inner = np.quantile(self._values, np.linspace(0, 1, QUANTILE_STEPS + 1)[1:-1])
-        return (self.ends[0], *map(float, inner), self.ends[1])
+        """See ``DenseStatistics``: the ends are not the least and the largest value, one of which may be wild. Zeros when nothing
+        was seen."""
+        shares = np.linspace(0, 1, QUANTILE_STEPS + 1).clip(0.001, 0.999)
+        found = np.quantile(self._values if len(self._values) else np.zeros(1), shares)
+        return tuple(np.maximum.accumulate(found).tolist())
 
 
 class ValueCounts:

@@ -8,6 +8,7 @@ import codecs
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -35,20 +36,19 @@ QUANTILE_STEPS = 64
 
 @dataclass(frozen=True)
 class DenseStatistics:
-    """Of the observed values *after* log1p where the feature asks for it: mean, standard deviation, and the quantiles at 0, 1/64,
-    ..., 1, rising. A log from before there were quantiles has none.
+    """Of the observed values *after* log1p where the feature asks for it: mean, standard deviation, and the quantiles at
+    .001, 1/64, 2/64, ..., 63/64, .999. A log from before there were quantiles has none.
     """
 
     mean: float
     std: float
     missing_share: float
-    quantiles: tuple[float, ...] = ()
+    quantiles: Annotated[tuple[float, ...], Field(exclude_if=lambda quantiles: not quantiles)] = ()
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
-        if self.quantiles and (
-            len(self.quantiles) != QUANTILE_STEPS + 1 or list(self.quantiles) != sorted(self.quantiles)
-        ):
+        rising = all(low <= high for low, high in pairwise(self.quantiles))
+        if self.quantiles and (len(self.quantiles) != QUANTILE_STEPS + 1 or not rising):
             raise SchemaError(f"quantiles are {QUANTILE_STEPS + 1} rising numbers, or none")
 
 
@@ -67,6 +67,10 @@ class DenseFeature:
     missing_values: tuple[str, ...] = ()
     statistics: DenseStatistics | None = None
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    def without_quantiles(self) -> "DenseFeature":
+        """As a log from before there were quantiles has it."""
+        return self if self.statistics is None else replace(self, statistics=replace(self.statistics, quantiles=()))
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,15 @@ class LogSchema:
         made = tuple(m for m in self.made_of_labels if m.column not in columns)
         features = tuple(f for f in self.features if f.name not in columns)
         return replace(self, extras=extras, made_of_labels=made).with_features(features)
+
+
+def encoded_alike(feature: Feature, other: Feature) -> bool:
+    """Whether columns of both say the same: equal, but for quantiles that only one of them has."""
+    if isinstance(feature, DenseFeature) and isinstance(other, DenseFeature):
+        known = [f.statistics is not None and bool(f.statistics.quantiles) for f in (feature, other)]
+        if known[0] != known[1]:
+            return feature.without_quantiles() == other.without_quantiles()
+    return feature == other
 
 
 def read_schema(path: Path) -> LogSchema:

@@ -8,7 +8,7 @@ from typing import Literal
 from rayrec.batch import Batch
 from rayrec.bundle import read_metadata, write_bundle
 from rayrec.data.log import Log
-from rayrec.data.log.schema import LogSchema
+from rayrec.data.log.schema import LogSchema, encoded_alike
 from rayrec.data.log.streams import LogStream, StreamConfig, StreamPosition, ZippedStreams
 from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.scoring import CalibrationConfig, Scorer, features_of
@@ -140,7 +140,8 @@ def open_logs(experiment: RankerExperiment) -> tuple[Log, Log | None]:
         return log, None
     unlabeled = Log.open(experiment.unlabeled)
     unlabeled.files("train")
-    if unlabeled.schema.features != log.schema.features:
+    theirs, ours = unlabeled.schema.features, log.schema.features
+    if len(theirs) != len(ours) or not all(map(encoded_alike, theirs, ours)):
         raise ConfigError(f"{unlabeled.path}: its features are not those of {log.path}; encode both with one schema")
     _check_columns(unlabeled, task.unlabeled_extras(taught=experiment.taught))
     return log, unlabeled

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayrec.batch import Batch
 from rayrec.data.log import Log
-from rayrec.data.log.schema import LogSchema, SchemaError
+from rayrec.data.log.schema import LogSchema, SchemaError, encoded_alike
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import Bundle, load_bundle
 from rayrec.methods.calibration import Calibration, fit_isotonic, fit_platt
@@ -94,7 +94,7 @@ def features_of(wanted: LogSchema, found: LogSchema, where: Path) -> LogSchema:
     for feature in wanted.features:
         if feature.name not in by_name:
             raise SchemaError(f"{where}: the model reads feature {feature.name!r}, which this log lacks")
-        if by_name[feature.name] != feature:
+        if not encoded_alike(by_name[feature.name], feature):
             raise SchemaError(
                 f"{where}: feature {feature.name!r} is not encoded as the model was trained; use one schema for both"
             )

@@ -10,10 +10,12 @@ class BinnedNumbers(nn.Module):
     """(B, D) numbers after log1p where asked, NaN = missing, to (B, D * dim): the vector of a number is one of its feature, the
     vectors of all bins below it, and of its own bin's the share that lies below it, summed; zeros where it is missing.
 
-    quantiles: of each feature, rising, at even steps from its least value to its largest. bins: of as many rows each, as near as
-    the quantiles tell; those without width (a value that many rows have) are empty. The code is that of Gorishniy, Rubachev and
-    Babenko, On Embeddings for Numerical Features in Tabular Deep Learning (2022), eq. 1, with a linear layer for each feature
-    behind it.
+    quantiles: of each feature, rising, at even steps from its lowest to its highest. bins: of as many rows each, as near as the
+    quantiles tell; those without width (a value that many rows have) are empty. Below the lowest and above the highest quantile a
+    vector stays as it is there.
+
+    After Gorishniy, Rubachev and Babenko, On Embeddings for Numerical Features in Tabular Deep Learning (2022): their piecewise
+    linear code (eq. 1, whose first and last bin have no outer end) with a linear layer for each feature behind it.
     """
 
     lower: Tensor
@@ -21,11 +23,13 @@ class BinnedNumbers(nn.Module):
 
     def __init__(self, quantiles: Sequence[Sequence[float]], bins: int, dim: int) -> None:
         super().__init__()
-        edges = torch.stack([_edges(torch.tensor(q, dtype=torch.float64), bins) for q in quantiles])  # (D, bins + 1)
-        width = edges.diff(dim=1)
-        per_width = torch.where(width > 0, 1 / width, 0.0)
-        self.register_buffer("lower", edges[:, :-1].float(), persistent=False)
-        self.register_buffer("per_width", per_width.float(), persistent=False)
+        edges = torch.stack(
+            [_edges(torch.tensor(q, dtype=torch.float64), bins) for q in quantiles]
+        ).float()  # (D, bins + 1)
+        per_width = 1 / edges.diff(dim=1)
+        has_width = per_width.isfinite() & (per_width > 0)  # one too narrow or too wide for float32 has none either
+        self.register_buffer("lower", edges[:, :-1], persistent=False)
+        self.register_buffer("per_width", per_width.where(has_width, 0.0), persistent=False)
         self.weight = nn.Parameter(torch.empty(len(edges), bins + 1, dim))
         nn.init.normal_(self.weight, std=0.05)
         self.width = len(edges) * dim
@@ -33,6 +37,7 @@ class BinnedNumbers(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         missing = numbers.isnan()
         code = ((numbers.unsqueeze(2) - self.lower) * self.per_width).clamp(0.0, 1.0)  # (B, D, bins)
+        code = code.masked_fill(self.per_width == 0, 0.0)
         code = torch.cat([torch.ones_like(code[:, :, :1]), code], dim=2).masked_fill(missing.unsqueeze(2), 0.0)
         return torch.einsum("bdt,dte->bde", code, self.weight).flatten(1)
 

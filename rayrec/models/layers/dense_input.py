@@ -19,6 +19,7 @@ class DenseInput(nn.Module):
     scale: Tensor
     log1p: Tensor
     indicated: Tensor
+    never_missing: Tensor
 
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], log1p: Sequence[bool], missing: Sequence[bool]
@@ -29,6 +30,7 @@ class DenseInput(nn.Module):
         self.register_buffer("log1p", torch.tensor(log1p, dtype=torch.bool), persistent=False)
         indicated = [i for i, m in enumerate(missing) if m]
         self.register_buffer("indicated", torch.tensor(indicated, dtype=torch.int64), persistent=False)
+        self.register_buffer("never_missing", ~torch.tensor(missing, dtype=torch.bool), persistent=False)
         self.any_log1p = any(log1p)
         self.width = len(mean) + len(indicated)
 
@@ -38,6 +40,10 @@ class DenseInput(nn.Module):
     def transformed(self, dense: Tensor) -> Tensor:
         """(B, D): sign(x) * log1p(|x|) of the columns that ask for it."""
         return torch.where(self.log1p, dense.sign() * dense.abs().log1p(), dense) if self.any_log1p else dense
+
+    def imputed(self, values: Tensor) -> Tensor:
+        """What ``transformed`` gave with the mean in place of missing values of features that are never missing."""
+        return torch.where(values.isnan() & self.never_missing, self.mean, values)
 
     def normalized(self, values: Tensor) -> Tensor:
         """(B, D + M) of what ``transformed`` gave."""

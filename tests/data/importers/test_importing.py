@@ -135,6 +135,9 @@ def test_vocabulary_and_statistics_come_from_the_training_rows_alone(tmp_path: P
     assert (price.mean, price.std, price.missing_share) == pytest.approx((prices.mean(), prices.std(), 0.0))
     assert (age.mean, age.std) == pytest.approx((np.mean(ages), np.std(ages)))
     assert age.missing_share == pytest.approx(1 - len(ages) / len(raw))
+    shares = np.linspace(0, 1, 65).clip(0.001, 0.999)
+    assert price.quantiles == pytest.approx(np.quantile(prices, shares))  # after log1p, as the mean
+    assert age.quantiles == pytest.approx(np.quantile(ages, shares))
     seen = [item for row in raw for item in (row["item"], *row["history"])]
     expected = sorted(set(seen), key=lambda item: (-seen.count(item), item))
     assert log.schema.categorical[0].vocabulary == tuple(expected)
