@@ -232,7 +232,7 @@ def perturb_ids(some: Batch, batch: Batch, config: PerturbationConfig, generator
 
 def noise(model: Embedder, some: Batch, x: Tensor, config: PerturbationConfig, generator: torch.Generator) -> Tensor:
     """Gaussian noise (m, N) for embedded rows x (m, N): on observed numbers and embedding vectors, 0 in all other columns. The
-    vectors of numbers, where a model has them, follow their numbers."""
+    vectors of numbers, where a model has them, follow their numbers and have the noise of all vectors besides."""
     added = torch.zeros_like(x)
     moved: Tensor | None = None
     if config.dense_noise > 0 and some.dense.shape[1]:

@@ -60,7 +60,7 @@ class RankerArchitecture:
     embedding_dim: int = 16
     """Length of the vector of an id, and of a number with bins."""
     dense_bins: int = 0
-    """Each number has a vector as well, linear within each of so many bins of as many rows; at most 64, 0 = only the number
+    """Each number has a vector as well, linear within each of so many bins of equally many rows; at most 64, 0 = only the number
     itself. For logs whose numbers carry much of the signal."""
     interaction: Literal["cross", "dot", "none"] = "cross"
     """Either "cross" (DCN V2), "dot" (DLRM) or "none"."""
@@ -189,7 +189,7 @@ class Ranker(nn.Module):
         if self.numbers is None:
             return noise[:, :0]
         values = self.dense_input.imputed(self.dense_input.transformed(dense))
-        return self.numbers(values + noise / self.dense_input.scale) - self.numbers(values)
+        return self.numbers.moved(values, values + noise / self.dense_input.scale)
 
     def represent_embedded(self, x: Tensor) -> Tensor:
         """h (B, D) of x (B, N) as ``embed`` gives it, perturbed or not."""
