@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -111,6 +112,17 @@ def write_small_log(folder: Path, *, rows: int = 12_000, seed: int = 0, labeled:
             )
         writer.finish({"importer": "test"})
     return folder
+
+
+def with_quantiles(schema: LogSchema) -> LogSchema:
+    """The schema with 0, 1/64, ..., 1 as the quantiles of every number; ``write_small_log`` leaves them out, as old logs do."""
+    features = tuple(
+        replace(f, statistics=replace(f.statistics, quantiles=tuple(i / 64 for i in range(65))))
+        if isinstance(f, DenseFeature) and f.statistics is not None
+        else f
+        for f in schema.features
+    )
+    return schema.with_features(features)
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,14 @@ from jobs.score_log import ScoreLog, run
 from rayrec.bundle import write_bundle
 from rayrec.data.log import Log, LogError
 from rayrec.data.log.collate import collate
-from rayrec.data.log.schema import DenseFeature, SchemaError, write_schema
+from rayrec.data.log.schema import SchemaError, write_schema
 from rayrec.families.ranker.bundle import load_bundle, ranker_parts
 from rayrec.families.ranker.log_scoring import ScoringConfig, _FileScorer, score_log
 from rayrec.families.ranker.scoring import CalibrationConfig
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.typed_json import ConfigError
+from tests.conftest import with_quantiles
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +128,7 @@ def test_a_model_of_a_log_without_quantiles_scores_the_log_imported_again_with_t
 ) -> None:
     again = tmp_path / "again"
     shutil.copytree(small_log, again)
-    schema = Log.open(small_log).schema
-    features = tuple(
-        replace(f, statistics=replace(f.statistics, quantiles=tuple(map(float, range(65)))))
-        if isinstance(f, DenseFeature) and f.statistics is not None
-        else f
-        for f in schema.features
-    )
-    write_schema(schema.with_features(features), again / "schema.json")
+    write_schema(with_quantiles(Log.open(small_log).schema), again / "schema.json")
     scored = [
         score_log(ScoringConfig(bundle, log, tmp_path / log.name / "out"), workers=0) for log in (small_log, again)
     ]

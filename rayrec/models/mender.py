@@ -5,6 +5,7 @@ MenderTok   a text encoder reads preference and titles as one prompt; frozen, ad
 Both        a linear map, then a decoder from scratch of TIGER's shape that attends to it and emits the tokens of the next item
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -129,9 +130,9 @@ class _Mender(Retriever[Steered]):
     def generative(self) -> GenerativeHead[Steered]:
         return self
 
+    @abstractmethod
     def encode(self, asked: Steered) -> tuple[Tensor, Tensor]:
         """What the decoder attends to: states (B, K, D) and which are real (B, K) bool."""
-        raise NotImplementedError
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
@@ -172,9 +173,9 @@ class _Mender(Retriever[Steered]):
         return Steered(asked.history, asked.preference.masked_fill(gone, self.no_preference), asked.sign)
 
     @property
+    @abstractmethod
     def no_preference(self) -> int:
         """What a preference without content holds everywhere."""
-        raise NotImplementedError
 
 
 class MenderEmb(_Mender):

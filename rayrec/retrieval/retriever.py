@@ -4,6 +4,7 @@ A history is what one model reads of its users: for most a Tensor (B, L) of item
 for those that a preference steers, ``Steered``; for those that know the user too, ``Personal``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -99,7 +100,7 @@ class Growing(Protocol):
         ...
 
 
-class Retriever(nn.Module, Generic[H]):
+class Retriever(nn.Module, Generic[H], ABC):
     """The base of all retrievers. Items are 1..num_items.
 
     A model returns itself, or the part of it that does the work, for each head that it has; ``rayrec.retrieval.searching`` then
@@ -107,8 +108,8 @@ class Retriever(nn.Module, Generic[H]):
     """
 
     @property
-    def num_items(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def num_items(self) -> int: ...
 
     @property
     def dense(self) -> DenseHead[H] | None:
@@ -133,17 +134,17 @@ class Retriever(nn.Module, Generic[H]):
         return "generative" if self.dense is None else "dense"
 
     @property
+    @abstractmethod
     def loss_weights(self) -> Mapping[str, float]:
         """Weight of each part of the loss, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_sizes(self, history: H, target: Tensor) -> Mapping[str, Tensor]:
         """Over how many terms () the mean of each part runs. target: (B,), or (B, L) for models that read windows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, history: H, target: Tensor) -> Mapping[str, Tensor]:
         """Means () by part; 0, with a gradient of 0, where a part has no term."""
-        raise NotImplementedError
 
     def loss(self, history: H, target: Tensor, joint_sizes: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The parts and "loss", their weighted sum. joint_sizes: () by part, what its sum is divided by; None = its own size."""

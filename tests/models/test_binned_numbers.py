@@ -65,9 +65,8 @@ def test_gradients_are_those_by_hand() -> None:
     numbers = torch.tensor([[0.5], [2.0], [torch.nan]])
     at_out = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
     layer(numbers).backward(at_out)
-    wanted = torch.tensor(
-        [[[11.0, 22.0], [10.5, 21.0], [5.0, 10.0]]]
-    )  # feature; .5 and 1 of the first bin; .5 of the second
+    # of the feature; of the first bin, .5 and 1 of which lie below; of the second, 0 and .5
+    wanted = torch.tensor([[[11.0, 22.0], [10.5, 21.0], [5.0, 10.0]]])
     torch.testing.assert_close(layer.weight.grad, wanted)
 
 

@@ -1,7 +1,5 @@
 """The ranking task's loss: masks, weights, and what the schema makes of the model's inputs."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,12 +7,12 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.data.log import Log
-from rayrec.data.log.schema import DenseFeature
 from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.task import RankingConfig, RankingTask, ranker_inputs
 from rayrec.methods.means import masked_cross_entropy
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.typed_json import ConfigError
+from tests.conftest import with_quantiles
 
 
 def test_unobserved_labels_carry_no_loss_and_no_gradient() -> None:
@@ -72,13 +70,7 @@ def test_bins_need_quantiles_of_every_number(small_log) -> None:
         ConfigError, match=r"dense_bins: schema 'small' has no quantiles of age, price; import the log again"
     ):
         RankingTask(schema, RankingConfig(RankerArchitecture(dense_bins=8)))
-    features = tuple(
-        replace(f, statistics=replace(f.statistics, quantiles=tuple(i / 64 for i in range(65))))
-        if isinstance(f, DenseFeature) and f.statistics is not None
-        else f
-        for f in schema.features
-    )
-    schema = schema.with_features(features)
+    schema = with_quantiles(schema)
     with pytest.raises(ConfigError, match="dense_bins: at most 64, not 65"):
         RankingTask(schema, RankingConfig(RankerArchitecture(dense_bins=65)))
     model = RankingTask(schema, RankingConfig(RankerArchitecture(dense_bins=8))).build()

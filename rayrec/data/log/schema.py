@@ -22,6 +22,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 
 MAX_COLUMNS = 10_000  # features of a schema, or tasks
+QUANTILE_STEPS = 64  # of a number's quantiles, one more than steps
 _MAX_IDS = 2**31 - 2  # ids are int32, and 0 is taken
 _MAX_LENGTH = 100_000
 _MAX_CHARACTERS = 10_000_000
@@ -29,9 +30,6 @@ _MAX_CHARACTERS = 10_000_000
 
 class SchemaError(ConfigError):
     """A schema that contradicts itself, or a log that does not fit its schema."""
-
-
-QUANTILE_STEPS = 64
 
 
 @dataclass(frozen=True)

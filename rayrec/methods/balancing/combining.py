@@ -1,5 +1,6 @@
 """Balancers that combine the tasks' gradients by one factor a task, made of the gradients' Gram matrix alone."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,16 +25,16 @@ class Combining(Balancing):
     """With respect to the shared representation, or to all shared parameters (T backward passes through the trunk)."""
 
 
-class CombiningBalancer(Balancer):
+class CombiningBalancer(Balancer, ABC):
     """Gives the trunk ``sum_t coefficients[t] * gradient_t``; one task alone is trained plainly."""
 
     def __init__(self, level: Literal["representation", "parameters"], tasks: int) -> None:
         super().__init__(tasks)
         self.level = level
 
+    @abstractmethod
     def coefficients(self, gram: Tensor) -> Tensor:
         """Take in the joint batch's Gram matrix (T, T) of raw gradients; give the (T,) factors of raw gradients. Once a step."""
-        raise NotImplementedError
 
     def coefficients_at(self, gradients: Tensor) -> Tensor:
         """``coefficients`` of this worker's gradients (T, B, D) at the representation: one all-reduce of T x T numbers."""

@@ -34,7 +34,10 @@ class Tracked(Combining):
         return TrackedBalancer(self, tasks, width)
 
     def task_weights(self, gram: Tensor, step: int) -> Tensor:
-        """gram: (P, P) of the tasks with a gradient, on any device; give their (P,) weights. step counts from 1."""
+        """gram: (P, P) of the tasks with a gradient, on any device; give their (P,) weights. step counts from 1.
+
+        A subclass gives this, or ``weights`` of all tasks.
+        """
         raise NotImplementedError
 
     def weights(self, gram: Tensor, present: Tensor, last: Tensor, step: Tensor) -> Tensor:

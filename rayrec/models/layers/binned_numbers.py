@@ -23,9 +23,8 @@ class BinnedNumbers(nn.Module):
 
     def __init__(self, quantiles: Sequence[Sequence[float]], bins: int, dim: int) -> None:
         super().__init__()
-        edges = torch.stack(
-            [_edges(torch.tensor(q, dtype=torch.float64), bins) for q in quantiles]
-        ).float()  # (D, bins + 1)
+        each = [_edges(torch.tensor(q, dtype=torch.float64), bins) for q in quantiles]
+        edges = torch.stack(each).float()  # (D, bins + 1)
         per_width = 1 / edges.diff(dim=1)
         has_width = per_width.isfinite() & (per_width > 0)  # one too narrow or too wide for float32 has none either
         self.register_buffer("lower", edges[:, :-1], persistent=False)

@@ -42,7 +42,7 @@ class DenseInput(nn.Module):
         return torch.where(self.log1p, dense.sign() * dense.abs().log1p(), dense) if self.any_log1p else dense
 
     def imputed(self, values: Tensor) -> Tensor:
-        """What ``transformed`` gave with the mean in place of missing values of features that are never missing."""
+        """What ``transformed`` gave, the mean in place of missing values of features that no training row lacked."""
         return torch.where(values.isnan() & self.never_missing, self.mean, values)
 
     def normalized(self, values: Tensor) -> Tensor:
