@@ -14,7 +14,7 @@ import httpx
 import ray
 from ray import serve
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from rayrec.errors import UserError
 from rayrec.runs.cluster import connect, joined_cluster
@@ -58,12 +58,15 @@ class DeployedService:
         client.deploy_apps(config)
         deadline = time.monotonic() + timeout_s
         while True:
-            application = serve.status().applications[kind]
-            if application.status == "RUNNING":
+            # serve.status() would pickle a router for each deployment at each call: a whole core while replicas start
+            now = client.get_serve_status(kind)
+            if now.app_status.status == ApplicationStatus.RUNNING:
                 break
-            if application.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
-                reasons = [application.message, *(d.message for d in application.deployments.values())]
-                raise DeploymentError(f"the service is {application.status}: {'; '.join(filter(None, reasons))}")
+            if now.app_status.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
+                reasons = [now.app_status.message, *(d.message for d in now.deployment_statuses)]
+                raise DeploymentError(
+                    f"the service is {now.app_status.status.value}: {'; '.join(filter(None, reasons))}"
+                )
             time.sleep(0.05)
         client.wait_for_proxies_serving()
         self._check_served(reference.label, deadline)
