@@ -23,6 +23,7 @@ from torch import nn
 import rayrec
 from rayrec.errors import UserError
 from rayrec.files import whole_folder, write_text_atomically
+from rayrec.meta_device import on_meta_device
 from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 
 WEIGHTS = "model.safetensors"
@@ -159,7 +160,7 @@ def load_model(build: Callable[[], M], folder: Path, metadata: BundleMetadata) -
     """
     file = folder / WEIGHTS
     try:
-        with torch.device("meta"):
+        with on_meta_device():
             expected = build().state_dict()
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise BundleError(f"{folder / CONFIG}: no model can be made of its model_config: {error}") from None

@@ -84,14 +84,13 @@ class SASRec(Retriever[Tensor]):
     counts: (N + 1,) occurrences in training, by which the negatives of a sampled softmax are drawn.
     """
 
-    popularity: Tensor | None
+    counts: Tensor | None
 
     def __init__(self, num_items: int, config: SASRecConfig, counts: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
         self._num_items = num_items
-        popularity = None if counts is None else counts.double() / counts.sum().clamp_min(1)
-        self.register_buffer("popularity", popularity, persistent=False)
+        self.register_buffer("counts", counts, persistent=False)
         self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.positions = nn.Embedding(config.max_length, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -179,11 +178,12 @@ class SASRec(Retriever[Tensor]):
 
     def _negatives(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Items drawn by their popularity (S,) and the log-probability of each item to be drawn (N + 1,)."""
-        count, popularity = self.config.sampled_items, self.popularity
+        count = self.config.sampled_items
         if count == 0:
             return None, None
-        if popularity is None:
+        if self.counts is None:
             raise ValueError("a sampled softmax draws by the items' counts; none were given")
+        popularity = self.counts.double() / self.counts.sum().clamp_min(1)
         sampled = torch.multinomial(popularity, count, replacement=True)
         return sampled, popularity.clamp_min(1e-12).log().float()
 

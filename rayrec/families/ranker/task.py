@@ -11,6 +11,7 @@ from rayrec.batch import Batch
 from rayrec.data.log.schema import QUANTILE_STEPS, LogSchema
 from rayrec.families.ranker.balancing_json import AnyBalancing
 from rayrec.families.ranker.judging import RankerEvaluation
+from rayrec.meta_device import on_meta_device
 from rayrec.methods.balancing import Balancer
 from rayrec.methods.distillation import Distillation, DistillationConfig
 from rayrec.methods.inverse_propensity import InversePropensity
@@ -206,7 +207,7 @@ class RankingTask:
         return Loss(total, {"loss": total.detach(), **parts_by_name}, logits.detach())
 
     def _representation_width(self) -> int:
-        with torch.device("meta"):
+        with on_meta_device():
             return self.build().representation_width
 
     def predict(self, model: Ranker, batch: Batch) -> Tensor:

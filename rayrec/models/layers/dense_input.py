@@ -30,7 +30,8 @@ class DenseInput(nn.Module):
         self.register_buffer("log1p", torch.tensor(log1p, dtype=torch.bool), persistent=False)
         indicated = [i for i, m in enumerate(missing) if m]
         self.register_buffer("indicated", torch.tensor(indicated, dtype=torch.int64), persistent=False)
-        self.register_buffer("never_missing", ~torch.tensor(missing, dtype=torch.bool), persistent=False)
+        never = [not m for m in missing]
+        self.register_buffer("never_missing", torch.tensor(never, dtype=torch.bool), persistent=False)
         self.any_log1p = any(log1p)
         self.width = len(mean) + len(indicated)
 
