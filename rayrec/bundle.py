@@ -37,6 +37,7 @@ _DTYPES = {
 # Beyond what any model here has; within it, describing a model takes a second or two at most.
 _LARGEST, _MOST_ELEMENTS = 2**31, 10_000
 _MOST_MODULES, _COUNTS_OF_MODULES = 256, ("layers", "experts", "levels", "heads", "depth", "blocks")
+_UNBUILDABLE = (ArithmeticError, RuntimeError, TypeError, ValueError)
 _MOST_CONFIG_BYTES, _MOST_TEXT_BYTES, _MOST_HEADER_BYTES = 64 * 2**20, 2 * 2**30, 100 * 2**20
 
 
@@ -162,16 +163,23 @@ def load_model(build: Callable[[], M], folder: Path, metadata: BundleMetadata) -
     try:
         with on_meta_device():
             expected = build().state_dict()
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise BundleError(f"{folder / CONFIG}: no model can be made of its model_config: {error}") from None
+    except _UNBUILDABLE as error:
+        raise _unbuildable(folder, error) from None
     _check_header(expected, file)
     _check_hash(file, metadata)
-    model = build()
+    try:
+        model = build()
+    except _UNBUILDABLE as error:  # of initial values, which are not drawn without memory
+        raise _unbuildable(folder, error) from None
     try:
         model.load_state_dict(load_file(file))
     except SafetensorError as error:
         raise BundleError(f"{file}: {error}") from None
     return model
+
+
+def _unbuildable(folder: Path, error: Exception) -> BundleError:
+    return BundleError(f"{folder / CONFIG}: no model can be made of its model_config: {error}")
 
 
 def _check_sizes(value: Any, where: str) -> None:

@@ -14,13 +14,14 @@ _DRAWS = frozenset((Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.e
 @contextmanager
 def on_meta_device() -> Iterator[None]:
     """Modules made here lie on torch's "meta" device, and no initial values are drawn for them: there are none to keep, and torch
-    would load its compiler to draw them, 3 s of CPU in each process that only reads a bundle."""
+    would load its compiler to draw them, 2 s of CPU in each process that only reads a bundle. The same holds for most operations
+    on tensors there: a constructor that calculates does so with ``device="cpu"``, or outside of torch."""
     with torch.device("meta"), _NothingDrawn():
         yield
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """torch.nn.init and random fills leave a tensor of the meta device as it is."""
+    """Random fills leave a tensor of the meta device as it is, and so do those functions of torch.nn.init that ask a mode."""
 
     def __torch_function__(
         self,

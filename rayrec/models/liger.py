@@ -79,8 +79,10 @@ class LigerConfig:
             raise ValueError(f"user_tokens must be at least 0, not {self.user_tokens}")
         if self.max_length < 1 or min(self.projection, default=1) < 1:
             raise ValueError("max_length and projection sizes must be at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        if not (self.temperature > 0 and self.embedding_std > 0):
+            raise ValueError(
+                f"temperature and embedding_std must be above 0, not {self.temperature} and {self.embedding_std}"
+            )
         if min(self.generative_weight, self.dense_weight) < 0 or self.generative_weight + self.dense_weight == 0:
             raise ValueError("generative_weight and dense_weight must be at least 0, one of them above 0")
         if self.neighbours < 0 or (self.neighbours and self.dense_weight == 0):

@@ -80,7 +80,7 @@ class ResidualCodebooks(nn.Module):
     def __init__(self, levels: int, size: int, dim: int, decay: float, dead_below: float) -> None:
         super().__init__()
         self.decay, self.dead_below = decay, dead_below
-        self.register_buffer("codebooks", torch.randn(levels, size, dim) * dim**-0.5)
+        self.register_buffer("codebooks", nn.init.normal_(torch.empty(levels, size, dim), std=dim**-0.5))
         self.register_buffer("counts", torch.ones(levels, size))
         self.register_buffer("totals", self.codebooks.clone())
 

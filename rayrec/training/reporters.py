@@ -4,10 +4,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rayrec.files import whole_folder
 from rayrec.training.checkpoint import read_progress
+
+if TYPE_CHECKING:
+    import ray.train
 
 CheckpointWriter = Callable[[Path], None]
 KEPT_CHECKPOINTS = 2
@@ -60,8 +63,7 @@ class RayTrainReporter:
     def latest(self) -> Path | None:
         import ray.train  # seconds of imports, which a run in process does without
 
-        checkpoint = ray.train.get_checkpoint()
-        return _further(None if checkpoint is None else Path(checkpoint.to_directory()), self.start)
+        return _further(_folder_of(ray.train.get_checkpoint()), self.start)
 
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         import ray.train
@@ -69,6 +71,11 @@ class RayTrainReporter:
         with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
             write(Path(folder))
             ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _folder_of(checkpoint: "ray.train.Checkpoint | None") -> Path | None:
+    """Where it lies in the run's folder: ``to_directory`` would leave a copy in the temporary folder at each restart."""
+    return None if checkpoint is None else Path(checkpoint.path)
 
 
 def _further(own: Path | None, start: Path | None) -> Path | None:
@@ -84,8 +91,7 @@ class RayTuneReporter:
     def latest(self) -> Path | None:
         import ray.tune
 
-        checkpoint = ray.tune.get_checkpoint()
-        return None if checkpoint is None else Path(checkpoint.to_directory())
+        return _folder_of(ray.tune.get_checkpoint())
 
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         import ray.tune

@@ -58,13 +58,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     assert not (runs / "cluster" / "token").exists()
 
 
-def test_a_submitted_training_job_leaves_a_bundle(cluster: Cluster, small_log: Path) -> None:
+@pytest.mark.parametrize(
+    "where", [["--in-process"], pytest.param([], marks=pytest.mark.slow)], ids=["in_process", "over_ray"]
+)
+def test_a_submitted_training_job_leaves_a_bundle(cluster: Cluster, small_log: Path, where: list[str]) -> None:
+    name = "in-process" if where else "over-ray"
     done = cluster.submit(
-        "python", "-m", "jobs.train", "ranker", "--name", "submitted", "--log", str(small_log),
-        "--loop.epochs", "1", "--stream.batch-size", "512",
+        "python", "-m", "jobs.train", "ranker", "--name", name, "--log", str(small_log),
+        "--loop.epochs", "1", "--stream.batch-size", "512", *where,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    bundle = load_bundle(Path(cluster.environment["RAYREC_RUNS"]) / "submitted" / "bundle")
+    bundle = load_bundle(Path(cluster.environment["RAYREC_RUNS"]) / name / "bundle")
     assert bundle.metadata.metrics["test"]["click"]["auc"] > 0.5
 
 

@@ -203,6 +203,22 @@ def test_an_experiment_is_deployed_without_a_restart_its_shadow_is_logged_and_it
     deployed.deploy(parts.references())
 
 
+def test_a_version_that_a_stage_cannot_load_is_refused_and_the_others_go_into_force(
+    deployed: DeployedService, parts: Parts, tmp_path: Path
+) -> None:
+    try:
+        second = parts.references(retriever=True, early=True, features=True)
+        broken = replace(second, late=ModelReference(str(tmp_path / "nothing here"), "late", "3"))
+        with pytest.raises(DeploymentError, match="'late' refused late/3 and go on with late/1"):
+            deployed.deploy(broken)
+        answer = httpx.post(f"{deployed.url}/v1/recommend", json=ASK, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert same(answer.json(), expected(second, tmp_path / "second", ASK))
+    finally:
+        deployed.deploy(parts.references())
+
+
+@pytest.mark.slow
 def test_every_part_is_refreshed_under_load_and_no_answer_is_wrong(
     deployed: DeployedService, parts: Parts, tmp_path: Path
 ) -> None:

@@ -243,8 +243,11 @@ def test_sampled_softmax_draws_from_the_training_popularity(folders: tuple[Path,
     assert task.catalogue.counts.tolist() == counts.tolist()
     batch, _ = next(wanted.data(Worker()).open_training(StreamPosition(), 1).epoch_batches())
     torch.manual_seed(0)
-    loss = task.loss(task.build(), batch)
-    assert loss.total.isfinite()
+    model = task.build()
+    assert task.loss(model, batch).total.isfinite()
+    sampled, log_probability = model._negatives()
+    assert len(sampled) == 15
+    np.testing.assert_allclose(log_probability.exp().numpy(), np.maximum(counts / counts.sum(), 1e-12), rtol=1e-5)
 
 
 def test_a_model_without_its_inputs_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -26,8 +26,11 @@ ROOT = Path(__file__).parents[2]
 EPOCHS, BATCH, EVERY = 4, 64, 50
 
 
+@pytest.mark.parametrize(
+    "again", [["--in-process"], pytest.param([], marks=pytest.mark.slow)], ids=["in_process", "over_ray"]
+)
 def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
-    runs: Path, small_log: Path, tmp_path: Path
+    runs: Path, small_log: Path, tmp_path: Path, again: list[str]
 ) -> None:
     experiment = RankerExperiment(
         log=small_log,
@@ -39,7 +42,8 @@ def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
         "--loop.epochs", str(EPOCHS), "--loop.checkpoint-every-steps", str(EVERY), "--loop.patience", "None",
         "--running.threads", "1", "--running.progress-seconds", "0.5", "--stream.batch-size", str(BATCH),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    (scratch := tmp_path / "scratch").mkdir()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch)}
     environment.pop("RAY_ADDRESS", None)
     output = tmp_path / "output.txt"
     with output.open("w") as stream:
@@ -66,9 +70,12 @@ def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
     assert interrupted_at is not None
     assert interrupted_at < EPOCHS * (12_000 // BATCH), "the run had ended before its driver was killed"
 
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(
+        [*command, *again], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "going on from step" in done.stdout + done.stderr
+    assert not list(scratch.glob("checkpoint_tmp_*")), "a restart left a copy of its checkpoint"
     metrics = load_bundle(runs / "killed" / "bundle").metadata.metrics
 
     undisturbed = FolderReporter(tmp_path / "undisturbed")

@@ -23,7 +23,7 @@ class BinnedNumbers(nn.Module):
 
     def __init__(self, quantiles: Sequence[Sequence[float]], bins: int, dim: int) -> None:
         super().__init__()
-        each = [_edges(torch.tensor(q, dtype=torch.float64), bins) for q in quantiles]
+        each = [_edges(torch.tensor(q, dtype=torch.float64, device="cpu"), bins) for q in quantiles]
         edges = torch.stack(each).float()  # (D, bins + 1)
         per_width = 1 / edges.diff(dim=1)
         has_width = per_width.isfinite() & (per_width > 0)  # one too narrow or too wide for float32 has none either
@@ -53,6 +53,6 @@ class BinnedNumbers(nn.Module):
 
 def _edges(quantiles: Tensor, bins: int) -> Tensor:
     """(bins + 1,) float64: every so many of the quantiles, between two of them where they do not go round."""
-    place = torch.linspace(0, len(quantiles) - 1, bins + 1, dtype=torch.float64)
+    place = torch.linspace(0, len(quantiles) - 1, bins + 1, dtype=torch.float64, device="cpu")
     below = place.floor().long().clamp(max=len(quantiles) - 2)
     return quantiles[below].lerp(quantiles[below + 1], place - below)

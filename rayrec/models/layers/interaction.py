@@ -132,7 +132,7 @@ class DotInteraction(nn.Module):
 
     def __init__(self, vectors: int) -> None:
         super().__init__()
-        rows, columns = torch.tril_indices(vectors, vectors, offset=-1)
+        rows, columns = torch.tril_indices(vectors, vectors, offset=-1, device="cpu")
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
 

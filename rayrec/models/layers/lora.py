@@ -14,9 +14,8 @@ class LoraLinear(nn.Module):
         if rank < 1:
             raise ValueError(f"rank must be at least 1, not {rank}")
         self.base, self.scale = base.requires_grad_(False), alpha / rank
-        self.down = nn.Parameter(
-            torch.randn(rank, base.in_features, device=base.weight.device) * base.in_features**-0.5
-        )
+        self.down = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
+        nn.init.normal_(self.down, std=base.in_features**-0.5)
         self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
