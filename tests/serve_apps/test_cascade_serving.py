@@ -203,19 +203,21 @@ def test_an_experiment_is_deployed_without_a_restart_its_shadow_is_logged_and_it
     deployed.deploy(parts.references())
 
 
-def test_a_version_that_a_stage_cannot_load_is_refused_and_the_others_go_into_force(
+def test_new_parts_come_into_force_and_after_a_refusal_the_old_ones_when_they_are_deployed_again(
     deployed: DeployedService, parts: Parts, tmp_path: Path
 ) -> None:
-    try:
-        second = parts.references(retriever=True, early=True, features=True)
-        broken = replace(second, late=ModelReference(str(tmp_path / "nothing here"), "late", "3"))
-        with pytest.raises(DeploymentError, match="'late' refused late/3 and go on with late/1"):
-            deployed.deploy(broken)
-        answer = httpx.post(f"{deployed.url}/v1/recommend", json=ASK, timeout=30)
-        assert answer.status_code == 200, answer.text
-        assert same(answer.json(), expected(second, tmp_path / "second", ASK))
-    finally:
-        deployed.deploy(parts.references())
+    second = parts.references(retriever=True, early=True, features=True)
+    with httpx.Client(base_url=deployed.url, timeout=30) as client:
+        before = client.post("/v1/recommend", json=ASK).json()
+        try:
+            deployed.deploy(second)
+            assert same(client.post("/v1/recommend", json=ASK).json(), expected(second, tmp_path / "second", ASK))
+            broken = replace(second, late=ModelReference(str(tmp_path / "nothing here"), "late", "3"))
+            with pytest.raises(DeploymentError, match="refused retriever/2 early/2 late/3 features/2 and go on with"):
+                deployed.deploy(broken)
+        finally:
+            deployed.deploy(parts.references())
+        assert same(client.post("/v1/recommend", json=ASK).json(), before)
 
 
 @pytest.mark.slow
