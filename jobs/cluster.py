@@ -86,6 +86,7 @@ def start(command: Start) -> Head:
     ]  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS",)}
     inherited.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets jobs starve beside whatever else this machine does
+    inherited.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a run; no one takes this machine away
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(
             arguments, env=inherited | settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -58,26 +58,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     assert not (runs / "cluster" / "token").exists()
 
 
-@pytest.mark.parametrize(
-    "where", [["--in-process"], pytest.param([], marks=pytest.mark.slow)], ids=["in_process", "over_ray"]
-)
-def test_a_submitted_training_job_leaves_a_bundle(cluster: Cluster, small_log: Path, where: list[str]) -> None:
-    name = "in-process" if where else "over-ray"
+def test_a_submitted_training_job_leaves_a_bundle(cluster: Cluster, small_log: Path) -> None:
     done = cluster.submit(
-        "python", "-m", "jobs.train", "ranker", "--name", name, "--log", str(small_log),
-        "--loop.epochs", "1", "--stream.batch-size", "512", *where,
+        "python", "-m", "jobs.train", "ranker", "--name", "submitted", "--log", str(small_log),
+        "--loop.epochs", "1", "--stream.batch-size", "512",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    bundle = load_bundle(Path(cluster.environment["RAYREC_RUNS"]) / name / "bundle")
+    bundle = load_bundle(Path(cluster.environment["RAYREC_RUNS"]) / "submitted" / "bundle")
     assert bundle.metadata.metrics["test"]["click"]["auc"] > 0.5
 
 
-def test_workers_of_an_own_head_do_not_step_back_for_what_else_the_machine_does(cluster: Cluster) -> None:
+def test_an_own_head_steps_back_for_nothing_else_and_watches_for_no_preemption(cluster: Cluster) -> None:
     head = json.loads((Path(cluster.environment["RAYREC_RUNS"]) / "cluster" / "cluster.json").read_text())
     family = psutil.Process(head["pid"]).children(recursive=True)
     workers = [process.nice() for process in family if process.name().startswith("ray::IDLE")]
     assert workers
     assert set(workers) == {psutil.Process().nice()}
+    assert psutil.Process(head["pid"]).environ()["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
 
 
 def test_a_client_without_the_token_is_turned_away(cluster: Cluster, tmp_path: Path) -> None:
