@@ -6,8 +6,10 @@ The temporary name holds machine and process: what a killed process left is remo
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -17,6 +19,7 @@ from rayrec.errors import DiskError, UserError, disk_trouble
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
 _NUMBERS = count()  # threads of one process may write the same place
+_LIFE = secrets.token_hex(4)  # of this process: in a container a killed one's successor may have its number
 
 
 @contextmanager
@@ -86,9 +89,21 @@ def temporary_beside(path: Path) -> Path:
     """A new temporary name beside ``path``; leftovers of processes of this machine that are gone are removed first,
     SQLite's journals of them too."""
     for left in path.parent.glob(f".{_escaped(path.name)}.{_HOST}.*.partial*"):
-        if not is_alive(int(left.name.split(".")[-2].split("-")[0])):
+        process, life = left.name.split(".")[-2].split("-")[:2]
+        if not is_alive(int(process)) or (int(process) == os.getpid() and life != _LIFE):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{next(_NUMBERS)}.partial")
+    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{_LIFE}-{next(_NUMBERS)}.partial")
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """An empty folder in the system's temporary one; it goes at the end, and what killed processes left of that name before."""
+    folder = temporary_beside(Path(tempfile.gettempdir()) / name)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from rayrec.errors import DiskError
-from rayrec.files import make_folder, whole_file, whole_folder, write_text_atomically
+from rayrec.files import make_folder, scratch_folder, temporary_beside, whole_file, whole_folder, write_text_atomically
 
 
 def test_a_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -75,6 +76,26 @@ def test_what_a_killed_process_left_is_removed_by_the_next_but_not_that_of_a_liv
     assert len(left) == 1
     assert f".{running[1].pid}-" in left[0]
     assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_removed_and_not_what_is_being_written(tmp_path: Path) -> None:
+    """As in a container, whose processes are numbered alike each time it starts."""
+    with whole_folder(tmp_path / "model") as partial:
+        mine = temporary_beside(tmp_path / "model")
+        life = mine.name.split("-")[-2]
+        mine.with_name(mine.name.replace(life, "0" * len(life))).mkdir()
+        temporary_beside(tmp_path / "model")
+        assert [path.name for path in tmp_path.iterdir()] == [partial.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_scratch_folder_goes_with_all_that_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), scratch_folder("work") as folder:
+        (folder / "file").write_text("x")
+        assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("small_disk", [1], indirect=True)

@@ -1,12 +1,11 @@
 """Where a worker loop sends its checkpoints and metrics: a folder, Ray Train, or Ray Tune."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rayrec.files import whole_folder
+from rayrec.files import scratch_folder, whole_folder
 from rayrec.training.checkpoint import read_progress
 
 if TYPE_CHECKING:
@@ -68,8 +67,8 @@ class RayTrainReporter:
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         import ray.train
 
-        with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
-            write(Path(folder))
+        with scratch_folder("rayrec-checkpoint") as folder:
+            write(folder)
             ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -96,6 +95,6 @@ class RayTuneReporter:
     def report(self, metrics: Mapping[str, float], write: CheckpointWriter) -> None:
         import ray.tune
 
-        with tempfile.TemporaryDirectory(prefix="rayrec-checkpoint-") as folder:
-            write(Path(folder))
+        with scratch_folder("rayrec-checkpoint") as folder:
+            write(folder)
             ray.tune.report(dict(metrics), checkpoint=ray.tune.Checkpoint.from_directory(folder))

@@ -76,6 +76,7 @@ def test_a_run_survives_the_kill_of_a_worker_and_then_of_the_driver(
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "going on from step" in done.stdout + done.stderr
     assert not list(scratch.glob("checkpoint_tmp_*")), "a restart left a copy of its checkpoint"
+    assert again or not list(scratch.glob(".rayrec-checkpoint*")), "what the killed ones were writing was left"
     metrics = load_bundle(runs / "killed" / "bundle").metadata.metrics
 
     undisturbed = FolderReporter(tmp_path / "undisturbed")
