@@ -91,10 +91,15 @@ def test_what_a_killed_process_of_the_same_number_left_is_removed_and_not_what_i
 
 def test_a_scratch_folder_goes_with_all_that_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(KeyboardInterrupt), scratch_folder("work") as folder:
-        (folder / "file").write_text("x")
-        assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
-        raise KeyboardInterrupt
+
+    def work() -> None:
+        with scratch_folder("work") as folder:
+            (folder / "file").write_text("x")
+            assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert not list(tmp_path.iterdir())
 
 
