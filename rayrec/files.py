@@ -19,7 +19,8 @@ from rayrec.errors import DiskError, UserError, disk_trouble
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
 _NUMBERS = count()  # threads of one process may write the same place
-_LIFE = secrets.token_hex(4)  # of this process: in a container a killed one's successor may have its number
+_LIFE = secrets.token_hex(4)  # in a container a killed process's successor may have its number
+_LEFT = re.compile(r"(\d+)-(?:[0-9a-f]+-)?\d+\.partial(?:-journal|-wal|-shm)?")
 
 
 @contextmanager
@@ -89,9 +90,10 @@ def temporary_beside(path: Path) -> Path:
     """A new temporary name beside ``path``; leftovers of processes of this machine that are gone are removed first,
     SQLite's journals of them too."""
     for left in path.parent.glob(f".{_escaped(path.name)}.{_HOST}.*.partial*"):
-        process, life = left.name.split(".")[-2].split("-")[:2]
-        if not is_alive(int(process)) or (int(process) == os.getpid() and life != _LIFE):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        found = _LEFT.fullmatch(left.name.removeprefix(f".{path.name}.{_HOST}."))
+        if found and not is_alive(int(found[1])):
+            with suppress(OSError):  # of another user, in a folder that all share
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{_LIFE}-{next(_NUMBERS)}.partial")
 
 

@@ -78,15 +78,21 @@ def test_what_a_killed_process_left_is_removed_by_the_next_but_not_that_of_a_liv
     assert [path.name for path in target.iterdir()] == ["whole"]
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_removed_and_not_what_is_being_written(tmp_path: Path) -> None:
-    """As in a container, whose processes are numbered alike each time it starts."""
+def test_what_a_process_of_the_same_number_left_and_names_of_others_are_in_nobodys_way(tmp_path: Path) -> None:
+    """As in a container, whose processes are numbered alike each time it starts: what has that number may live elsewhere."""
+    mine = temporary_beside(tmp_path / "model").name
+    life, place = mine.split("-")[-2], mine.rpartition(f".{os.getpid()}-")[0]
+    others = [
+        mine.replace(life, "0" * len(life)),
+        f"{place}.foo.partial",
+        f"{place}.12.partial",
+        f"{place}.9-9.partial.lock",
+    ]
+    for name in others:
+        (tmp_path / name).mkdir()
     with whole_folder(tmp_path / "model") as partial:
-        mine = temporary_beside(tmp_path / "model")
-        life = mine.name.split("-")[-2]
-        mine.with_name(mine.name.replace(life, "0" * len(life))).mkdir()
-        temporary_beside(tmp_path / "model")
-        assert [path.name for path in tmp_path.iterdir()] == [partial.name]
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        (partial / "weights").write_text("x")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", *others}
 
 
 def test_a_scratch_folder_goes_with_all_that_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
