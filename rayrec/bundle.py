@@ -8,7 +8,8 @@ What else lies in it is the family's: ``rayrec.families.<family>.bundle``.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,6 @@ _DTYPES = {
 # Beyond what any model here has; within it, describing a model takes a second or two at most.
 _LARGEST, _MOST_ELEMENTS = 2**31, 10_000
 _MOST_MODULES, _COUNTS_OF_MODULES = 256, ("layers", "experts", "levels", "heads", "depth", "blocks")
-_UNBUILDABLE = (ArithmeticError, RuntimeError, TypeError, ValueError)
 _MOST_CONFIG_BYTES, _MOST_TEXT_BYTES, _MOST_HEADER_BYTES = 64 * 2**20, 2 * 2**30, 100 * 2**20
 
 
@@ -160,17 +160,12 @@ def load_model(build: Callable[[], M], folder: Path, metadata: BundleMetadata) -
     So ``build`` may look at no values of its tensors, and a bundle takes no more memory than its weights have bytes.
     """
     file = folder / WEIGHTS
-    try:
-        with on_meta_device():
-            expected = build().state_dict()
-    except _UNBUILDABLE as error:
-        raise _unbuildable(folder, error) from None
+    with _building(folder), on_meta_device():
+        expected = build().state_dict()
     _check_header(expected, file)
     _check_hash(file, metadata)
-    try:
+    with _building(folder):  # initial values are drawn now
         model = build()
-    except _UNBUILDABLE as error:  # of initial values, which are not drawn without memory
-        raise _unbuildable(folder, error) from None
     try:
         model.load_state_dict(load_file(file))
     except SafetensorError as error:
@@ -178,8 +173,13 @@ def load_model(build: Callable[[], M], folder: Path, metadata: BundleMetadata) -
     return model
 
 
-def _unbuildable(folder: Path, error: Exception) -> BundleError:
-    return BundleError(f"{folder / CONFIG}: no model can be made of its model_config: {error}")
+@contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    """What a model's constructor raises becomes a BundleError."""
+    try:
+        yield
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / CONFIG}: no model can be made of its model_config: {error}") from None
 
 
 def _check_sizes(value: Any, where: str) -> None:

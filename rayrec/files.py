@@ -12,15 +12,12 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 
 from rayrec.errors import DiskError, UserError, disk_trouble
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
-_NUMBERS = count()  # threads of one process may write the same place
-_LIFE = secrets.token_hex(4)  # in a container a killed process's successor may have its number
-_LEFT = re.compile(r"(\d+)-(?:[0-9a-f]+-)?\d+\.partial(?:-journal|-wal|-shm)?")
+_LEFT = re.compile(r"(\d+)-[0-9a-f]+\.partial(?:-journal|-wal|-shm)?")
 
 
 @contextmanager
@@ -94,7 +91,8 @@ def temporary_beside(path: Path) -> Path:
         if found and not is_alive(int(found[1])):
             with suppress(OSError):  # of another user, in a folder that all share
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{_LIFE}-{next(_NUMBERS)}.partial")
+    # Threads write the same place; in a container a killed process's successor has its number; others share a temporary folder.
+    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}-{secrets.token_hex(8)}.partial")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rayrec.bundle import BundleError, write_bundle
+from rayrec.bundle import BundleError, load_model, read_metadata, write_bundle
 from rayrec.data.log import Log
 from rayrec.data.log.schema import DenseFeature, LogSchema, SchemaError, TaskLabel
 from rayrec.data.log.streams import LogStream, StreamConfig
@@ -131,6 +131,19 @@ def test_a_config_of_absurd_sizes_is_refused_before_anything_is_allocated(
     with pytest.raises(BundleError, match=message) as refused:
         load_bundle(saved[0])
     assert "\n" not in str(refused.value)
+
+
+def test_initial_values_that_cannot_be_drawn_are_refused_in_one_line(saved) -> None:
+    folder, task, _ = saved
+
+    def build() -> torch.nn.Module:
+        model = task.build()
+        torch.nn.init.normal_(next(model.parameters()), std=-1.0)
+        return model
+
+    metadata = read_metadata(folder, "ranker", ("schema.json",))
+    with pytest.raises(BundleError, match=r"no model can be made of its model_config: .*std"):
+        load_model(build, folder, metadata)
 
 
 @pytest.mark.parametrize("name", ["config.json", "schema.json", "model.safetensors"])

@@ -81,13 +81,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_but_not_that_of_a_liv
 def test_what_a_process_of_the_same_number_left_and_names_of_others_are_in_nobodys_way(tmp_path: Path) -> None:
     """As in a container, whose processes are numbered alike each time it starts: what has that number may live elsewhere."""
     mine = temporary_beside(tmp_path / "model").name
-    life, place = mine.split("-")[-2], mine.rpartition(f".{os.getpid()}-")[0]
-    others = [
-        mine.replace(life, "0" * len(life)),
-        f"{place}.foo.partial",
-        f"{place}.12.partial",
-        f"{place}.9-9.partial.lock",
-    ]
+    place = mine.rpartition(f".{os.getpid()}-")[0]
+    same_number = f"{place}.{os.getpid()}-0.partial"
+    others = [same_number, f"{place}.foo.partial", f"{place}.12.partial", f"{place}.9-9.partial.lock"]
     for name in others:
         (tmp_path / name).mkdir()
     with whole_folder(tmp_path / "model") as partial:
