@@ -188,8 +188,8 @@ class DepthRetriever(Retriever[Tensor]):
         h = self.states(packed)
         places = self.known.places(goal)  # (T, M)
         parts = {
-            f"code_{level + 1}": cross_entropy(z, places[:, level]) if len(goal) else z.sum()
-            for level, z in enumerate(self._teacher_forced(h, packed, goal))
+            f"code_{level + 1}": cross_entropy(z, places[rows, level], reduction="sum") / max(len(goal), 1)
+            for level, (rows, z) in enumerate(self._teacher_forced(h, packed, goal))
         }
         if self.config.dense_weight > 0:
             parts["dense"] = self._dense_loss(h, packed, goal)
@@ -297,17 +297,29 @@ class DepthRetriever(Retriever[Tensor]):
             shifted, shift = place[packed.before()], self.dense_repeat / self.config.dense_temperature
         return full_softmax_loss(queries, items, place[goal], shifted=shifted, shift=shift)
 
-    def _teacher_forced(self, h: Tensor, packed: PackedHistories, goal: Tensor) -> list[Tensor]:
-        """By level, logits (T, C) of the children of the goal's prefix, -inf where there are fewer than C."""
-        known, tokens, nodes = self.known, self.item_tokens[goal], self.known.nodes[goal]
+    def _teacher_forced(self, h: Tensor, packed: PackedHistories, goal: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """By level, the positions (t,) whose goal's prefix goes on in several ways, and their logits (t, C) of its children,
+        -inf where there are fewer than C.
+
+        A code that alone can follow has probability 1 and teaches nothing; behind a position's last choice no state is made.
+        """
+        known, choices = self.known, self.known.choices(goal)  # (T, M)
+        rows = torch.arange(len(goal), device=goal.device)
         read, newest = packed.read(), packed.newest()  # (T, L) each
         matching, found = read > 0, []
         for level in range(self.levels):
-            scores = self.logits(h, level, self.marks(matching, read, newest, level))
-            found.append(known.among_children(scores, level, nodes[:, level], known.slices[level].start))
-            matching = matching & (self.item_tokens[read][..., level] == tokens[:, level, None])
+            deciding = choices[rows, level].nonzero().squeeze(1)
+            marks = self.marks(matching[deciding], read[deciding], newest[deciding], level)
+            scores = self.logits(h[deciding], level, marks)
+            nodes = known.nodes[goal[rows[deciding]], level]
+            among = known.among_children(scores, level, nodes, known.slices[level].start)
+            found.append((rows[deciding], among))
             if level + 1 < self.levels:
-                h = self.descend(h, tokens[:, level], level)
+                left = choices[rows, level + 1 :].any(1).nonzero().squeeze(1)
+                rows, read, newest = rows[left], read[left], newest[left]
+                tokens = self.item_tokens[goal[rows]][:, level]  # (t,)
+                matching = matching[left] & (self.item_tokens[read][..., level] == tokens.unsqueeze(1))
+                h = self.descend(h[left], tokens, level)
         return found
 
     def _initialize(self) -> None:

@@ -35,6 +35,12 @@ class KnownItems:
         starts = [self.trie.offsets[level][nodes[:, level]] for level in range(self.trie.depth)]
         return nodes[:, 1:] - torch.stack(starts, 1)
 
+    def choices(self, items: Tensor) -> Tensor:
+        """(T, M) bool: whether each prefix of the items (T,), the empty one first, goes on in more than one way."""
+        nodes = self.nodes[items]
+        counts = [self.trie.offsets[level].diff()[nodes[:, level]] for level in range(self.trie.depth)]
+        return torch.stack(counts, 1) > 1
+
     def child(self, level: int, nodes: Tensor, tokens: Tensor) -> Tensor:
         """The child (...) of each of ``nodes`` (...) at depth ``level`` by its token (...); its first one where there is none."""
         children, found, exists = self.trie.children(level, nodes)

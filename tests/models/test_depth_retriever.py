@@ -99,6 +99,21 @@ def test_losses_and_gradients_are_those_of_a_loop_over_positions_codes_and_candi
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, msg=name)
 
 
+def test_codes_that_alone_can_follow_cost_nothing_and_still_belong_to_every_workers_graph() -> None:
+    torch.manual_seed(0)
+    tokens = torch.tensor([[0, 0, 0], [1, 4, 6], [2, 4, 6], [3, 5, 7]])  # the first code tells all items apart
+    seen = torch.tensor([False, True, True, True])
+    found = DepthRetriever(ItemFeatures(tokens, 8, torch.zeros(4, 1), seen), CONFIG)
+    parts = found.losses(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 3]]))
+    assert parts["code_1"] > 0
+    assert parts["code_2"] == 0 and parts["code_3"] == 0
+    sum(parts.values(), torch.zeros(())).backward()
+    for name, parameter in found.named_parameters():
+        assert parameter.grad is not None, name
+        if name.startswith(("depth", "code_norms")):
+            assert not parameter.grad.any(), name
+
+
 @torch.no_grad()
 def test_a_beam_as_wide_as_the_catalogue_scores_every_item_by_its_likelihood() -> None:
     found = model()
