@@ -106,7 +106,8 @@ def test_codes_that_alone_can_follow_cost_nothing_and_still_belong_to_every_work
     found = DepthRetriever(ItemFeatures(tokens, 8, torch.zeros(4, 1), seen), CONFIG)
     parts = found.losses(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 3]]))
     assert parts["code_1"] > 0
-    assert parts["code_2"] == 0 and parts["code_3"] == 0
+    assert parts["code_2"] == 0
+    assert parts["code_3"] == 0
     sum(parts.values(), torch.zeros(())).backward()
     for name, parameter in found.named_parameters():
         assert parameter.grad is not None, name
