@@ -276,6 +276,57 @@ def test_a_cross_network_and_a_trunk_of_any_depth_are_one_node_with_the_gradient
     _assert_written_out_is_the_same(architecture)
 
 
+@pytest.mark.parametrize("structure", ["stacked", "parallel"])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(("dim", "wide"), [(4, True), (4, False), (9, True)])
+def test_in_bfloat16_they_are_that_node_too_and_only_rounding_apart(
+    structure: Any, layers: int, dim: int, wide: bool
+) -> None:
+    """A dropout that drops nothing keeps the layers apart."""
+    architecture = RankerArchitecture(
+        embedding_dim=dim, cross_layers=layers, structure=structure, trunk=(8, 6), tower=(5,), wide=wide
+    )
+    model, apart = trained(architecture), trained(replace(architecture, embedding_dropout=1e-12)).train()
+    batch, towards = some_batch(2000), torch.randn(2000, 3, generator=torch.Generator().manual_seed(5))
+    for parameter in (*model.parameters(), *apart.parameters()):
+        parameter.data *= 0.3  # small beside the 1 that a gate may hold
+    exact = torch.autograd.grad((model(batch) * towards).sum(), list(model.parameters()))
+    found = []
+    for some in (model, apart):
+        with torch.autocast("cpu", torch.bfloat16):
+            h = some.represent(batch)
+            logits = some.heads(h)
+        assert ("_CrossedTrunkBackward" in _nodes(h)) == (some is model)
+        torch.testing.assert_close(logits.float(), model(batch), rtol=0.02, atol=0.01)
+        found.append(torch.autograd.grad((logits * towards).sum(), list(some.parameters())))
+    at_once, layer_by_layer, wanted = (torch.cat([g.flatten() for g in some]) for some in (*found, exact))
+    error = (at_once - wanted).norm() / wanted.norm()
+    assert error <= 2 * (layer_by_layer - wanted).norm() / wanted.norm()
+    assert error <= 0.05
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_in_bfloat16_the_wide_part_keeps_the_bits_of_float32(name: str) -> None:
+    model, batch = trained(ARCHITECTURES[name]), some_batch()
+    if not model.architecture.wide:
+        pytest.skip("no wide part")
+    exact = model.represent(batch)[:, -3:]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.represent(batch)[:, -3:]
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+
+
+def _nodes(x: Tensor) -> set[str]:
+    """Names of the graph's nodes behind x."""
+    names, left = set(), [x.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None:
+            names.add(type(node).__name__)
+            left += [before for before, _ in node.next_functions]
+    return names
+
+
 def _assert_written_out_is_the_same(architecture: RankerArchitecture) -> None:
     model, batch = trained(architecture).double(), some_batch()
     batch = replace(batch, dense=batch.dense.double())

@@ -2,7 +2,7 @@
 
 Apart they cost a training step many passes over matrices as large as its input: results are put side by side, each has a
 gradient of its own, and these are split, padded and added up again. Here each part writes to its place in one result, and going
-back adds to one gradient in place.
+back adds to one gradient in place. In bfloat16, too: a product's sums are then float32's, what lies between products is rounded.
 """
 
 from collections.abc import Sequence
@@ -36,17 +36,22 @@ class CrossedTrunk:
     def __call__(
         self, x: Tensor, crosses: Sequence[nn.Linear], trunk: Sequence[nn.Linear], wide_dense: nn.Linear | None
     ) -> Tensor:
-        """h of x, of the layers' parameters."""
+        """h of x, of the layers' parameters; under autocast in its dtype."""
         given = [p for layers in (crosses, trunk) for p in (*(x.weight for x in layers), *(x.bias for x in layers))]
-        h: Tensor = _CrossedTrunk.apply(
-            x, self, 2 * len(crosses), *given, None if wide_dense is None else wide_dense.weight
-        )
+        given += [] if wide_dense is None else [wide_dense.weight]
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            kind = torch.get_autocast_dtype(device)
+            x, given = x.to(kind), [p.to(kind) for p in given]
+        with torch.autocast(device, enabled=False):
+            h: Tensor = _CrossedTrunk.apply(x, self, 2 * len(crosses), *given, *([None] if wide_dense is None else []))
         return h
 
 
 class _CrossedTrunk(torch.autograd.Function):
     """One product makes all that x0 goes into: ``gate`` = W x0 + b + 1 of the first cross layer, whose output is x0 * gate, and
-    beside it the first layer of a parallel trunk."""
+    beside it the first layer of a parallel trunk. In bfloat16 the gate is W x0 + b, and the output x0 * gate + x0: beside a 1,
+    eight bits leave little of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: CrossedTrunk, crosses: int, *parameters: Tensor | None) -> Tensor:
@@ -62,9 +67,9 @@ class _CrossedTrunk(torch.autograd.Function):
         product = x0 @ first.t() if shift is None else torch.addmm(shift, x0, first.t())
         gate, crossed_to = product[:, :padded], h[:, :n] if parallel else None
         if len(weights) == 1 and crossed_to is not None:
-            crossed, used = torch.mul(x0[:, :n], gate[:, :n], out=crossed_to), [list[Tensor]()] * 3
+            crossed, used = _gated(x0[:, :n], gate[:, :n], out=crossed_to), [list[Tensor]()] * 3
         else:
-            crossed, *used = cross(x0 * gate, x0, weights[1:], biases[1:], out=crossed_to)
+            crossed, *used = cross(_gated(x0, gate), x0, weights[1:], biases[1:], out=crossed_to)
 
         # what going back needs of ReLU is its output
         if parallel:
@@ -126,6 +131,8 @@ class _CrossedTrunk(torch.autograd.Function):
             at_x0.addcmul_(at_crossed, product[:, :padded])
         else:
             torch.mul(at_crossed, product[:, :padded], out=at_x0)
+        if not _with_one(x0):
+            at_x0 += at_crossed
         torch.mul(at_crossed, x0, out=at_product[:, :padded])
         at_first = at_product.t() @ x0
         at_shift = at_first[:, n] if padded > n else at_product.sum(0)
@@ -149,19 +156,28 @@ def _first(
     """The matrix (P + M, P) of the product that x0 goes into, M = 0 unless the trunk is parallel, and its bias, None where the
     matrix holds it."""
     n, padded = parts.width, parts.padded
-    rows = len(layer) if parts.parallel else 0
+    rows, one = len(layer) if parts.parallel else 0, 1.0 if _with_one(weight) else 0.0
     if padded == n:
         if not rows:
-            return weight, bias + 1.0
-        return torch.cat([weight, layer]), torch.cat([bias + 1.0, shift])
+            return weight, bias + one
+        return torch.cat([weight, layer]), torch.cat([bias + one, shift])
     whole = weight.new_zeros(padded + rows, padded)
     whole[:n, :n] = weight
     whole[:n, n] = bias
-    whole[:padded, n] += 1.0
+    whole[:padded, n] += one
     if rows:
         whole[padded:, :n] = layer
         whole[padded:, n] = shift
     return whole, None
+
+
+def _with_one(x: Tensor) -> bool:
+    """Whether the first cross layer's "+ x0" lies in its gate."""
+    return x.dtype != torch.bfloat16
+
+
+def _gated(x0: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return torch.mul(x0, gate, out=out) if _with_one(x0) else torch.addcmul(x0, x0, gate, out=out)
 
 
 def _halves(parameters: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -64,23 +64,29 @@ class _SharedProduct(torch.autograd.Function):
 
 
 class _ProductBeside(torch.autograd.Function):
-    """x (B, I + K) and joined (I, J) to x[:, :I] @ joined and the last K columns, whose gradients go back in one piece."""
+    """x (B, I + K) and joined (I, J) to x[:, :I] @ joined, in joined's dtype, and the last K columns, in x's; their gradients go
+    back in one piece."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, joined: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, joined)
         width = len(joined)
-        return x[:, :width] @ joined, x[:, width:]
+        left = x[:, :width].to(joined.dtype)
+        ctx.save_for_backward(left, joined)
+        ctx.dtype = x.dtype
+        return left @ joined, x[:, width:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, at_rest: Tensor) -> tuple[Tensor, Tensor]:
-        x, joined = ctx.saved_tensors
+        left, joined = ctx.saved_tensors
         width = len(joined)
-        at_x = torch.empty_like(x)
-        torch.mm(gradient, joined.t(), out=at_x[:, :width])
+        at_x = at_rest.new_empty(len(left), width + at_rest.shape[1], dtype=ctx.dtype)
+        if joined.dtype == ctx.dtype:
+            torch.mm(gradient, joined.t(), out=at_x[:, :width])
+        else:
+            at_x[:, :width] = gradient @ joined.t()
         at_x[:, width:] = at_rest
-        return at_x, x[:, :width].t() @ gradient
+        return at_x, left.t() @ gradient
 
 
 class StackedFeedForward(nn.Module):
@@ -104,9 +110,12 @@ class StackedFeedForward(nn.Module):
         return x if self.last is None else self.last(x)
 
     def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, I + K) to (T, B, O) of the first I columns, and the other K as they are. Not under autocast."""
+        """(B, I + K) to (T, B, O) of the first I columns, and the other K as they are."""
         layers = [layer for layer in (*self.hidden, self.last) if isinstance(layer, StackedLinear)]
-        product, rest = _ProductBeside.apply(x, layers[0].joined())
+        joined, device = layers[0].joined(), x.device.type
+        if torch.is_autocast_enabled(device):
+            joined = joined.to(torch.get_autocast_dtype(device))
+        product, rest = _ProductBeside.apply(x, joined)
         x = layers[0].stacked(product)
         for i, layer in enumerate(layers):
             x = layer(x) if i else x
