@@ -1,7 +1,8 @@
 """The training steps of DeepCTR-Torch and FuxiCTR, as their own ``fit`` makes them, on a DCN-V2 with parallel tower.
 
 Both have no data of ours in common: ids arrive as one float matrix (DeepCTR-Torch) or one tensor a field (FuxiCTR). L2 penalties,
-which walk over whole tables, are off in both.
+which walk over whole tables, are off in both. Neither offers bfloat16; ``bf16`` runs its model, up to its predictions, under
+torch's autocast.
 """
 
 from collections import OrderedDict
@@ -31,7 +32,7 @@ class PeerShape:
 Step = Callable[[int], None]
 
 
-def deepctr_torch_step(shape: PeerShape, batches: Sequence[Batch]) -> Step:
+def deepctr_torch_step(shape: PeerShape, batches: Sequence[Batch], bf16: bool) -> Step:
     """One step on batch i. With DeepCTR-Torch's linear part; loss, ``item()`` calls and order as in its ``BaseModel.fit``."""
     try:
         from deepctr_torch.inputs import DenseFeat, SparseFeat
@@ -58,7 +59,8 @@ def deepctr_torch_step(shape: PeerShape, batches: Sequence[Batch]) -> Step:
     model.train()
 
     def step(i: int) -> None:
-        predicted = model(rows[i]).squeeze(-1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            predicted = model(rows[i]).squeeze(-1).float()
         model.optim.zero_grad()
         loss = model.loss_func(predicted, labels[i], reduction="sum")
         total = loss + model.get_regularization_loss() + model.aux_loss
@@ -70,7 +72,7 @@ def deepctr_torch_step(shape: PeerShape, batches: Sequence[Batch]) -> Step:
     return step
 
 
-def fuxictr_step(shape: PeerShape, batches: Sequence[Batch]) -> Step:
+def fuxictr_step(shape: PeerShape, batches: Sequence[Batch], bf16: bool) -> Step:
     """One step on batch i: ``BaseModel.train_step`` of a DCNv2 as in FuxiCTR's model zoo, of the package's own layers."""
     try:
         from fuxictr.features import FeatureMap
@@ -99,9 +101,10 @@ def fuxictr_step(shape: PeerShape, batches: Sequence[Batch]) -> Step:
             self._max_gradient_norm = 10.0  # the default of ``fit``
 
         def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            x = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
-            h = torch.cat([self.crossnet(x), self.parallel_dnn(x)], dim=-1)
-            return {"y_pred": self.output_activation(self.fc(h))}
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                x = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
+                h = torch.cat([self.crossnet(x), self.parallel_dnn(x)], dim=-1)
+                return {"y_pred": self.output_activation(self.fc(h)).float()}
 
     model = DCNv2()
     assert model.loss_fn is binary_cross_entropy

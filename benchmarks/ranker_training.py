@@ -48,7 +48,8 @@ IN_MEMORY = 8  # different batches
 
 @dataclass(frozen=True)
 class Command:
-    """rounds: blocks of ``steps`` steps of each side, in turn. precision: of ours, as in LoopConfig; the peers have none.
+    """rounds: blocks of ``steps`` steps of each side, in turn. precision: of ours, as in LoopConfig. peer_precision: theirs, by
+    torch's autocast, which they do not use themselves.
     compile_update: of ours, as in RunOptions. tables: which of them.
 
     cpu_time: time the process's CPU in place of the clock, for a machine that does other work too; one thread then.
@@ -59,6 +60,7 @@ class Command:
     batch_size: int = 4096
     threads: int = 2
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    peer_precision: Literal["float32", "bfloat16"] = "float32"
     cpu_time: bool = False
     compile_update: bool = False
     tables: tuple[Literal["criteo", "small"], ...] = ("small", "criteo")
@@ -81,13 +83,17 @@ def main() -> None:
     command = tyro.cli(Command, description=__doc__)
     torch.set_num_threads(command.threads)
     sizes_of = {"small": (1_000,) * 26, "criteo": tuple(min(s, LARGEST_FIELD) for s in CRITEO_FIELD_SIZES)}
-    peers: dict[str, tuple[bool, Callable[[PeerShape, list[Batch]], Step]]] = {
+    peers: dict[str, tuple[bool, Callable[[PeerShape, list[Batch], bool], Step]]] = {
         "deepctr_torch": (True, deepctr_torch_step),
         "fuxictr": (False, fuxictr_step),
     }
     ratios: dict[str, dict[str, float]] = {}
     clock = "CPU time" if command.cpu_time else "wall time"
-    print(f"batch {command.batch_size:,}, {command.threads} threads, precision {command.precision}, {clock}", end="")
+    print(
+        f"batch {command.batch_size:,}, {command.threads} threads, precision {command.precision}, "
+        f"peers {command.peer_precision}, {clock}",
+        end="",
+    )
     print(f"{', compiled update' if command.compile_update else ''}; rows/s")
     print(f"{'tables':<8}{'ids':>10}{'peer':>15}{'its rows/s':>12}{'ours':>9}{'over it':>9}", end="")
     print(f"{'products':>10}{'our share':>11}{'GFLOP/s':>9}")
@@ -98,7 +104,9 @@ def main() -> None:
         for peer, (wide, make_step) in peers.items():
             task = _task(shape, wide)
             products = _products(task, batches[0], command.precision == "bfloat16")
-            times = _in_turn(command, task, batches, products, make_step(shape, batches))
+            times = _in_turn(
+                command, task, batches, products, make_step(shape, batches, command.peer_precision == "bfloat16")
+            )
             over, share = times.peer / times.ours, times.products / times.ours
             found = ratios.setdefault(name, {})
             found |= {f"over_{peer}": round(over, 3), f"products_share_beside_{peer}": round(share, 3)}
