@@ -68,7 +68,8 @@ class LoopConfig:
     validation split is not what the model will serve, as for a student of UKDSL, whose validation rows are
     impressions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast); "auto" does so on GPUs."""
+    """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast), which pays on GPUs and on CPUs with units for it
+    (AMX); "auto" does so on GPUs."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps"):
@@ -106,6 +107,8 @@ def run_training(
     check_workers(progress, loop.worker.size, "this run")
     loop.state.progress = progress = replace(progress, workers=loop.worker.size)
     position = StreamPosition(progress.epoch, progress.step_in_epoch)
+    if loop.bf16 and loop.worker.device.type == "cpu" and not _has_bf16_units():
+        say("precision: this CPU has no units for bfloat16 products, which then take longer than float32's")
     if progress.step:
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
     with freed_memory_kept(loop.worker.options.keep_freed_memory and loop.worker.device.type == "cpu"):
@@ -169,6 +172,11 @@ def updates_of(stream: TrainingStream[B], accumulate: int) -> Iterator[list[tupl
         if len(update) == accumulate or stream.position.step == 0:
             yield update
             update = []
+
+
+def _has_bf16_units() -> bool:
+    """Whether this machine's CPU multiplies in bfloat16 itself: AMX, AVX512-BF16, or ARM's."""
+    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def state_rate(state: TrainingState) -> float:

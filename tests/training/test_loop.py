@@ -64,6 +64,21 @@ def test_it_learns_a_learnable_log(experiment: RankerExperiment, tmp_path: Path)
     assert progress.evaluations["test"]["buy"]["rows"] < progress.evaluations["test"]["click"]["rows"]
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_it_learns_in_bfloat16_and_says_where_that_is_slow(
+    experiment: RankerExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units, "avx2": True})
+    half = replace(experiment, loop=replace(experiment.loop, epochs=4, precision="bfloat16"))
+    reporter, said = FolderReporter(tmp_path / "run"), list[str]()
+    train_here(half, reporter, say=said.append)
+    latest = reporter.latest()
+    assert latest is not None
+    assert any("no units for bfloat16" in line for line in said) != units
+    assert read_progress(latest).evaluations["test"]["click"]["auc"] > 0.75
+    assert all(x.dtype == torch.float32 for x in best_weights(latest).values() if x.is_floating_point())
+
+
 @pytest.mark.parametrize("reports", [1, 4, 5])
 def test_a_killed_run_ends_with_the_same_weights_as_an_undisturbed_one(
     experiment: RankerExperiment, tmp_path: Path, reports: int
