@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig, RankingTask
-from rayrec.methods.balancing import Balancing
+from rayrec.methods.balancing import Balancing, find_methods
+from rayrec.methods.balancing.combining import Combining
 from rayrec.methods.balancing.fixed import Fixed
 from rayrec.methods.balancing.gradnorm import Gradnorm
 from rayrec.methods.balancing.multibalance import Multibalance
@@ -164,6 +166,28 @@ def test_every_kind_of_balancing_trains_with_sparse_tables(
     short = replace(experiment, ranking=ranking, loop=replace(experiment.loop, epochs=1))
     progress = read_progress(train(short, tmp_path / "run"))
     assert progress.evaluations["test"]["click"]["normalized_entropy"] < 1.0
+
+
+@pytest.mark.parametrize("level", ["representation", "parameters"])
+@pytest.mark.parametrize("kind", [kind for kind in find_methods() if issubclass(kind, Combining) and kind is not Fixed])
+def test_tasks_get_the_weights_of_float32_in_bfloat16(small_log: Path, kind: Any, level: str) -> None:
+    """The same gradients but for rounding, and all that follows from them in float32."""
+    config, batch, found = replace(TOGETHER, balancing=kind(level=level), perturbation=None), first_batch(small_log), []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        task = RankingTask(Log.open(small_log).schema, config)
+        model = task.build().eval()
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = task.loss(model, batch)
+            loss.total.backward()
+        trunk = [p.grad.flatten() for name, p in model.named_parameters() if name.startswith("trunk")]
+        found.append(
+            (torch.stack([loss.parts[f"balance/{name}"] for name in task.schema.task_names]), torch.cat(trunk))
+        )
+    (weights, gradient), (half_weights, half_gradient) = found
+    torch.testing.assert_close(half_weights, weights, rtol=0.03, atol=0.005)
+    assert (half_gradient - gradient).norm() <= 0.05 * gradient.norm()
 
 
 def test_the_summed_gradient_statistic_knows_the_representations_width(small_log: Path) -> None:

@@ -197,7 +197,10 @@ class RankingTask:
         if self.balancer is None:
             total = losses.sum()
         else:
-            total = self.balancer.total(losses, h, inputs, model.parameters())
+            with torch.autocast(
+                h.device.type, enabled=False
+            ):  # eight bits of a Gram matrix are too few to weigh tasks by
+                total = self.balancer.total(losses, h, inputs, model.parameters())
             named["balance"] = self.balancer.shares
         parts_by_name = {
             f"{name}/{head}": value
