@@ -309,7 +309,9 @@ class DepthRetriever(Retriever[Tensor]):
         matching, found = read > 0, []
         for level in range(self.levels):
             deciding = choices[rows, level].nonzero().squeeze(1)
-            marks = self.marks(matching[deciding], read[deciding], newest[deciding], level)
+            marks = None
+            if self.config.repeat_terms:
+                marks = self.marks(matching[deciding], read[deciding], newest[deciding], level)
             scores = self.logits(h[deciding], level, marks)
             nodes = known.nodes[goal[rows[deciding]], level]
             among = known.among_children(scores, level, nodes, known.slices[level].start)

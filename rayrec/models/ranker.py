@@ -253,7 +253,7 @@ class Ranker(nn.Module):
         )
         if not autocast:
             return parts(x, crosses, trunk, self.wide_dense)
-        features, wide = self._parted(x)  # the wide part's logits keep float32's bits
+        features, wide = self._parted(x)
         h = parts(features, crosses, trunk, None)
         if not self.architecture.wide:
             return h

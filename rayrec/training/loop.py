@@ -68,8 +68,8 @@ class LoopConfig:
     validation split is not what the model will serve, as for a student of UKDSL, whose validation rows are
     impressions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast), which pays on GPUs and on CPUs with units for it
-    (AMX); "auto" does so on GPUs."""
+    """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast), which pays for large ones on GPUs and on CPUs with
+    units for it (measured: AMX); "auto" does so on GPUs."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps"):
@@ -107,9 +107,9 @@ def run_training(
     check_workers(progress, loop.worker.size, "this run")
     loop.state.progress = progress = replace(progress, workers=loop.worker.size)
     position = StreamPosition(progress.epoch, progress.step_in_epoch)
-    if loop.bf16 and loop.worker.device.type == "cpu" and not _has_bf16_units():
+    if loop.leads and loop.bf16 and loop.worker.device.type == "cpu" and not _has_bf16_units():
         say("precision: this CPU has no units for bfloat16 products, which then take longer than float32's")
-    if progress.step:
+    if progress.step and loop.leads:
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
     with freed_memory_kept(loop.worker.options.keep_freed_memory and loop.worker.device.type == "cpu"):
         if not loop.patience_exhausted:  # else it was killed between its last evaluation and its end

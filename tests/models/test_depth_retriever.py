@@ -99,11 +99,8 @@ def test_losses_and_gradients_are_those_of_a_loop_over_positions_codes_and_candi
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_codes_that_alone_can_follow_cost_nothing_and_still_belong_to_every_workers_graph() -> None:
-    torch.manual_seed(0)
-    tokens = torch.tensor([[0, 0, 0], [1, 4, 6], [2, 4, 6], [3, 5, 7]])  # the first code tells all items apart
-    seen = torch.tensor([False, True, True, True])
-    found = DepthRetriever(ItemFeatures(tokens, 8, torch.zeros(4, 1), seen), CONFIG)
+def test_codes_that_alone_can_follow_teach_nothing_and_still_belong_to_every_workers_graph() -> None:
+    found = of_tokens([[1, 4, 6], [2, 4, 6], [3, 5, 7]])  # the first code tells all items apart
     parts = found.losses(torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 3]]))
     assert parts["code_1"] > 0
     assert parts["code_2"] == 0
@@ -113,6 +110,30 @@ def test_codes_that_alone_can_follow_cost_nothing_and_still_belong_to_every_work
         assert parameter.grad is not None, name
         if name.startswith(("depth", "code_norms")):
             assert not parameter.grad.any(), name
+
+
+def test_a_certain_code_before_one_that_is_not_keeps_its_position() -> None:
+    """Of items 1 and 2 the second code is certain and the third is not, of 3 and 4 the other way round, of 5 both are certain."""
+    found = of_tokens([[1, 4, 7], [1, 4, 8], [2, 5, 8], [2, 6, 7], [3, 5, 9]])
+    assert found.known.choices(torch.arange(1, 6)).tolist() == [
+        [True, False, True], [True, False, True], [True, True, False], [True, True, False], [True, False, False]
+    ]  # fmt: skip
+    loss = found.loss(torch.tensor([[2, 3, 1, 4, 5]]), torch.tensor([[1, 2, 3, 4, 5]]))["loss"]
+    wanted = -torch.stack([by_hand(found, [2, 3, 1, 4, 5][: i + 1], i + 1) for i in range(5)]).mean()
+    torch.testing.assert_close(loss, wanted)
+    parameters = dict(found.named_parameters())
+    ours, theirs = (torch.autograd.grad(x, list(parameters.values()), materialize_grads=True) for x in (loss, wanted))
+    for name, one, other in zip(parameters, ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def of_tokens(tokens: list[list[int]]) -> DepthRetriever:
+    torch.manual_seed(0)
+    rows, seen = torch.tensor([[0] * len(tokens[0]), *tokens]), torch.ones(len(tokens) + 1, dtype=torch.bool)
+    seen[0] = False
+    found = DepthRetriever(ItemFeatures(rows, int(rows.max()) + 1, torch.zeros(len(rows), 1), seen), CONFIG)
+    torch.nn.init.normal_(found.repeat, std=0.3)
+    return found.eval()
 
 
 @torch.no_grad()

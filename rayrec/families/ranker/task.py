@@ -197,9 +197,9 @@ class RankingTask:
         if self.balancer is None:
             total = losses.sum()
         else:
-            with torch.autocast(
-                h.device.type, enabled=False
-            ):  # eight bits of a Gram matrix are too few to weigh tasks by
+            # In float32: balancers' running means do not take what autocast's products give, and eight bits of a Gram matrix are
+            # too few to weigh tasks by.
+            with torch.autocast(h.device.type, enabled=False):
                 total = self.balancer.total(losses, h, inputs, model.parameters())
             named["balance"] = self.balancer.shares
         parts_by_name = {

@@ -36,22 +36,24 @@ class CrossedTrunk:
     def __call__(
         self, x: Tensor, crosses: Sequence[nn.Linear], trunk: Sequence[nn.Linear], wide_dense: nn.Linear | None
     ) -> Tensor:
-        """h of x, of the layers' parameters; under autocast in its dtype."""
+        """h of x, of the layers' parameters. Under autocast in its dtype, what adds up over the cross layers too; a wide part's
+        logits, which lose by that, are then left to the caller: neither columns of x nor ``wide_dense``."""
         given = [p for layers in (crosses, trunk) for p in (*(x.weight for x in layers), *(x.bias for x in layers))]
-        given += [] if wide_dense is None else [wide_dense.weight]
-        device = x.device.type
+        of_wide, device = None if wide_dense is None else wide_dense.weight, x.device.type
         if torch.is_autocast_enabled(device):
+            assert x.shape[1] == self.padded
+            assert of_wide is None
             kind = torch.get_autocast_dtype(device)
             x, given = x.to(kind), [p.to(kind) for p in given]
         with torch.autocast(device, enabled=False):
-            h: Tensor = _CrossedTrunk.apply(x, self, 2 * len(crosses), *given, *([None] if wide_dense is None else []))
+            h: Tensor = _CrossedTrunk.apply(x, self, 2 * len(crosses), *given, of_wide)
         return h
 
 
 class _CrossedTrunk(torch.autograd.Function):
     """One product makes all that x0 goes into: ``gate`` = W x0 + b + 1 of the first cross layer, whose output is x0 * gate, and
-    beside it the first layer of a parallel trunk. In bfloat16 the gate is W x0 + b, and the output x0 * gate + x0: beside a 1,
-    eight bits leave little of it."""
+    beside it the first layer of a parallel trunk. In bfloat16 the gate is W x0 + b, and the output x0 * gate + x0: rounded beside
+    a 1, a gate costs h up to half as much again as its own rounding."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: CrossedTrunk, crosses: int, *parameters: Tensor | None) -> Tensor:
@@ -127,12 +129,15 @@ class _CrossedTrunk(torch.autograd.Function):
         else:
             torch.mm(at, layers[0], out=at_crossed)
         at_weights, at_biases = cross_back(at_crossed, x0, used, inputs, projected, n, out=at_x0)
+        gate, one = product[:, :padded], _gate_holds_one(x0.dtype)
         if after:
-            at_x0.addcmul_(at_crossed, product[:, :padded])
+            at_x0.addcmul_(at_crossed, gate)
+            if not one:
+                at_x0 += at_crossed
+        elif one:
+            torch.mul(at_crossed, gate, out=at_x0)
         else:
-            torch.mul(at_crossed, product[:, :padded], out=at_x0)
-        if not _with_one(x0):
-            at_x0 += at_crossed
+            torch.addcmul(at_crossed, at_crossed, gate, out=at_x0)
         torch.mul(at_crossed, x0, out=at_product[:, :padded])
         at_first = at_product.t() @ x0
         at_shift = at_first[:, n] if padded > n else at_product.sum(0)
@@ -156,7 +161,7 @@ def _first(
     """The matrix (P + M, P) of the product that x0 goes into, M = 0 unless the trunk is parallel, and its bias, None where the
     matrix holds it."""
     n, padded = parts.width, parts.padded
-    rows, one = len(layer) if parts.parallel else 0, 1.0 if _with_one(weight) else 0.0
+    rows, one = len(layer) if parts.parallel else 0, 1.0 if _gate_holds_one(weight.dtype) else 0.0
     if padded == n:
         if not rows:
             return weight, bias + one
@@ -171,13 +176,13 @@ def _first(
     return whole, None
 
 
-def _with_one(x: Tensor) -> bool:
+def _gate_holds_one(dtype: torch.dtype) -> bool:
     """Whether the first cross layer's "+ x0" lies in its gate."""
-    return x.dtype != torch.bfloat16
+    return dtype != torch.bfloat16
 
 
 def _gated(x0: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
-    return torch.mul(x0, gate, out=out) if _with_one(x0) else torch.addcmul(x0, x0, gate, out=out)
+    return torch.mul(x0, gate, out=out) if _gate_holds_one(x0.dtype) else torch.addcmul(x0, x0, gate, out=out)
 
 
 def _halves(parameters: Sequence[Any]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
