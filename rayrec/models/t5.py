@@ -238,8 +238,9 @@ class _FeedForward(nn.Module):
 
 
 def padding_bias(real: Tensor) -> Tensor:
-    """(B, 1, 1, L) 0 at real positions; where padding, the lowest finite number, so that rows of padding only stay finite."""
-    bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, torch.finfo(torch.bfloat16).min)
+    """(B, 1, 1, L) 0 at real positions; where padding, a number so low that its weight is 0, and finite, so that rows of padding
+    only stay so: kernels that work in base 2 multiply it by 1.44."""
+    bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, torch.finfo(torch.bfloat16).min / 2)
     return bias[:, None, None, :]
 
 

@@ -114,7 +114,7 @@ def fit_tokenizer(
     seen: (N,) bool, the items that the tokenizer is fitted to, so that cold ones stay as new to it as they will be; None = all.
     Raises ValueError when no item is seen.
     """
-    embeddings = embeddings.float()
+    embeddings = embeddings.float().cpu()
     seen = torch.ones(len(embeddings), dtype=torch.bool) if seen is None else seen
     fitted = embeddings[seen]
     if not len(fitted):

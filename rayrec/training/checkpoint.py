@@ -153,12 +153,12 @@ def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _random_state() -> dict[str, Any]:
     state: dict[str, Any] = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # to ask for it would begin a context, in runs on a CPU too
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])

@@ -69,7 +69,7 @@ class LoopConfig:
     impressions."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast), which pays for large ones on GPUs and on CPUs with
-    units for it (measured: AMX); "auto" does so on GPUs."""
+    units for it (measured: AMX); "auto" does so on GPUs that have them. Evaluations run in float32, as bundles answer."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps"):
@@ -107,8 +107,8 @@ def run_training(
     check_workers(progress, loop.worker.size, "this run")
     loop.state.progress = progress = replace(progress, workers=loop.worker.size)
     position = StreamPosition(progress.epoch, progress.step_in_epoch)
-    if loop.leads and loop.bf16 and loop.worker.device.type == "cpu" and not _has_bf16_units():
-        say("precision: this CPU has no units for bfloat16 products, which then take longer than float32's")
+    if loop.leads and loop.bf16 and not _has_bf16_units(loop.worker.device):
+        say("precision: this machine has no units for bfloat16 products, which then take longer than float32's")
     if progress.step and loop.leads:
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
     with freed_memory_kept(loop.worker.options.keep_freed_memory and loop.worker.device.type == "cpu"):
@@ -174,8 +174,10 @@ def updates_of(stream: TrainingStream[B], accumulate: int) -> Iterator[list[tupl
             update = []
 
 
-def _has_bf16_units() -> bool:
-    """Whether this machine's CPU multiplies in bfloat16 itself: AMX, AVX512-BF16, or ARM's."""
+def _has_bf16_units(device: torch.device) -> bool:
+    """Whether the GPU, or this machine's CPU (AMX, AVX512-BF16, or ARM's), multiplies in bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
@@ -225,7 +227,10 @@ class _Loop(Generic[B]):
         self.step_module: nn.Module = _Step(task, model)
         if worker.size > 1:
             self.step_module = DistributedDataParallel(self.step_module)
-        self.bf16 = config.precision == "bfloat16" or (config.precision == "auto" and worker.device.type == "cuda")
+        gpu = worker.device.type == "cuda"
+        self.bf16 = config.precision == "bfloat16" or (
+            config.precision == "auto" and gpu and _has_bf16_units(worker.device)
+        )
 
     def restore(self, checkpoint: Path) -> None:
         read_checkpoint(checkpoint, self.state, self.worker.rank)
@@ -382,9 +387,8 @@ class _Loop(Generic[B]):
         evaluation = self.task.evaluation(by_group=by_group)
         for batch in batches:
             batch = batch.to(self.worker.device, non_blocking=True)
-            with self.autocast():
-                outputs = self.task.predict(self.state.model, batch)
-            evaluation.update(outputs, batch)
+            # In float32, as a bundle answers: scores of eight bits tie, and a tie counts against the target.
+            evaluation.update(self.task.predict(self.state.model, batch), batch)
         reduce_metrics(evaluation.metrics, self.worker)
         evaluation.gather()
         return evaluation

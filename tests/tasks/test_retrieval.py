@@ -134,6 +134,21 @@ def test_every_model_trains_is_judged_and_comes_back_from_its_bundle(
     assert found["cold"] == pytest.approx(test["cold"], abs=1e-9)
 
 
+def test_a_model_trained_in_bfloat16_is_judged_as_its_bundle_answers(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """In float32: in eight bits scores tie, and a tie counts against the target."""
+    wanted = experiment(folders, "tiger", 3)
+    wanted = replace(wanted, loop=replace(wanted.loop, precision="bfloat16"))
+    reporter = FolderReporter(tmp_path / "checkpoints")
+    train_here(wanted, reporter, say=lambda text: None)
+    checkpoint = reporter.latest()
+    assert checkpoint is not None
+    bundle = load_retriever(wanted.save_bundle(checkpoint, tmp_path / "bundle"))
+    found = judged(folders, bundle, "generative")
+    assert found["in_set"] == pytest.approx(bundle.metadata.metrics["test"]["in_set"], abs=1e-9)
+
+
 def test_a_comparison_judges_each_method_at_each_width_and_generative_at_the_least_alone(
     folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle]
 ) -> None:
