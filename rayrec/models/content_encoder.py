@@ -165,7 +165,8 @@ class ContentEncoder(nn.Module):
             return torch.cat(parts) if parts else self.project.weight.new_zeros(*tokens.shape, self.body.width)
 
     def _kept_states(self, texts: Texts) -> Tensor:
-        """As ``_body``, reading only texts that are new to it: a frozen encoder says the same each time."""
+        """As ``_body``, reading only texts that are new to it: a frozen encoder says the same each time, in float32 whatever the
+        precision of the step that asks first. What is kept lies on the CPU."""
         keys = texts.keys.tolist()
         new = [row for row, key in enumerate(keys) if key not in self._kept]
         fresh: dict[int, Tensor] = {}
@@ -174,13 +175,14 @@ class ContentEncoder(nn.Module):
         for start in range(0, len(new), 256):
             rows = new[start : start + 256]
             longest = max(1, lengths[rows[-1]])
-            states = self._body(texts.tokens[rows, :longest], texts.real[rows, :longest])
+            with torch.autocast(texts.tokens.device.type, enabled=False):
+                states = self._body(texts.tokens[rows, :longest], texts.real[rows, :longest]).cpu()
             for row, own in zip(rows, states, strict=True):
                 fresh[row] = own[: max(1, lengths[row])].clone()
                 if keys[row]:
                     self._kept[keys[row]] = fresh[row]
         found = [fresh[row] if row in fresh else self._kept[key] for row, key in enumerate(keys)]
-        padded = pad_sequence(found, batch_first=True)
+        padded = pad_sequence(found, batch_first=True).to(texts.tokens.device)
         return nn.functional.pad(padded, (0, 0, 0, texts.tokens.shape[1] - padded.shape[1]))
 
 

@@ -34,8 +34,9 @@ def worker_loop(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = _device()
     worker = Worker(context.get_world_rank(), context.get_world_size(), device, record.options)
-    if record.options.threads is None and device.type == "cpu":
-        # Ray sets one thread for a fractional CPU; on CPUs training is the work, so share the machine out evenly.
+    if record.options.threads is None:
+        # Ray sets one thread for a fractional CPU. Training is the work here, and beside a GPU indexes are searched on CPUs, so
+        # share the machine out evenly.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     metrics = (
         MetricQueue(

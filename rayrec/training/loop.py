@@ -226,7 +226,8 @@ class _Loop(Generic[B]):
         self.state = TrainingState(model, optimizer, schedule, Progress(), methods=task.methods.to(worker.device))
         self.step_module: nn.Module = _Step(task, model)
         if worker.size > 1:
-            self.step_module = DistributedDataParallel(self.step_module)
+            # Buffers are what the model was built with, items' tokens and texts: the same everywhere, and large.
+            self.step_module = DistributedDataParallel(self.step_module, broadcast_buffers=False)
         gpu = worker.device.type == "cuda"
         self.bf16 = config.precision == "bfloat16" or (
             config.precision == "auto" and gpu and _has_bf16_units(worker.device)

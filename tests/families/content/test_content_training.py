@@ -232,6 +232,21 @@ def test_an_experiment_of_before_the_encoder_had_its_share_of_the_rate_is_read_a
         read_experiment(json.dumps(plain), "a misspelt one")
 
 
+def test_a_frozen_encoder_keeps_the_states_of_float32_whoever_asks_first(tmp_path: Path) -> None:
+    """A training step in bfloat16 asks first, an evaluation in float32 later."""
+    made = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(made).save_pretrained(tmp_path / "bert")
+    folder, texts = str(tmp_path / "bert"), pad_texts([[1, 2, 3], [4, 5]], [7, 8])
+    config, found = ContentEncoderConfig(folder, train="none", dim=8), []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        encoder = ContentEncoder(config, 50, folder).eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            encoder.texts(texts).sum().backward()
+        found.append(encoder.texts(texts))
+    assert torch.equal(found[0], found[1])
+
+
 def test_a_pretrained_encoder_learns_at_its_share_of_the_rate(tmp_path: Path) -> None:
     made = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(made).save_pretrained(tmp_path / "bert")
