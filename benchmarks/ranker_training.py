@@ -34,6 +34,7 @@ from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig, build_optimizer
 from rayrec.training.loop import LoopConfig, run_training
+from rayrec.training.precision import Precision
 from rayrec.training.worker import RunOptions, TrainingData, Worker
 
 CRITEO_FIELD_SIZES = (
@@ -59,7 +60,7 @@ class Command:
     steps: int = 3
     batch_size: int = 4096
     threads: int = 2
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     peer_precision: Literal["float32", "bfloat16"] = "float32"
     cpu_time: bool = False
     compile_update: bool = False

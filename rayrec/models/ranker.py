@@ -242,8 +242,7 @@ class Ranker(nn.Module):
 
     def _represent_at_once(self, x: Tensor) -> Tensor:
         assert isinstance(self.interaction, CrossNetwork)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dense = None if self.wide_dense is None or autocast else self.dense_columns
+        dense = None if self.wide_dense is None else self.dense_columns
         parts = CrossedTrunk(
             self.features_width, self.wide_columns.start, dense, self.architecture.structure == "parallel"
         )
@@ -251,7 +250,7 @@ class Ranker(nn.Module):
             [layer for layer in layers if isinstance(layer, nn.Linear)]
             for layers in (self.interaction.layers, self.trunk)
         )
-        if not autocast:
+        if not torch.is_autocast_enabled(x.device.type):
             return parts(x, crosses, trunk, self.wide_dense)
         features, wide = self._parted(x)
         h = parts(features, crosses, trunk, None)

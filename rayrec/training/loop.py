@@ -30,6 +30,7 @@ from rayrec.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from rayrec.training.precision import Precision, has_bf16_units, runs_in_bf16
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import COUNTS, Evaluation, Mergeable, Task
 from rayrec.training.worker import B, EvaluationStream, TrainingData, TrainingStream, Worker
@@ -67,7 +68,7 @@ class LoopConfig:
     """The weights a run ends with: of its best evaluation, or the last ones (then nothing stops early): where the
     validation split is not what the model will serve, as for a student of UKDSL, whose validation rows are
     impressions."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Bits of a product: "bfloat16" runs matrix products in bf16 (autocast), which pays for large ones on GPUs and on CPUs with
     units for it (measured: AMX); "auto" does so on GPUs that have them. Evaluations run in float32, as bundles answer."""
 
@@ -107,7 +108,7 @@ def run_training(
     check_workers(progress, loop.worker.size, "this run")
     loop.state.progress = progress = replace(progress, workers=loop.worker.size)
     position = StreamPosition(progress.epoch, progress.step_in_epoch)
-    if loop.leads and loop.bf16 and not _has_bf16_units(loop.worker.device):
+    if loop.leads and loop.bf16 and not has_bf16_units(loop.worker.device):
         say("precision: this machine has no units for bfloat16 products, which then take longer than float32's")
     if progress.step and loop.leads:
         say(f"going on from step {progress.step:,} (epoch {position.epoch + 1}, batch {position.step:,})")
@@ -174,13 +175,6 @@ def updates_of(stream: TrainingStream[B], accumulate: int) -> Iterator[list[tupl
             update = []
 
 
-def _has_bf16_units(device: torch.device) -> bool:
-    """Whether the GPU, or this machine's CPU (AMX, AVX512-BF16, or ARM's), multiplies in bfloat16 itself."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
-
-
 def state_rate(state: TrainingState) -> float:
     """The learning rate of the first group."""
     return float(state.optimizer.param_groups[0]["lr"])
@@ -228,10 +222,7 @@ class _Loop(Generic[B]):
         if worker.size > 1:
             # Buffers are what the model was built with, items' tokens and texts: the same everywhere, and large.
             self.step_module = DistributedDataParallel(self.step_module, broadcast_buffers=False)
-        gpu = worker.device.type == "cuda"
-        self.bf16 = config.precision == "bfloat16" or (
-            config.precision == "auto" and gpu and _has_bf16_units(worker.device)
-        )
+        self.bf16 = runs_in_bf16(config.precision, worker.device)
 
     def restore(self, checkpoint: Path) -> None:
         read_checkpoint(checkpoint, self.state, self.worker.rank)
