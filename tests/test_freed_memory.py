@@ -25,22 +25,12 @@ def _faults_of_a_step() -> int:
 
 
 def test_a_block_is_faulted_in_once_and_afterwards_no_more_until_the_end() -> None:
-    """In a process of its own: what other tests left in this one's heap decides where so large a block goes."""
-    steps = """
-from rayrec.freed_memory import freed_memory_kept
-from tests.test_freed_memory import _faults_of_a_step
-
-with freed_memory_kept():
-    _faults_of_a_step()
     with freed_memory_kept():
         _faults_of_a_step()
-    print(min(_faults_of_a_step() for _ in range(3)))
-print(_faults_of_a_step())
-"""
-    done = subprocess.run([sys.executable, "-c", steps], capture_output=True, text=True, check=True)
-    inside, behind = map(int, done.stdout.split())
-    assert inside < PAGES / 100
-    assert behind > PAGES / 600  # pages may be as large as 2 MiB
+        with freed_memory_kept():
+            _faults_of_a_step()
+        assert min(_faults_of_a_step() for _ in range(3)) < PAGES / 100
+    assert _faults_of_a_step() > PAGES / 600  # pages may be as large as 2 MiB
 
 
 def test_what_was_kept_goes_back_at_the_end() -> None:
