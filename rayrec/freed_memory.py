@@ -30,8 +30,10 @@ _inside = 0  # of how many of these blocks the process is inside
 def freed_memory_kept(keep: bool = True) -> Iterator[None]:
     """Inside, what this process frees stays with it; after the outermost such block all that is free goes back to the system.
 
-    The process then holds what it needed at its peak, and the gaps between its blocks. Does nothing where the C library is not
-    glibc, where the environment sets the allocator (``MALLOC_*_``, ``GLIBC_TUNABLES``), or where ``keep`` is False.
+    The process then holds what it needed at its peak, and the gaps between its blocks: glibc takes an aligned block, as tensors
+    are, only from a freed one that is a little larger, so that the first few steps may each map a block of one size anew. Does
+    nothing where the C library is not glibc, where the environment sets the allocator (``MALLOC_*_``, ``GLIBC_TUNABLES``), or
+    where ``keep`` is False.
     """
     global _inside
     if not keep or not _settable():

@@ -24,12 +24,14 @@ def _faults_of_a_step() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def test_a_block_is_faulted_in_once_and_afterwards_no_more_until_the_end() -> None:
+def test_blocks_are_faulted_in_by_the_first_steps_and_no_more_until_the_end() -> None:
     with freed_memory_kept():
         _faults_of_a_step()
         with freed_memory_kept():
             _faults_of_a_step()
-        assert min(_faults_of_a_step() for _ in range(3)) < PAGES / 100
+        faults = [_faults_of_a_step() for _ in range(30)]
+        # An aligned block asks for a little more than the one freed before gives: at first some are new, until two are adjacent.
+        assert max(faults[20:]) < PAGES / 20
     assert _faults_of_a_step() > PAGES / 600  # pages may be as large as 2 MiB
 
 
