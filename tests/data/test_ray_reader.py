@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayrec.data.log import Log, LogError, cluster_reader, ray_reader
-from rayrec.data.log.packing import PackedRows
+from rayrec.data.log.packing import PackedRows, RowQueue
 from rayrec.data.log.ray_reader import ROWS_PER_TASK, SliceSource, read_by_ray
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, LogSchema, TaskLabel
 from rayrec.data.log.slice_reader import SliceReader
@@ -96,15 +96,15 @@ def test_a_reading_task_keeps_freed_memory_unless_the_user_chose_an_allocator(
     assert pools == (["system"] if taken else [])
 
 
-def executions() -> list[str]:
+def open_executions() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
 
 
 def wait_for_executions(wanted: int) -> None:
     deadline = time.monotonic() + 20
-    while len(executions()) != wanted and time.monotonic() < deadline:
+    while len(open_executions()) != wanted and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(executions()) == wanted
+    assert len(open_executions()) == wanted
 
 
 @pytest.mark.parametrize("head", [0, 8_000])
@@ -112,28 +112,82 @@ def test_closing_early_ends_the_execution(
     small_log: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, head: int
 ) -> None:
     monkeypatch.setattr(cluster_reader, "HEAD_ROWS", head)
-    before = len(executions())
+    monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", 10_000)
+    before = len(open_executions())
     with LogStream(Log.open(small_log), "train", SMALL, epochs=500, reading=Reading("ray")) as stream:
         stream.next_batch()
-        wait_for_executions(before + 1)
+        wait_for_executions(before + 2)
     wait_for_executions(before)
 
 
-def test_all_epochs_are_one_execution(small_log: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows_per_task", "executions"), [(ROWS_PER_TASK, 1), (7_000, 2)])
+def test_all_epochs_are_read_by_the_same_executions(
+    small_log: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, rows_per_task: int, executions: int
+) -> None:
     import ray.data
 
     begin, begun = ray.data.read_datasource, []
     monkeypatch.setattr(ray.data, "read_datasource", lambda *of, **how: begun.append(of) or begin(*of, **how))
     monkeypatch.setattr(cluster_reader, "HEAD_ROWS", 0)
+    monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", rows_per_task)
     with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
         assert sum(len(list(stream.epoch_batches())) for _ in range(3)) == 3 * stream.steps_per_epoch
-    assert len(begun) == 1
+    assert len(begun) == executions
+
+
+def numbered_rows() -> SliceReader:
+    """Reads rows that bear the index of their row group. Those of odd ones take longer; the 13th cannot be read."""
+
+    class NumberedRows(SliceReader):  # made here, so that its code travels to Ray's processes
+        def read(self, slices: Iterable[Slice]) -> Iterator[PackedRows]:
+            for piece in slices:
+                time.sleep(0.05 * (piece.group.index % 2))
+                if piece.group.index == 13:
+                    raise LogError("part-0: row group 13 is gone")
+                yield PackedRows(
+                    np.zeros((piece.rows, 0), np.float32), np.full((piece.rows, 1), piece.group.index, np.int32),
+                    np.arange(piece.rows, dtype=np.float32)[:, None],
+                )  # fmt: skip
+
+    category = CategoricalFeature("c", encoding="hash", buckets=100)
+    return NumberedRows(LogSchema("numbered", (category,), (TaskLabel("click"),)))
+
+
+@pytest.mark.parametrize("executions", [1, 2, 3])
+def test_rows_come_in_order_from_any_number_of_executions_and_what_one_raises_ends_all(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, executions: int
+) -> None:
+    monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", 200)
+    monkeypatch.setattr(ray_reader, "EXECUTIONS", executions)
+    sizes = np.random.default_rng(0).integers(1, 200, 20).tolist()
+    before = len(open_executions())
+    blocks = read_by_ray(numbered_rows(), slices_of(sizes[:13]), world_size=1)
+    found = PackedRows.concatenate(list(blocks))
+    assert np.array_equal(found.categorical[:, 0], np.repeat(np.arange(13), sizes[:13]))
+    assert np.array_equal(found.labels[:, 0], np.concatenate([np.arange(n) for n in sizes[:13]]))
+    with pytest.raises(LogError, match=r"^part-0: row group 13 is gone$"):
+        list(read_by_ray(numbered_rows(), slices_of(sizes), world_size=1))
+    wait_for_executions(before)
+
+
+def test_a_queue_gives_as_many_rows_as_asked_for_whatever_blocks_they_come_in() -> None:
+    sizes = [5, 1, 0, 30, 2, 2]
+    rows = PackedRows(
+        np.zeros((40, 0), np.float32), np.arange(40, dtype=np.int32)[:, None], np.zeros((40, 1), np.float32)
+    )
+    ends = np.cumsum(sizes)
+    queue = RowQueue(rows[end - size : end] for end, size in zip(ends, sizes, strict=True))
+    queue.await_first()
+    taken = [queue.take(asked).categorical[:, 0] for asked in (3, 3, 20, 14)]
+    assert [len(part) for part in taken] == [3, 3, 20, 14]
+    assert np.array_equal(np.concatenate(taken), np.arange(40))
+    queue.await_first()  # none will come
 
 
 def test_a_stream_of_few_rows_starts_no_execution(small_log: Path) -> None:
     with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
         assert sum(len(list(stream.epoch_batches())) for _ in range(3)) == 3 * stream.steps_per_epoch
-    assert not executions()
+    assert not open_executions()
 
 
 @pytest.mark.slow

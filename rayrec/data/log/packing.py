@@ -3,7 +3,7 @@
 Knows NumPy and Arrow only, so that Ray's read workers start without importing torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,6 +89,32 @@ class PackedRows:
             None if schema.weight is None else _single_chunk(table, "weights").to_numpy(),
             {name: _single_chunk(table, f"extra {name}").to_numpy() for name in extras},
         )
+
+
+class RowQueue:
+    """Blocks of any sizes in, exactly as many rows as asked for out."""
+
+    def __init__(self, blocks: Iterator[PackedRows]) -> None:
+        self._blocks = blocks
+        self._rest: PackedRows | None = None
+
+    def await_first(self) -> None:
+        """Returns when rows are at hand, or none will come."""
+        if self._rest is None:
+            self._rest = next(self._blocks, None)
+
+    def parts(self, rows: int) -> Iterator[PackedRows]:
+        """The next ``rows`` rows as views of the blocks that they came in."""
+        while rows > 0:
+            block = next(self._blocks) if self._rest is None else self._rest
+            part = block[:rows]
+            self._rest = block[rows:] if len(block) > rows else None
+            rows -= len(part)
+            yield part
+
+    def take(self, rows: int) -> PackedRows:
+        """The next ``rows`` rows."""
+        return PackedRows.concatenate(list(self.parts(rows)))
 
 
 def needed_columns(schema: LogSchema, extras: Sequence[str] = (), *, labels: bool = True) -> list[str]:

@@ -1,11 +1,17 @@
 """The rows of a stream read by Ray Data: tasks read and pack slices in the cluster, blocks arrive in order, epochs run on.
 
-One execution serves all epochs of a stream, since starting one costs seconds. The executor neither shuffles nor counts:
-``rayrec.data.log.stream_plan`` has decided the order, so Ray Data must only keep it (``preserve_order``).
+Executions serve all epochs of a stream, since starting one costs seconds. The executor neither shuffles nor counts:
+``rayrec.data.log.stream_plan`` has decided the order, so Ray Data must only keep it (``preserve_order``). It does so by
+holding what later tasks have read until the first one is through, and looks for tasks that have ended when each has
+something to show or a tenth of a second is over: with two tasks side by side in one execution, processors stood idle for a
+sixth of the time. So a stream is two executions where it may run two tasks, of every other slice each, taken in turn.
 """
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
@@ -16,7 +22,7 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from rayrec.data.log import LogError
-from rayrec.data.log.packing import PackedRows
+from rayrec.data.log.packing import PackedRows, RowQueue
 from rayrec.data.log.slice_reader import SliceReader
 from rayrec.data.log.stream_plan import Slice
 from rayrec.freed_memory import keep_freed_memory
@@ -25,7 +31,9 @@ from rayrec.freed_memory import keep_freed_memory
 # unlabeled streams of all workers together hold at most half of the CPUs: no stream can keep another from starting while
 # their consumers wait for each other in an all-reduce.
 READ_TASK_CPUS = 0.25
-ROWS_PER_TASK = 262_144
+EXECUTIONS = 2
+# What the tasks of an execution behind its first one read must find room meanwhile. Beginning a task costs some 10 ms.
+ROWS_PER_TASK, ROWS_PER_LONE_TASK = 262_144, 1_048_576
 MOST_TASKS = 2_000
 LIMIT = 0.25
 # Ray Data starts no task whose blocks might not fit beside those that wait, and lets a task pile up two: with blocks as large as
@@ -35,15 +43,16 @@ LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES = 4 << 20, 128 << 20
 
 
 class SliceSource(Datasource):
-    """A Ray Data source of packed rows: consecutive slices, some to a task."""
+    """A Ray Data source of packed rows: consecutive slices, of ``rows_per_task`` rows to a task, or more where there would be
+    over ``MOST_TASKS``."""
 
-    def __init__(self, reader: SliceReader, slices: Sequence[Slice]) -> None:
+    def __init__(self, reader: SliceReader, slices: Sequence[Slice], rows_per_task: int = ROWS_PER_TASK) -> None:
         super().__init__()
         rows = sum(piece.rows for piece in slices)
         self._row_bytes = reader.row_bytes
         self._rows = rows
         self._tasks = [
-            self._task(reader, group) for group in _grouped(slices, max(ROWS_PER_TASK, -(-rows // MOST_TASKS)))
+            self._task(reader, group) for group in _grouped(slices, max(rows_per_task, -(-rows // MOST_TASKS)))
         ]
 
     def get_name(self) -> str:
@@ -64,22 +73,48 @@ class SliceSource(Datasource):
 
 
 def read_by_ray(reader: SliceReader, slices: Iterable[Slice], *, world_size: int) -> Generator[PackedRows]:
-    """``reader.read(slices)`` by Ray Data, in order. Uses a ``world_size``-th of the cluster. Closing it ends the execution.
+    """``reader.read(slices)`` by Ray Data, in order. Uses a ``world_size``-th of the cluster. Closing it ends the executions.
 
     Raises what the reader raises, in this process.
     """
-    source = SliceSource(reader, tuple(slices))
+    pieces = tuple(slices)
+    tasks = tasks_at_once(world_size)
+    store = LIMIT * ray.cluster_resources().get("object_store_memory", 0) / world_size
+    block = max(LEAST_BLOCK_BYTES, min(MOST_BLOCK_BYTES, int(store / BLOCKS_IN_LIMIT)))
+    count = min(EXECUTIONS, tasks, -(-sum(piece.rows for piece in pieces) // ROWS_PER_TASK))
+    with ExitStack() as begun:
+        executions = []
+        for place in range(count):
+            share = _Share((tasks + place) // count, store / count, block)
+            blocks = begun.enter_context(closing(_execute(reader, pieces[place::count], share)))
+            executions.append(RowQueue(blocks))
+        if executions:
+            with ThreadPoolExecutor(count, "rayrec-ray-data") as together:
+                list(together.map(RowQueue.await_first, executions))
+        for place, piece in enumerate(pieces):
+            yield from executions[place % count].parts(piece.rows)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one execution may use: tasks at once, bytes of the object store. block_bytes: about the size of its blocks."""
+
+    tasks: int
+    store_bytes: float
+    block_bytes: int
+
+
+def _execute(reader: SliceReader, slices: Sequence[Slice], share: _Share) -> Generator[PackedRows]:
+    source = SliceSource(reader, slices, ROWS_PER_LONE_TASK if share.tasks == 1 else ROWS_PER_TASK)
     tasks = source.get_read_tasks(1)
-    if not tasks:
-        return
     dataset = ray.data.read_datasource(
         source,
         override_num_blocks=len(tasks),
-        concurrency=min(len(tasks), tasks_at_once(world_size)),
+        concurrency=min(len(tasks), share.tasks),
         num_cpus=READ_TASK_CPUS,
     )
-    _configure(dataset.context, reader, world_size)
-    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    _configure(dataset.context, share)
+    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     try:
         for table in batches:
             for chunk in table.to_batches():  # each as it lies in the store
@@ -97,16 +132,15 @@ def tasks_at_once(world_size: int) -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1) / world_size))
 
 
-def _configure(context: DataContext, reader: SliceReader, world_size: int) -> None:
-    store = LIMIT * ray.cluster_resources().get("object_store_memory", 0) / world_size
-    context.target_max_block_size = max(LEAST_BLOCK_BYTES, min(MOST_BLOCK_BYTES, int(store / BLOCKS_IN_LIMIT)))
+def _configure(context: DataContext, share: _Share) -> None:
+    context.target_max_block_size = share.block_bytes
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(
-        cpu=tasks_at_once(world_size) * READ_TASK_CPUS,
-        object_store_memory=store,
+        cpu=share.tasks * READ_TASK_CPUS,
+        object_store_memory=share.store_bytes,
     )
 
 

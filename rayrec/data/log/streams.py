@@ -15,7 +15,7 @@ from rayrec.batch import Batch
 from rayrec.data.log import Log, LogError, read_footer
 from rayrec.data.log.cluster_reader import read_by_cluster
 from rayrec.data.log.collate import batch_of
-from rayrec.data.log.packing import PackedRows, needed_columns
+from rayrec.data.log.packing import PackedRows, RowQueue, needed_columns
 from rayrec.data.log.slice_reader import SliceReader, read_in_background
 from rayrec.data.log.stream_plan import RowGroup, Slice, epoch_slices, rank_range, window_permutation
 from rayrec.typed_json import reads_earlier, without
@@ -186,7 +186,7 @@ class LogStream:
         window_rows = batches_per_window * batch_size
         first_window, skipped = divmod(start.step, batches_per_window)
         self._blocks = self._read(self._slices(start.epoch, first_window * window_rows))
-        rows = _RowQueue(self._blocks)
+        rows = RowQueue(self._blocks)
         for epoch in range(start.epoch, self.epochs):
             step = start.step if epoch == start.epoch else 0
             for window in range(first_window, -(-self.rows // window_rows)):
@@ -350,20 +350,3 @@ def _row_groups(log: Log, split: str) -> tuple[RowGroup, ...]:
         path = str(file.resolve())
         groups += [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
     return tuple(groups)
-
-
-class _RowQueue:
-    """Blocks of any sizes in, exactly as many rows as asked for out."""
-
-    def __init__(self, blocks: Iterator[PackedRows]) -> None:
-        self._blocks = blocks
-        self._rest: PackedRows | None = None
-
-    def take(self, rows: int) -> PackedRows:
-        parts = []
-        while rows > 0:
-            block = next(self._blocks) if self._rest is None else self._rest
-            parts.append(block[:rows])
-            self._rest = block[rows:] if len(block) > rows else None
-            rows -= len(parts[-1])
-        return PackedRows.concatenate(parts)
