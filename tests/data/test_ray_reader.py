@@ -170,6 +170,37 @@ def test_rows_come_in_order_from_any_number_of_executions_and_what_one_raises_en
     wait_for_executions(before)
 
 
+def test_executions_whose_blocks_all_wait_for_the_consumer_do_not_ask_without_end(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data's own loop took hundreds of steps a second then."""
+    steps: list[float] = []
+
+    class CountedSteps(ray_reader.Paced):
+        def on_execution_step(self, executor: object) -> None:
+            super().on_execution_step(executor)
+            steps.append(time.monotonic())
+
+    class WideReader(SliceReader):
+        def read(self, slices: Iterable[Slice]) -> Iterator[PackedRows]:
+            for piece in slices:
+                ids = np.zeros((piece.rows, 50), np.int32)
+                yield PackedRows(np.zeros((piece.rows, 0), np.float32), ids, np.ones((piece.rows, 1), np.float32))
+
+    monkeypatch.setattr(ray_reader, "Paced", CountedSteps)
+    names = tuple(CategoricalFeature(f"c{i}", encoding="hash", buckets=100) for i in range(50))
+    reader = WideReader(LogSchema("wide", names, (TaskLabel("click"),)))
+    blocks = read_by_ray(reader, slices_of([65_536] * 64), world_size=1)  # 850 MB, in a store of 300 MB
+    next(blocks)
+    time.sleep(1)  # until all room is taken
+    begun = time.monotonic()
+    time.sleep(2)
+    counted = [step for step in steps if step >= begun]
+    blocks.close()
+    assert counted
+    assert len(counted) <= ray_reader.EXECUTIONS * (1 + (time.monotonic() - begun) / ray_reader.STEP_SECONDS)
+
+
 def test_a_queue_gives_as_many_rows_as_asked_for_whatever_blocks_they_come_in() -> None:
     sizes = [5, 1, 0, 30, 2, 2]
     rows = PackedRows(
