@@ -122,8 +122,8 @@ def main() -> None:
     report(speeds, peaks)
 
 
-def write_log(path: Path, rows: int) -> None:
-    """Skewed ids, long-tailed numbers of which a fifth is missing, a quarter of clicks."""
+def write_log(path: Path, rows: int, judged_rows: int = 0) -> None:
+    """Skewed ids, long-tailed numbers of which a fifth is missing, a quarter of clicks. judged_rows: of two more splits."""
     generator = np.random.default_rng(0)
     schema = LogSchema(
         "criteo-like",
@@ -133,16 +133,16 @@ def write_log(path: Path, rows: int) -> None:
         ),
         (TaskLabel(LABEL),),
     )
+    pieces = [("train", min(ROW_GROUP_ROWS, rows - start)) for start in range(0, rows, ROW_GROUP_ROWS)]
     with LogWriter(path, schema) as writer:
-        for start in range(0, rows, ROW_GROUP_ROWS):
-            n = min(ROW_GROUP_ROWS, rows - start)
+        for split, n in [*pieces, *((split, judged_rows) for split in ("valid", "test") if judged_rows)]:
             dense = np.floor(generator.exponential(30.0, (len(DENSE), n))).astype(np.float32)
             missing = generator.random((len(DENSE), n), np.float32) < 0.2
             ids = (100_000 * generator.random((len(CATEGORICAL), n), np.float32) ** 4).astype(np.int32) + 1
             columns = {name: pa.array(dense[j], mask=missing[j]) for j, name in enumerate(DENSE)}
             columns |= {name: pa.array(ids[j]) for j, name in enumerate(CATEGORICAL)}
             columns[LABEL] = pa.array((generator.random(n) < 0.25).astype(np.float32))
-            writer.write("train", pa.table(columns))
+            writer.write(split, pa.table(columns))
         writer.finish({"importer": "benchmarks.ingest"})
 
 
