@@ -170,6 +170,15 @@ def test_rows_come_in_order_from_any_number_of_executions_and_what_one_raises_en
     wait_for_executions(before)
 
 
+@pytest.mark.parametrize("sizes", [[], [900]])
+def test_few_slices_are_read_whatever_their_rows(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", 200)
+    found = list(read_by_ray(numbered_rows(), slices_of(sizes), world_size=1))
+    assert sum(len(block) for block in found) == sum(sizes)
+
+
 def test_executions_whose_blocks_all_wait_for_the_consumer_do_not_ask_without_end(
     ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,8 @@ def read_by_ray(reader: SliceReader, slices: Iterable[Slice], *, world_size: int
     tasks = tasks_at_once(world_size)
     store = LIMIT * ray.cluster_resources().get("object_store_memory", 0) / world_size
     block = max(LEAST_BLOCK_BYTES, min(MOST_BLOCK_BYTES, int(store / BLOCKS_IN_LIMIT)))
-    count = min(EXECUTIONS, tasks, -(-sum(piece.rows for piece in pieces) // ROWS_PER_TASK))
+    rows = sum(piece.rows for piece in pieces)
+    count = min(EXECUTIONS, tasks, len(pieces), -(-rows // ROWS_PER_TASK))
     with ExitStack() as begun:
         executions = []
         for place in range(count):
