@@ -113,6 +113,7 @@ def test_closing_early_ends_the_execution(
 ) -> None:
     monkeypatch.setattr(cluster_reader, "HEAD_ROWS", head)
     monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", 10_000)
+    monkeypatch.setattr(ray_reader, "tasks_at_once", lambda world_size: 2)
     before = len(open_executions())
     with LogStream(Log.open(small_log), "train", SMALL, epochs=500, reading=Reading("ray")) as stream:
         stream.next_batch()
@@ -130,20 +131,21 @@ def test_all_epochs_are_read_by_the_same_executions(
     monkeypatch.setattr(ray.data, "read_datasource", lambda *of, **how: begun.append(of) or begin(*of, **how))
     monkeypatch.setattr(cluster_reader, "HEAD_ROWS", 0)
     monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", rows_per_task)
+    monkeypatch.setattr(ray_reader, "tasks_at_once", lambda world_size: 2)
     with LogStream(Log.open(small_log), "train", SMALL, epochs=3, reading=Reading("ray")) as stream:
         assert sum(len(list(stream.epoch_batches())) for _ in range(3)) == 3 * stream.steps_per_epoch
     assert len(begun) == executions
 
 
-def numbered_rows() -> SliceReader:
-    """Reads rows that bear the index of their row group. Those of odd ones take longer; the 13th cannot be read."""
+def numbered_rows(lacking: int = 13) -> SliceReader:
+    """Reads rows that bear the index of their row group. Those of odd ones take longer; the one ``lacking`` cannot be read."""
 
     class NumberedRows(SliceReader):  # made here, so that its code travels to Ray's processes
         def read(self, slices: Iterable[Slice]) -> Iterator[PackedRows]:
             for piece in slices:
                 time.sleep(0.05 * (piece.group.index % 2))
-                if piece.group.index == 13:
-                    raise LogError("part-0: row group 13 is gone")
+                if piece.group.index == lacking:
+                    raise LogError(f"part-0: row group {lacking} is gone")
                 yield PackedRows(
                     np.zeros((piece.rows, 0), np.float32), np.full((piece.rows, 1), piece.group.index, np.int32),
                     np.arange(piece.rows, dtype=np.float32)[:, None],
@@ -159,15 +161,43 @@ def test_rows_come_in_order_from_any_number_of_executions_and_what_one_raises_en
 ) -> None:
     monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", 200)
     monkeypatch.setattr(ray_reader, "EXECUTIONS", executions)
+    monkeypatch.setattr(ray_reader, "tasks_at_once", lambda world_size: executions)
     sizes = np.random.default_rng(0).integers(1, 200, 20).tolist()
     before = len(open_executions())
     blocks = read_by_ray(numbered_rows(), slices_of(sizes[:13]), world_size=1)
     found = PackedRows.concatenate(list(blocks))
     assert np.array_equal(found.categorical[:, 0], np.repeat(np.arange(13), sizes[:13]))
     assert np.array_equal(found.labels[:, 0], np.concatenate([np.arange(n) for n in sizes[:13]]))
-    with pytest.raises(LogError, match=r"^part-0: row group 13 is gone$"):
-        list(read_by_ray(numbered_rows(), slices_of(sizes), world_size=1))
+    for lacking in (1, 13):
+        with pytest.raises(LogError, match=rf"^part-0: row group {lacking} is gone$"):
+            list(read_by_ray(numbered_rows(lacking), slices_of(sizes), world_size=1))
     wait_for_executions(before)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "world_size", "executions"),
+    [
+        ([2], 1, 2),
+        ([1], 1, 1),
+        ([2], 2, 1),
+        ([4], 2, 2),
+        ([4], 1, 1),
+        ([8], 1, 2),
+        ([16], 4, 1),
+        ([16] * 10, 10, 1),
+        ([0, 64], 4, 2),
+    ],
+)
+def test_there_are_as_many_executions_as_ray_data_has_processors_for(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[int], world_size: int, executions: int
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(nodes))})
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(n)} if n else {}} for n in nodes]
+    )
+    assert ray_reader.executions_beside_each_other(world_size) == executions
 
 
 @pytest.mark.parametrize("sizes", [[], [900]])
@@ -175,6 +205,7 @@ def test_few_slices_are_read_whatever_their_rows(
     ray_session: None, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
 ) -> None:
     monkeypatch.setattr(ray_reader, "ROWS_PER_TASK", 200)
+    monkeypatch.setattr(ray_reader, "tasks_at_once", lambda world_size: 2)
     found = list(read_by_ray(numbered_rows(), slices_of(sizes), world_size=1))
     assert sum(len(block) for block in found) == sum(sizes)
 
@@ -197,6 +228,7 @@ def test_executions_whose_blocks_all_wait_for_the_consumer_do_not_ask_without_en
                 yield PackedRows(np.zeros((piece.rows, 0), np.float32), ids, np.ones((piece.rows, 1), np.float32))
 
     monkeypatch.setattr(ray_reader, "Paced", CountedSteps)
+    monkeypatch.setattr(ray_reader, "tasks_at_once", lambda world_size: 2)
     names = tuple(CategoricalFeature(f"c{i}", encoding="hash", buckets=100) for i in range(50))
     reader = WideReader(LogSchema("wide", names, (TaskLabel("click"),)))
     blocks = read_by_ray(reader, slices_of([65_536] * 64), world_size=1)  # 850 MB, in a store of 300 MB

@@ -4,13 +4,13 @@ Executions serve all epochs of a stream, since starting one costs seconds. The e
 ``rayrec.data.log.stream_plan`` has decided the order, so Ray Data must only keep it (``preserve_order``). It does so by
 holding what later tasks have read until the first one is through, and looks for tasks that have ended when each has
 something to show or a tenth of a second is over: with two tasks side by side in one execution, processors stood idle for a
-sixth of the time. So a stream is two executions where it may run two tasks, of every other slice each, taken in turn.
+sixth of the time. So a stream is two executions where it may run two tasks, or very many, of every other slice each, taken
+in turn.
 """
 
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -97,16 +97,15 @@ def read_by_ray(reader: SliceReader, slices: Iterable[Slice], *, world_size: int
     store = LIMIT * ray.cluster_resources().get("object_store_memory", 0) / world_size
     block = max(LEAST_BLOCK_BYTES, min(MOST_BLOCK_BYTES, int(store / BLOCKS_IN_LIMIT)))
     rows = sum(piece.rows for piece in pieces)
-    count = min(EXECUTIONS, tasks, len(pieces), -(-rows // ROWS_PER_TASK))
+    count = min(executions_beside_each_other(world_size), len(pieces), -(-rows // ROWS_PER_TASK))
     with ExitStack() as begun:
         executions = []
         for place in range(count):
             share = _Share((tasks + place) // count, store / count, block)
             blocks = begun.enter_context(closing(_execute(reader, pieces[place::count], share)))
             executions.append(RowQueue(blocks))
-        if executions:
-            with ThreadPoolExecutor(count, "rayrec-ray-data") as together:
-                list(together.map(RowQueue.await_first, executions))
+        for execution in executions:
+            execution.await_first()
         for place, piece in enumerate(pieces):
             yield from executions[place % count].parts(piece.rows)
 
@@ -148,9 +147,20 @@ def tasks_at_once(world_size: int) -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1) / world_size))
 
 
+def executions_beside_each_other(world_size: int) -> int:
+    """Executions of one stream of one of ``world_size`` workers: several where each runs one task, which goes on by itself, or
+    where processors are many. Ray Data deals whole processors of each node to all executions, and one that gets none, as more
+    streams have more executions, runs one task at a time."""
+    if tasks_at_once(world_size) <= EXECUTIONS:
+        return tasks_at_once(world_size)
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    labeled_and_unlabeled = 2 * EXECUTIONS * world_size
+    return EXECUTIONS if min(cpus for cpus in nodes if cpus > 0) >= 2 * labeled_and_unlabeled else 1
+
+
 def _configure(context: DataContext, share: _Share) -> None:
     context.target_max_block_size = share.block_bytes
-    context.custom_execution_callback_classes = [Paced]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Paced]
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False

@@ -1,9 +1,9 @@
 """Streams of batches from a log: shuffled, sharded over ranks, resumable at any step, bit for bit.
 
 The order of rows comes from ``rayrec.data.log.stream_plan``; a ``Reading`` brings them. By "ray", Ray Data
-tasks read and pack row groups anywhere in the cluster, all epochs in one execution, behind the first rows, which this process
-reads while that begins; "in_process", a thread of this process reads all (small models, sweep trials, tests). Both give the
-same batches.
+tasks read and pack row groups anywhere in the cluster, all epochs in the same executions, behind the first rows, which this
+process reads while those begin; "in_process", a thread of this process reads all (small models, sweep trials, tests). Both
+give the same batches.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -161,7 +161,7 @@ class LogStream:
             raise
 
     def close(self) -> None:
-        """Stop reading: ends the reader's thread or Ray Data execution. The position stays."""
+        """Stop reading: ends the reader's thread or Ray Data executions. The position stays."""
         batches, blocks = self._batches, self._blocks
         self._batches = self._blocks = None
         for iterator in (batches, blocks):
