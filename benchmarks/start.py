@@ -7,7 +7,6 @@ Prints a table and one line of JSON. Limits on an idle machine of two cores: 12 
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,9 @@ from statistics import median
 
 import tyro
 
+from benchmarks.train_command import train_lines
 from rayrec.data.simulation import SimulationConfig, simulate
 from rayrec.errors import told
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -65,23 +63,13 @@ def run(command: Start) -> dict[str, float]:
 
 def _train(place: Path, log: Path, name: str, options: list[str]) -> Timing:
     arguments = ["ranker", "--log", str(log), "--name", name, "--loop.epochs", "1", "--running.progress-seconds", "0"]
-    environment = {**os.environ, "RAYREC_RUNS": str(place / "runs"), "PYTHONUNBUFFERED": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    started, first = time.perf_counter(), None
-    with subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", *arguments, *options],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if first is None and "step 1:" in line:
-                first = time.perf_counter() - started
-    if process.returncode or first is None:
-        sys.exit(f"error: {' '.join(process.args)} failed:\n{''.join(lines[-20:])}")
-    return Timing(first, time.perf_counter() - started)
+    first, whole = None, 0.0
+    for whole, line in train_lines(place / "runs", [*arguments, *options]):
+        if first is None and "step 1:" in line:
+            first = whole
+    if first is None:
+        sys.exit(f"error: run {name} told of no first step")
+    return Timing(first, whole)
 
 
 def _seconds(command: list[str]) -> float:

@@ -7,12 +7,9 @@ progress and the last. Prints a table and one line of JSON.
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,10 +17,10 @@ from statistics import median
 import tyro
 
 from benchmarks.ingest import write_log
+from benchmarks.train_command import train_lines
 from rayrec.data.log import ROW_GROUP_ROWS
 from rayrec.errors import told
 
-ROOT = Path(__file__).parents[1]
 WAYS = {"ray": (), "in_process": ("--in-process",)}
 
 
@@ -53,32 +50,13 @@ def run(command: TrainingOverRay) -> dict[str, float]:
 
 
 def _rows_per_s(place: Path, batch_size: int, name: str, options: tuple[str, ...]) -> float:
-    arguments = [
-        "--log",
-        str(place / "log"),
-        "--name",
-        name,
-        "--loop.epochs",
-        "1",
-        "--stream.batch-size",
-        str(batch_size),
-    ]
-    environment = {**os.environ, "RAYREC_RUNS": str(place / "runs"), "PYTHONUNBUFFERED": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    lines: list[str] = []
+    arguments = f"--name {name} --loop.epochs 1 --stream.batch-size {batch_size} --running.progress-seconds 1".split()
     told_steps: list[tuple[float, int]] = []
-    with subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", "ranker", *arguments, "--running.progress-seconds", "1", *options],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if step := re.search(r"step ([\d,]+): loss", line):
-                told_steps.append((time.perf_counter(), int(step[1].replace(",", ""))))
-    if process.returncode or len(told_steps) < 2:
-        sys.exit(f"error: {' '.join(process.args)} failed or told too little:\n{''.join(lines[-20:])}")
+    for seconds, line in train_lines(place / "runs", ["ranker", "--log", str(place / "log"), *arguments, *options]):
+        if step := re.search(r"step ([\d,]+): loss", line):
+            told_steps.append((seconds, int(step[1].replace(",", ""))))
+    if len(told_steps) < 2:
+        sys.exit(f"error: run {name} told of fewer than two steps: give it more rows")
     (begun, first), (ended, last) = told_steps[0], told_steps[-1]
     return batch_size * (last - first) / (ended - begun)
 

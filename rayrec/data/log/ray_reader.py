@@ -34,7 +34,8 @@ from rayrec.freed_memory import keep_freed_memory
 # their consumers wait for each other in an all-reduce.
 READ_TASK_CPUS = 0.25
 EXECUTIONS = 2
-# What the tasks of an execution behind its first one read must find room meanwhile. Beginning a task costs some 10 ms.
+# Of tasks beside each other in an execution, what those behind the first read must find room until their turn. A lone one may
+# be long, and beginning a task costs some 10 ms.
 ROWS_PER_TASK, ROWS_PER_LONE_TASK = 262_144, 1_048_576
 MOST_TASKS = 2_000
 LIMIT = 0.25
@@ -47,7 +48,7 @@ STEP_SECONDS = 0.03
 
 class Paced(ExecutionCallback):
     """An execution looks after its tasks at most 33 times a second. By itself it does so without a pause while all of them wait
-    for room, that is, whenever training is slower than reading, and takes half a core and Python's lock from training."""
+    for room, that is, whenever training is slower than reading, and takes up to a core and Python's lock from training."""
 
     def __init__(self) -> None:
         self._next = 0.0
