@@ -41,6 +41,7 @@ from benchmarks.process_tree import PeakMemory, cpu_seconds
 from rayrec.data.log import ROW_GROUP_ROWS, Log, LogWriter, streams
 from rayrec.data.log.schema import CategoricalFeature, DenseFeature, DenseStatistics, LogSchema, TaskLabel
 from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.runs.ray_settings import ONE_MACHINE_SETTINGS
 
 DENSE = [f"i{j}" for j in range(1, 14)]
 CATEGORICAL = [f"c{j}" for j in range(1, 27)]
@@ -198,7 +199,8 @@ def _rayrec(reading: Reading) -> Generator[int]:
     if reading.contender == "ray":
         import ray
 
-        os.environ.setdefault("RAY_worker_niceness", "0")  # as an own Ray of a job has it
+        for name, value in ONE_MACHINE_SETTINGS.items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             num_cpus=2,

@@ -28,6 +28,7 @@ from jobs.command_line import read_one_of
 from rayrec.errors import UserError, told
 from rayrec.files import write_text_atomically
 from rayrec.registry import runs_folder
+from rayrec.runs.ray_settings import ONE_MACHINE_SETTINGS
 
 
 class ClusterError(UserError):
@@ -84,9 +85,7 @@ def start(command: Start) -> Head:
         "--num-cpus", str(command.cpus or max(4, os.cpu_count() or 1)), "--temp-dir", f"{scratch}/ray",
         "--object-store-memory", str(command.object_store_mb * 1_000_000),
     ]  # fmt: skip
-    inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS",)}
-    inherited.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets jobs starve beside whatever else this machine does
-    inherited.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a run; no one takes this machine away
+    inherited = ONE_MACHINE_SETTINGS | {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(
             arguments, env=inherited | settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

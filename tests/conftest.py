@@ -27,6 +27,7 @@ from rayrec.data.log.schema import (
     TaskLabel,
 )
 from rayrec.local_store import prepare
+from rayrec.runs.ray_settings import ONE_MACHINE_SETTINGS
 
 settings.register_profile("busy machine", deadline=None)  # an example's time says nothing where other work runs
 settings.load_profile("busy machine")
@@ -53,7 +54,8 @@ def ray_session() -> Iterator[None]:
     from serve_apps.service.front import prepare_front
 
     prepare_front()
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as an own Ray of a job has it
+    for name, value in ONE_MACHINE_SETTINGS.items():
+        os.environ.setdefault(name, value)
     how = {"include_dashboard": False, "object_store_memory": 300_000_000, "log_to_driver": False}
     with few_processes():  # as an own Ray of a job
         ray.init(address="local", num_cpus=4, **how)

@@ -14,18 +14,14 @@ import ray
 from rayrec.errors import UserError
 from rayrec.families.table import OTHERS
 from rayrec.runs.own_ray import few_processes
+from rayrec.runs.ray_settings import ONE_MACHINE_SETTINGS
 
 SOCKET_NAME = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.sock")
 
-# A report waits for a poll of the controller (2 s by default). Prints reach the driver as they are. Nothing is preempted on an
-# own machine, and its dashboard is off, which the watcher would report every second.
+# A report waits for a poll of the controller (2 s by default). Prints reach the driver as they are.
 _TRAIN_SETTINGS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-# Ray has its workers step back for all else (niceness 15): beside other work they starve. An own cluster's are the job itself.
-_OWN_CLUSTER_SETTINGS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-    "RAY_worker_niceness": "0",
-}
+# The preemption watcher would tell every second that there is no dashboard.
+_OWN_CLUSTER_SETTINGS = {**ONE_MACHINE_SETTINGS, "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 
 # Every process that stands by pays 1.3 s of CPU and 45 MB for what one controller and the workers need: on many cores, too much.
 PRELOADED = 8

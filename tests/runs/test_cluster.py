@@ -12,6 +12,7 @@ from ray._private.parameter import RayParams
 from rayrec.errors import UserError
 from rayrec.runs import cluster
 from rayrec.runs.own_ray import OwnNode, few_processes
+from rayrec.runs.ray_settings import ONE_MACHINE_SETTINGS
 
 
 def test_a_temporary_folder_with_a_long_name_gives_way_to_a_short_one(
@@ -27,19 +28,23 @@ def test_a_temporary_folder_with_a_long_name_gives_way_to_a_short_one(
         cluster._short_temporary_folder()
 
 
-@pytest.mark.parametrize(("address", "niceness"), [("", "0"), ("127.0.0.1:6379", None)])
+@pytest.mark.parametrize(("address", "niceness", "freed_after"), [("", "0", "50"), ("127.0.0.1:6379", None, None)])
 def test_workers_of_an_own_ray_rank_as_the_job_and_those_of_a_cluster_as_it_says(
-    monkeypatch: pytest.MonkeyPatch, address: str, niceness: str | None
+    monkeypatch: pytest.MonkeyPatch, address: str, niceness: str | None, freed_after: str | None
 ) -> None:
     started: list[dict[str, Any]] = []
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", lambda **how: started.append({**how, "environ": dict(os.environ)}))
     monkeypatch.setattr(os, "environ", {**os.environ, "RAY_ADDRESS": address})
-    os.environ.pop("RAY_worker_niceness", None)
+    for name in ONE_MACHINE_SETTINGS:
+        os.environ.pop(name, None)
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
     cluster.connect()
     (how,) = started
     assert how["environ"].get("RAY_worker_niceness") == niceness
-    assert "RAY_worker_niceness" not in how.get("runtime_env", {}).get("env_vars", {})
+    assert how["environ"].get("RAY_free_objects_period_milliseconds") == freed_after
+    assert how["environ"]["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "1"  # the user's own
+    assert not ONE_MACHINE_SETTINGS.keys() & how.get("runtime_env", {}).get("env_vars", {}).keys()
 
 
 def test_what_was_begun_is_there_when_connect_returns(monkeypatch: pytest.MonkeyPatch) -> None:
