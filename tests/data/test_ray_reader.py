@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from rayrec.data.log import Log, LogError, cluster_reader, ray_reader
 from rayrec.data.log.packing import PackedRows, RowQueue
@@ -217,7 +218,7 @@ def test_executions_whose_blocks_all_wait_for_the_consumer_do_not_ask_without_en
     steps: list[float] = []
 
     class CountedSteps(ray_reader.Paced):
-        def on_execution_step(self, executor: object) -> None:
+        def on_execution_step(self, executor: StreamingExecutor) -> None:
             super().on_execution_step(executor)
             steps.append(time.monotonic())
 
@@ -239,7 +240,7 @@ def test_executions_whose_blocks_all_wait_for_the_consumer_do_not_ask_without_en
     counted = [step for step in steps if step >= begun]
     blocks.close()
     assert counted
-    assert len(counted) <= ray_reader.EXECUTIONS * (1 + (time.monotonic() - begun) / ray_reader.STEP_SECONDS)
+    assert len(counted) <= ray_reader.EXECUTIONS * (1 + (time.monotonic() - begun) / ray_reader.LONGEST_PAUSE)
 
 
 def test_a_queue_gives_as_many_rows_as_asked_for_whatever_blocks_they_come_in() -> None:

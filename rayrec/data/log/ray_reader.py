@@ -20,6 +20,7 @@ import ray
 import ray.data
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -43,19 +44,23 @@ LIMIT = 0.25
 # a task (its default is 128 MiB) a store of 500 MB has room for one task at a time.
 BLOCKS_IN_LIMIT = 12
 LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES = 4 << 20, 128 << 20
-STEP_SECONDS = 0.03
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.03  # seconds
 
 
 class Paced(ExecutionCallback):
-    """An execution looks after its tasks at most 33 times a second. By itself it does so without a pause while all of them wait
-    for room, that is, whenever training is slower than reading, and takes up to a core and Python's lock from training."""
+    """An execution that finds nothing new looks again after a pause, each twice as long as the one before, up to
+    ``LONGEST_PAUSE``. By itself it does so without one while all of its tasks wait for room, that is, whenever training is
+    slower than reading, and takes up to a core and Python's lock from training."""
 
     def __init__(self) -> None:
-        self._next = 0.0
+        self._seen = -1
+        self._pause = 0.0
 
-    def on_execution_step(self, executor: object) -> None:
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        self._next = time.monotonic() + STEP_SECONDS
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        seen = sum(op.metrics.num_task_outputs_generated + op.metrics.num_outputs_taken for op in executor._topology)
+        self._pause = 0.0 if seen != self._seen else min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
+        self._seen = seen
+        time.sleep(self._pause)
 
 
 class SliceSource(Datasource):
