@@ -57,7 +57,9 @@ class Paced(ExecutionCallback):
         self._pause = 0.0
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
-        seen = sum(op.metrics.num_task_outputs_generated + op.metrics.num_outputs_taken for op in executor._topology)
+        seen = 0
+        for operator in executor._topology or ():
+            seen += operator.metrics.num_task_outputs_generated + operator.metrics.num_outputs_taken
         self._pause = 0.0 if seen != self._seen else min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 2 * self._pause))
         self._seen = seen
         time.sleep(self._pause)
