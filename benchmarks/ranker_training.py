@@ -73,11 +73,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Times:
-    """Median seconds of a step: ours, of its matrix products alone, and the peer's."""
+    """Seconds of a step of each round: ours, of its matrix products alone, and the peer's."""
 
-    ours: float
-    products: float
-    peer: float
+    ours: list[float]
+    products: list[float]
+    peer: list[float]
+
+    def over_ours(self, others: list[float]) -> float:
+        """Median of the rounds' ratios: within a round a machine's clock changes less than from one to the next."""
+        return statistics.median(other / own for other, own in zip(others, self.ours, strict=True))
 
 
 def main() -> None:
@@ -108,13 +112,14 @@ def main() -> None:
             times = _in_turn(
                 command, task, batches, products, make_step(shape, batches, command.peer_precision == "bfloat16")
             )
-            over, share = times.peer / times.ours, times.products / times.ours
+            over, share = times.over_ours(times.peer), times.over_ours(times.products)
             found = ratios.setdefault(name, {})
             found |= {f"over_{peer}": round(over, 3), f"products_share_beside_{peer}": round(share, 3)}
-            theirs, ours, alone = (command.batch_size / seconds for seconds in (times.peer, times.ours, times.products))
+            sides = (times.peer, times.ours, times.products)
+            theirs, ours, alone = (command.batch_size / statistics.median(seconds) for seconds in sides)
             print(
                 f"{name:<8}{sum(sizes):>10,}{peer:>15}{theirs:>12,.0f}{ours:>9,.0f}{over:>9.2f}{alone:>10,.0f}{share:>11.2f}"
-                f"{products.flops / times.products / 1e9:>9.0f}"
+                f"{products.flops * alone / command.batch_size / 1e9:>9.0f}"
             )
     print(json.dumps(ratios.get(HEADLINE, {}) | {"by_tables": ratios}))
 
@@ -170,8 +175,7 @@ def _in_turn(command: Command, task: RankingTask, batches: list[Batch], products
     worker = Worker(options=options)
     loop = LoopConfig(epochs=1, precision=command.precision)
     run_training(task, data, loop, OptimizerConfig(weight_decay=0.0), _NoCheckpoints(), worker=worker)
-    ours, alone, theirs = (statistics.median(seconds) for seconds in stream.seconds)
-    return Times(ours, alone, theirs)
+    return Times(*stream.seconds)
 
 
 class _TurnTaking:
