@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import tyro
 from numpy.typing import NDArray
@@ -48,7 +50,7 @@ Arm = Literal["dense", "liger", "dense-neighbours", "liger-neighbours", "depth",
 PROTOCOLS: tuple[HistoryItems, ...] = ("ranked", "excluded")
 UNTRAINED = "neighbours by text, untrained"
 Ranks = Mapping[str, NDArray[np.int64]]
-"""user, target, cold (0 or 1), rank (of absent ones: the largest int64), each (E,)."""
+"""user (row of the base's sequences, ascending), target, cold (0 or 1), rank (of absent ones: the largest int64), each (E,)."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,16 @@ def run(command: ColdItems) -> dict[str, dict[int, Ranks]]:
     base = read_experiment(command.base.read_bytes(), str(command.base))
     if not isinstance(base, RetrieverExperiment):
         raise ConfigError(f"{command.base}: not of a retriever")
+    if base.split.method != "leave_one_out":
+        raise ConfigError(
+            f"{command.base}: split.method must be leave_one_out, by which items are held out, not temporal"
+        )
+    users = read_sequences(base.sequences).users
     options = options_of(command, but=("base", "folder", "draws", "arms", "status"))
     hold_to_options(command.folder / "options.json", {**options, "base": to_plain(base.absolute())}, "draw-*/*")
     found: dict[str, dict[int, Ranks]] = {}
     for draw in range(command.draws):
-        drawn = _drawn(command, base, draw)
+        drawn = _drawn(command, base, users, draw)
         for arm in (None, *command.arms):
             file = command.folder / f"draw-{draw}" / f"{arm or 'untrained'}.npz"
             if not file.is_file() and not command.status:
@@ -115,27 +122,35 @@ def _read(file: Path) -> dict[str, Ranks]:
     return dict(ways)
 
 
-def _drawn(command: ColdItems, base: RetrieverExperiment, draw: int) -> RetrieverExperiment:
-    """The experiment on the sequences and semantic IDs of a draw, which are made where they are not there."""
+@dataclass(frozen=True)
+class _Drawn:
+    """The experiment on a draw. users: (U,) int64 rows of the base's sequences that its users have: other draws drop others."""
+
+    experiment: RetrieverExperiment
+    users: NDArray[np.int64]
+
+
+def _drawn(command: ColdItems, base: RetrieverExperiment, users: pa.Array, draw: int) -> _Drawn:
+    """Sequences and semantic IDs of a draw are made where they are not there. users: names of the base's."""
     folder = command.folder / f"draw-{draw}"
     sequences, ids = folder / "sequences", folder / "ids"
     if not sequences.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         write_sequences(sequences, without_items(read_sequences(base.sequences), command.share, draw))
+    data = read_sequences(sequences)
     if not ids.is_dir():
-        data = read_sequences(sequences)
         embeddings, record = read_embeddings(command.embeddings, data.items)
         seen = torch.from_numpy(leave_one_out(data.interactions).seen[1:])
         made = fit_tokenizer(torch.from_numpy(embeddings), recommended_tokenizer(), seen=seen)
         write_semantic_ids(ids, made, record.encoder, data.items.fingerprint)
     seeded = with_seed(replace(base, sequences=sequences, semantic_ids=ids), draw)
     assert isinstance(seeded, RetrieverExperiment)
-    return seeded.absolute()
+    return _Drawn(seeded.absolute(), pc.index_in(data.users, users).to_numpy().astype(np.int64))
 
 
-def _untrained(command: ColdItems, experiment: RetrieverExperiment) -> dict[str, Ranks]:
+def _untrained(command: ColdItems, drawn: _Drawn) -> dict[str, Ranks]:
     """The texts' neighbours, and with the bonus that the blended ones get, by the same rule."""
-    experiment = replace(experiment, retrieval=replace(experiment.retrieval, model="dense"))
+    experiment = replace(drawn.experiment, retrieval=replace(drawn.experiment.retrieval, model="dense"))
     task, depth, found = experiment.task(), experiment.retrieval.list_depth, {}
     features, unseen = task.catalogue.features, (~task.catalogue.seen).float()
     assert features is not None
@@ -145,7 +160,7 @@ def _untrained(command: ColdItems, experiment: RetrieverExperiment) -> dict[str,
         bonus = fit_bonus(task, partial(_of_batch, scores), batches, command.budget, history=protocol)
         for way, lift in ((UNTRAINED, 0.0 * unseen), (f"{UNTRAINED} + bonus", bonus * unseen)):
             ranked = partial(_by_scores, scores=scores, lift=lift, depth=depth, history=protocol)
-            found[f"{way}/{protocol}"] = _ranks(experiment, ranked)
+            found[f"{way}/{protocol}"] = _ranks(experiment, drawn.users, ranked)
     return found
 
 
@@ -157,9 +172,10 @@ def _by_scores(batch: HistoryBatch, *, scores: Scores, lift: Tensor, depth: int,
     return scored_ranks(scores(batch.history) + lift, batch, depth, history)
 
 
-def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, folder: Path) -> dict[str, Ranks]:
+def _trained(command: ColdItems, drawn: _Drawn, arm: Arm, folder: Path) -> dict[str, Ranks]:
     """By method and protocol; training goes on from its last checkpoint."""
-    experiment = replace(experiment, retrieval=_retrieval(experiment.retrieval, arm, command.neighbours))
+    retrieval = _retrieval(drawn.experiment.retrieval, arm, command.neighbours)
+    experiment = replace(drawn.experiment, retrieval=retrieval)
     if not (folder / "bundle").is_dir():
         reporter = FolderReporter(folder / "checkpoints")
         train_here(experiment, reporter, say=lambda text: print(f"{folder.parent.name} {arm}: {text}", flush=True))
@@ -177,7 +193,7 @@ def _trained(command: ColdItems, experiment: RetrieverExperiment, arm: Arm, fold
             for protocol in protocols:
                 ranked = partial(task.ranks, searcher, method=method, history=protocol)
                 way = name if searcher.methods == ("dense",) else f"{name}, {method}"
-                found[f"{way}/{protocol}"] = _ranks(experiment, ranked)
+                found[f"{way}/{protocol}"] = _ranks(experiment, drawn.users, ranked)
 
     judge(trained, arm, PROTOCOLS)
     if experiment.retrieval.model == "depth":
@@ -210,16 +226,22 @@ def _retrieval(base: RetrievalConfig, arm: Arm, neighbours: int) -> RetrievalCon
     return replace(base, model="dense" if arm.startswith("dense") else "liger", liger=liger)
 
 
-def _ranks(experiment: RetrieverExperiment, ranked: Callable[[HistoryBatch], Tensor]) -> Ranks:
+def _ranks(
+    experiment: RetrieverExperiment, users: NDArray[np.int64], ranked: Callable[[HistoryBatch], Tensor]
+) -> Ranks:
     seen, columns = experiment.task().catalogue.seen, []
     for batch in experiment.data(Worker()).open_evaluation("test", 1).epoch_batches():
         assert batch.row is not None
         columns.append(torch.stack([batch.row, batch.target, (~seen[batch.target]).long(), ranked(batch).long()]))
-    return dict(zip(("user", "target", "cold", "rank"), torch.cat(columns, 1).numpy(), strict=True))
+    row, *others = torch.cat(columns, 1).numpy()
+    order = np.argsort(
+        users[row]
+    )  # batches are of histories of like lengths, which a model may cut otherwise than another
+    return dict(zip(("user", "target", "cold", "rank"), (found[order] for found in (users[row], *others)), strict=True))
 
 
 def table(found: Mapping[str, Mapping[int, Ranks]], protocol: HistoryItems) -> list[str]:
-    """Markdown of the methods judged by ``protocol``; differences are paired by target."""
+    """Markdown of the methods judged by ``protocol``; differences are paired by user, each of whom has one target."""
     lines = [
         f"| history {protocol} | draws | cold targets | cold R@10 | less untrained | in-set R@10 | less untrained |",
         "| --- " * 7 + "|",

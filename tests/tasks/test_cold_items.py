@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 
 from rayrec.data.sequences import leave_one_out, read_sequences, write_sequences
 from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, text_hash, write_shard
-from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
 from rayrec.typed_json import ConfigError, to_plain
 from studies.cold_items import UNTRAINED, ColdItems, clustered_mean, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
@@ -53,7 +53,7 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
         tmp_path / "embeddings",
         tmp_path / "cold",
         1,
-        0.2,
+        0.3,
         ("dense", "liger-neighbours", "depth", "depth-text"),
         neighbours=4,
     )
@@ -69,10 +69,14 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     }  # fmt: skip
     drawn = read_sequences(tmp_path / "cold" / "draw-0" / "sequences").interactions
     seen = leave_one_out(drawn).seen
-    assert (~seen[1:]).sum() >= 2 + round(0.2 * 28)
+    assert (~seen[1:]).sum() >= 2 + round(0.3 * 28)
+    whole, last = data.interactions, data.interactions.offsets[1:] - 1
+    assert drawn.num_users < whole.num_users  # so that a draw's rows are other users than the base's
     for draws in found.values():
         ranks = draws[0]
-        assert sorted(ranks["user"]) == list(range(drawn.num_users))
+        assert len(ranks["user"]) == drawn.num_users
+        assert (np.diff(ranks["user"]) > 0).all()
+        assert np.array_equal(whole.items[last[ranks["user"]]], ranks["target"])
         assert np.array_equal(ranks["cold"] == 1, ~seen[ranks["target"]])
     assert (found["liger-neighbours, hybrid/ranked"][0]["rank"][~seen[ranks["target"]]] <= 10).any()
     lines = table(found, "excluded")
@@ -84,8 +88,12 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     again = run(command)
     assert "done" not in capsys.readouterr().out
     assert all(np.array_equal(again[way][0]["rank"], draws[0]["rank"]) for way, draws in found.items())
-    with pytest.raises(ConfigError, match=r"results here were made with share 0\.2, now 0\.3; neighbours 4, now 8"):
-        run(replace(command, share=0.3, neighbours=8, draws=2))
+    with pytest.raises(ConfigError, match=r"results here were made with share 0\.3, now 0\.4; neighbours 4, now 8"):
+        run(replace(command, share=0.4, neighbours=8, draws=2))
     base.write_text(json.dumps(to_plain(with_dense(experiment((sequences, tmp_path / "none"), "liger", epochs=2)))))
     with pytest.raises(ConfigError, match=r"base\.loop\.epochs 1, now 2"):
+        run(command)
+    by_time = replace(experiment((sequences, tmp_path / "none"), "liger"), split=SplitConfig("temporal", 5, 9))
+    base.write_text(json.dumps(to_plain(by_time)))
+    with pytest.raises(ConfigError, match=r"base\.json: split\.method must be leave_one_out"):
         run(command)
