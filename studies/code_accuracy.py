@@ -59,7 +59,7 @@ def codes_of(experiment: RetrieverExperiment, bundle: Path) -> RightCodes | None
     for batch in experiment.data(Worker()).open_evaluation("test", 1).epoch_batches():
         rows = head.seen[batch.target].nonzero().squeeze(1)
         with torch.no_grad():
-            decoding = head.decoding(batch.history[rows])
+            decoding = head.decoding(batch.take(rows).asked)
         parts.append(right_codes(trie, decoding, head.item_tokens[batch.target[rows]]))
     return RightCodes(torch.cat([one.first for one in parts]), torch.cat([one.choices for one in parts]))
 

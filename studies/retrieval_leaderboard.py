@@ -79,18 +79,19 @@ class Entry:
 
 @freed_memory_kept()
 def run(command: Leaderboard) -> dict[str, Entry]:
-    """Judge and print. Raises ConfigError when no trial is done, or a sum names no arm."""
+    """Judge and print. Raises ConfigError when no trial is done, or a sum names what is no arm or cannot be summed."""
     comparison = kept_comparison(command.name)
     sums = {text: _parts(text, tuple(comparison.arms)) for text in command.sums}
     state = open_comparison(command.name, comparison, EvaluateRetriever(beams=(command.beams,), history=PROTOCOLS))
     if not state.done:
         raise ConfigError(f"{state.folder}: no trial is done that was judged at beams {command.beams} both ways")
-    experiment = _experiment(state)
+    experiment, trained = _experiment(state), _trained(state)
+    summed_arms = {part.name for parts in sums.values() for part in parts} - {*UNTRAINED}
+    for arm in sorted(summed_arms):
+        _check_summable(state, arm, trained)
     untrained = Untrained(experiment)
-    entries = {**untrained.entries, **_trained(state)}
-    _validate_models(
-        state, experiment, {part.name for parts in sums.values() for part in parts} - {*UNTRAINED}, entries
-    )
+    entries = {**untrained.entries, **trained}
+    _validate_models(state, experiment, summed_arms, entries)
     for text, parts in sums.items():
         entries[text.replace("+", " + ")] = _sum(state, parts, untrained)
     print(*table(entries, command.targets, comparison.baseline), sep="\n")
@@ -128,6 +129,26 @@ def _experiment(state: ComparisonState) -> RetrieverExperiment:
     experiment = comparison.trial(next(iter(comparison.arms)))
     assert isinstance(experiment, RetrieverExperiment)
     return experiment
+
+
+def _check_summable(state: ComparisonState, arm: str, trained: Mapping[str, Entry]) -> None:
+    """Sums score the histories that the first arm reads. Raises ConfigError for an arm that reads others, or scores no items."""
+    first, own = _experiment(state), state.record.comparison.trial(arm)
+    assert isinstance(own, RetrieverExperiment)
+    if own.retrieval.architecture.user_tokens or own.benchmark() is not None:
+        raise ConfigError(f"sums: {arm} reads users or preferences beside histories, which sums do not have")
+    for name, value, wanted in (
+        ("sequences", own.sequences, first.sequences),
+        ("split", own.split, first.split),
+        ("stream.valid_examples", own.stream.valid_examples, first.stream.valid_examples),
+        ("max_length", own.retrieval.architecture.max_length, first.retrieval.architecture.max_length),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"sums: {arm} has {name} {value}, the first arm {wanted}: they are not judged on the same"
+            )
+    if any(key.arm == arm for key in state.done) and not {arm, f"{arm} dense"} & trained.keys():
+        raise ConfigError(f"sums: {arm} has no dense head to score all items with")
 
 
 def _trained(state: ComparisonState) -> dict[str, Entry]:

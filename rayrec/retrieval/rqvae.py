@@ -7,6 +7,7 @@ Codebooks are not trained by gradients: each codeword follows an exponential mov
 (van den Oord et al. 2017, appendix A.1); codewords that hardly anything is assigned to restart at residuals of the batch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from rayrec.errors import DivergedError
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig, fit_residual_kmeans, nearest_codes
 
 
@@ -60,6 +62,10 @@ class RqVaeConfig:
             raise ValueError("sizes, levels, batch_size and epochs must be at least 1")
         if not 0 < self.ema_decay < 1 or not 0 <= self.held_out < 1 or not 0 <= self.dropout < 1:
             raise ValueError("ema_decay must lie in (0, 1), held_out and dropout in [0, 1)")
+        if not self.learning_rate > 0 or not min(self.commitment, self.weight_decay, self.dead_below) >= 0:
+            raise ValueError("learning_rate must be above 0; commitment, weight_decay and dead_below at least 0")
+        if self.patience < 1:
+            raise ValueError(f"patience must be at least 1, not {self.patience}")
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ def fit_rqvae(
 ) -> RqVae:
     """Train on standardized embeddings (N, D) float32; the epoch with the least loss on the held-out items is returned.
 
-    ``progress`` is told epoch, training loss and held-out reconstruction error. The same seed gives the same model.
+    ``progress`` is told epoch, training loss and held-out reconstruction error. The same seed gives the same model. Raises
+    DivergedError when that error is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -210,6 +217,8 @@ def _fit(embeddings: Tensor, config: RqVaeConfig, progress: Callable[[int, float
         with torch.no_grad():
             error = float(model.loss(judged)[1])
         progress(epoch, float(torch.stack(losses).mean()), error)
+        if not math.isfinite(error):
+            raise DivergedError(f"the RQ-VAE's loss is {error} in epoch {epoch}; a lower learning_rate may help")
         if error < best:
             best, best_epoch = error, epoch
             weights = {name: value.clone() for name, value in model.state_dict().items()}

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig, ResidualQuantizer, fit_residual_kmeans
 from rayrec.retrieval.rqvae import RqVae, RqVaeConfig, fit_rqvae
 from rayrec.retrieval.semantic_ids import SemanticIdReport, SemanticIds, report, resolve_collisions, standardize
+from rayrec.typed_json import ConfigError
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,15 @@ def fit_tokenizer(
     """Fit on raw embeddings (N, E), row i for item i + 1. ``progress``: see ``fit_rqvae``.
 
     seen: (N,) bool, the items that the tokenizer is fitted to, so that cold ones stay as new to it as they will be; None = all.
-    Raises ValueError when no item is seen.
+    Raises ConfigError when fewer than two items are seen or an embedding is not finite, DivergedError when an RQ-VAE runs away.
     """
     embeddings = embeddings.float().cpu()
     seen = torch.ones(len(embeddings), dtype=torch.bool) if seen is None else seen
     fitted = embeddings[seen]
-    if not len(fitted):
-        raise ValueError("no item occurs in training: there is nothing to fit a tokenizer to")
+    if len(fitted) < 2:
+        raise ConfigError(f"items that occur in training: {len(fitted)}; a tokenizer is fitted to two at least")
+    if not (finite := embeddings.isfinite().all(1)).all():
+        raise ConfigError(f"the embedding of item {int((~finite).nonzero()[0]) + 1} holds a value that is not finite")
     tokenizer = SemanticTokenizer(embeddings.shape[1], config)
     _, mean, deviation = standardize(fitted)
     tokenizer.mean.copy_(mean)

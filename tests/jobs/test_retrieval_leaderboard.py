@@ -1,6 +1,7 @@
 """The leaderboard study on a small comparison: every model both ways, what is untrained, and sums beside them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -8,13 +9,18 @@ import pytest
 import torch
 
 from rayrec.data.sequences import write_sequences
+from rayrec.families.retriever.bundle import load_retriever
 from rayrec.families.retriever.evaluation import EvaluateRetriever
 from rayrec.families.retriever.semantic_id_files import write_semantic_ids
+from rayrec.retrieval.code_accuracy import right_codes
 from rayrec.retrieval.residual_kmeans import ResidualKMeansConfig
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.retrieval.trie import ItemTrie
 from rayrec.runs.comparing import Judging, run_comparison
-from rayrec.runs.comparison import Comparison, TrialOptions
+from rayrec.runs.comparison import Comparison, TrialKey, TrialOptions, trial_folder
+from rayrec.runs.further import bundle_folder
 from rayrec.training.judging import Judged
+from rayrec.training.worker import Worker
 from rayrec.typed_json import ConfigError
 from studies.code_accuracy import CodeAccuracy
 from studies.code_accuracy import run as code_accuracy
@@ -92,6 +98,51 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
     means, less = (line.split(" | ") for line in lines if line.startswith("| dense |"))
     assert means[4].startswith(f"{sum(values) / 2:.4f} (")
     assert less[4].startswith(f"{sum(values) / 2 - sum(others) / 2:+.4f} (")
+
+
+def test_arms_that_read_other_than_the_first_are_not_summed_and_codes_are_judged_by_what_a_model_reads(
+    runs: Path, tmp_path: Path
+) -> None:
+    data = sequence_data()
+    sequences = write_sequences(tmp_path / "sequences", data)
+    torch.manual_seed(0)
+    made = fit_tokenizer(torch.randn(ITEMS, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 6, iterations=5)))
+    ids = write_semantic_ids(tmp_path / "ids", made, "random", data.items.fingerprint)
+    sasrec, dense, tiger = (
+        experiment((sequences, ids), name, epochs=1).absolute() for name in ("sasrec", "dense", "tiger")
+    )
+    short = replace(dense.retrieval, liger=replace(dense.retrieval.liger, max_length=3))
+    users = replace(tiger.retrieval, tiger=replace(tiger.retrieval.tiger, user_tokens=40))
+    arms = {
+        "sasrec": sasrec,
+        "short": replace(dense, retrieval=short),
+        "few": replace(dense, stream=replace(dense.stream, valid_examples=50)),
+        "tiger": tiger,
+        "users": replace(tiger, retrieval=users),
+    }
+    asked = EvaluateRetriever(beams=(10,), history=PROTOCOLS)
+    state = run_comparison(
+        "unlike", Comparison(arms, "sasrec", (0,)), TrialOptions(in_process=True), Judging(wanted=asked)
+    )
+    for arm, why in (
+        ("short", "short has max_length 3, the first arm 4"),
+        ("few", "few has stream.valid_examples 50, the first arm"),
+        ("tiger", "tiger has no dense head"),
+        ("users", "users reads users or preferences"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            run(Leaderboard("unlike", (f"sasrec+{arm}",), 10))
+    (found,) = code_accuracy(CodeAccuracy("unlike"))["users"]
+    head = load_retriever(bundle_folder(trial_folder(state.folder, TrialKey("users", 0)))).model.eval().generative
+    assert head is not None
+    parts = []
+    for batch in arms["users"].data(Worker()).open_evaluation("test", 1).epoch_batches():
+        with torch.no_grad():
+            codes = right_codes(
+                ItemTrie.of(head.item_tokens), head.decoding(batch.asked), head.item_tokens[batch.target]
+            )
+        parts.append(codes.first[head.seen[batch.target]])
+    assert torch.equal(found.first, torch.cat(parts))
 
 
 @pytest.mark.parametrize("arm", ["text", "one+two"])

@@ -6,6 +6,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
+from rayrec.errors import DivergedError
 from rayrec.retrieval import rqvae
 from rayrec.retrieval.code_assignment import balanced_codes, own_codes
 from rayrec.retrieval.residual_kmeans import FittedQuantizer, ResidualKMeansConfig, fit_residual_kmeans, nearest_codes
@@ -239,3 +240,11 @@ def test_what_is_not_given_is_the_paper_s_rqvae() -> None:
     assert (config.commitment, config.learning_rate, config.weight_decay) == (0.25, 1e-3, 0.1)
     sizes = [tuple(layer.weight.shape) for layer in RqVae(384, config).encoder if isinstance(layer, torch.nn.Linear)]
     assert sizes == [(768, 384), (512, 768), (256, 512), (128, 256)]
+
+
+def test_an_rqvae_that_ran_away_and_options_that_no_training_has_are_refused() -> None:
+    with pytest.raises(DivergedError, match=r"the RQ-VAE's loss is (nan|inf) in epoch \d+; a lower learning_rate"):
+        fit_rqvae(clustered(), replace(SMALL, learning_rate=1e12))
+    for change in ({"learning_rate": 0.0}, {"commitment": -1.0}, {"patience": 0}, {"weight_decay": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            replace(SMALL, **change)

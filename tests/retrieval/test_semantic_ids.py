@@ -23,6 +23,7 @@ from rayrec.retrieval.semantic_ids import (
     weaknesses,
 )
 from rayrec.retrieval.semantic_tokenizer import TokenizerConfig, fit_tokenizer
+from rayrec.typed_json import ConfigError
 
 
 @settings(max_examples=50, deadline=None)
@@ -121,7 +122,7 @@ def test_ids_of_unit_vectors_do_not_change_with_their_lengths_and_cold_items_do_
         assert torch.equal(value, with_others.tokenizer.state_dict()[name]), name
     assert torch.equal(with_cold.ids.codes[:150, :2], with_others.ids.codes[:150, :2])
     assert torch.equal(with_cold.ids.codes[150:, :2], with_cold.tokenizer.encode(raw[150:]))
-    with pytest.raises(ValueError, match="no item occurs in training"):
+    with pytest.raises(ValueError, match="items that occur in training: 0; a tokenizer is fitted"):
         fit_tokenizer(raw, config, seen=torch.zeros(200, dtype=torch.bool))
 
 
@@ -189,3 +190,13 @@ def test_cooccurrence_embeddings_factorize_the_positive_mutual_information_of_ne
     ).double()
     square = (embeddings @ embeddings.T) @ (embeddings @ embeddings.T)
     torch.testing.assert_close(square, information @ information.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("components", [None, 4])
+def test_a_tokenizer_of_one_seen_item_or_of_embeddings_that_are_no_numbers_is_refused(components: int | None) -> None:
+    config, embeddings = TokenizerConfig(components=components), torch.randn(5, 8)
+    with pytest.raises(ConfigError, match="items that occur in training: 1; a tokenizer is fitted to two at least"):
+        fit_tokenizer(embeddings, config, seen=torch.arange(5) == 3)
+    embeddings[2, 4] = torch.nan
+    with pytest.raises(ConfigError, match="the embedding of item 3 holds a value that is not finite"):
+        fit_tokenizer(embeddings, config)

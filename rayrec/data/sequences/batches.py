@@ -44,6 +44,17 @@ class HistoryBatch:
             return Steered(self.history, self.preference, self.sign)
         return self.history if self.user is None else Personal(self.history, self.user)
 
+    def take(self, rows: Tensor) -> "HistoryBatch":
+        """The given rows, an int64 index."""
+
+        def taken(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        history, target = self.history[rows], self.target[rows]
+        return HistoryBatch(
+            history, target, taken(self.preference), taken(self.sign), taken(self.user), taken(self.row)
+        )
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "HistoryBatch":
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
