@@ -18,8 +18,8 @@ from jobs.command_line import read
 from rayrec.data.sequences import SequenceData, SequenceSplit, read_sequences
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.errors import told
-from rayrec.families.retriever.experiment import SplitConfig
 from rayrec.families.retriever.semantic_id_files import write_semantic_ids
+from rayrec.families.retriever.split_config import SplitConfig
 from rayrec.reporting import Section, Table, write_page
 from rayrec.retrieval.attribute_embeddings import attribute_embeddings
 from rayrec.retrieval.cooccurrence_embeddings import cooccurrence_embeddings
@@ -61,7 +61,7 @@ def run(command: MakeSemanticIds) -> TokenizedItems:
     split = command.split.split(data)
     raw, encoder = item_embeddings(data, split, command)
     items = fit_tokenizer(raw, command.tokenizer, _say, seen=torch.from_numpy(split.seen[1:]))
-    folder = write_semantic_ids(command.out, items, encoder, data.items.fingerprint)
+    folder = write_semantic_ids(command.out, items, encoder, data.items.fingerprint, command.split)
     write_page(folder / "report", f"Semantic IDs: {data.source or command.sequences.name}", sections(items, data))
     found = items.report
     print(f"{'level':<8}{'reconstruction error':>22}{'codes used':>12}{'perplexity':>12}")

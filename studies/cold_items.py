@@ -142,7 +142,7 @@ def _drawn(command: ColdItems, base: RetrieverExperiment, users: pa.Array, draw:
         embeddings, record = read_embeddings(command.embeddings, data.items)
         seen = torch.from_numpy(leave_one_out(data.interactions).seen[1:])
         made = fit_tokenizer(torch.from_numpy(embeddings), recommended_tokenizer(), seen=seen)
-        write_semantic_ids(ids, made, record.encoder, data.items.fingerprint)
+        write_semantic_ids(ids, made, record.encoder, data.items.fingerprint, base.split)
     seeded = with_seed(replace(base, sequences=sequences, semantic_ids=ids), draw)
     assert isinstance(seeded, RetrieverExperiment)
     return _Drawn(seeded.absolute(), pc.index_in(data.users, users).to_numpy().astype(np.int64))

@@ -11,7 +11,8 @@ from scipy.stats import ttest_1samp
 
 from rayrec.data.sequences import leave_one_out, read_sequences, write_sequences
 from rayrec.data.sequences.item_embeddings import EmbeddingRecord, open_embeddings, text_hash, write_shard
-from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
+from rayrec.families.retriever.experiment import RetrieverExperiment
+from rayrec.families.retriever.split_config import SplitConfig
 from rayrec.typed_json import ConfigError, to_plain
 from studies.cold_items import UNTRAINED, ColdItems, clustered_mean, run, table
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data

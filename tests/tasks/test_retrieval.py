@@ -1,8 +1,11 @@
 """Retrievers of every kind from sequences to bundle: trained by the loop, judged by each method, loaded again."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,9 @@ from rayrec.data.sequences.augmentation import AugmentationConfig
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.evaluation import EachMethod, EvaluateRetriever
-from rayrec.families.retriever.experiment import RetrieverExperiment, SplitConfig
+from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.semantic_id_files import read_semantic_ids, write_semantic_ids
+from rayrec.families.retriever.split_config import SplitConfig
 from rayrec.families.retriever.task import ModelName, RetrievalConfig
 from rayrec.metrics.ranking import ABSENT
 from rayrec.models.depth_retriever import DepthRetrieverConfig
@@ -203,6 +207,37 @@ def test_the_history_is_ranked_or_excluded_or_once_each(folders: tuple[Path, Pat
         EvaluateRetriever(benchmark=tmp_path, history=("excluded",))
 
 
+@pytest.mark.parametrize("model", ["sasrec", "liger"])
+def test_on_later_sequences_cold_is_what_training_never_saw(
+    folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle], tmp_path: Path, model: ModelName,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Everyone took two items more: what had been some users' last one, which no training saw, is in training parts now."""
+    before, data = sequence_data().interactions, sequence_data()
+    walks = [before.items[a:b] for a, b in pairwise(before.offsets.tolist())]
+    later = np.concatenate(
+        [np.concatenate([walk, [walk[0], COLD if i % 9 == 0 else walk[1]]]) for i, walk in enumerate(walks)]
+    )
+    offsets = before.offsets + 2 * np.arange(len(before.offsets))
+    events = Interactions(offsets, later.astype(np.int32), ITEMS)
+    assert leave_one_out(events).seen[COLD]
+    sequences = write_sequences(tmp_path / "later", SequenceData(events, data.items, data.users))
+    bundle = trained(model)
+    for judgement in EvaluateRetriever(beams=(10,), sequences=sequences).judge(bundle.path):
+        assert judgement.metrics["cold"]["users"] == sum(i % 9 == 0 for i in range(300))
+    assert not capsys.readouterr().err
+    if model == "sasrec":  # nothing of it tells what was seen
+        config = json.loads((bundle.path / "config.json").read_text())
+        config["run_config"]["sequences"] = str(tmp_path / "gone")
+        moved = shutil.copytree(bundle.path, tmp_path / "moved")
+        (moved / "config.json").write_text(json.dumps(config))
+        (judgement,) = EvaluateRetriever(sequences=sequences).judge(moved)
+        assert judgement.metrics["cold"]["users"] == 0
+        assert "moved: the sequences that it was trained on are gone: in_set and cold are told apart by what" in (
+            capsys.readouterr().err
+        )
+
+
 def test_hybrid_ranks_cold_items_at_least_as_well_as_dense_alone(
     folders: tuple[Path, Path], trained: Callable[[ModelName], RetrieverBundle]
 ) -> None:
@@ -278,6 +313,18 @@ def test_a_model_without_its_inputs_is_refused(folders: tuple[Path, Path], tmp_p
         replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "other").check()
     with pytest.raises(ConfigError, match="no such file"):
         replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "absent").check()
+    left_out, early, late = SplitConfig(), SplitConfig("temporal", 2, 9), SplitConfig("temporal", 3, 9)
+    fitted = fit_tokenizer(torch.randn(ITEMS, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(1, 3)))
+    for made, judged, why in (
+        (left_out, early, "leave_one_out trains on, which may hold events that temporal from 2 validates"),
+        (early, left_out, "temporal from 2 trains on, which may hold events that leave_one_out"),
+        (late, early, "temporal from 3 trains on, which may hold events that temporal from 2"),
+    ):
+        ids = write_semantic_ids(tmp_path / "ids", fitted, "random", sequence_data().items.fingerprint, made)
+        with pytest.raises(ConfigError, match=rf"ids: made of what {why}"):
+            replace(experiment(folders, "tiger"), semantic_ids=ids, split=judged).check()
+    write_semantic_ids(tmp_path / "ids", fitted, "random", sequence_data().items.fingerprint, left_out)
+    replace(experiment(folders, "tiger"), semantic_ids=tmp_path / "ids").check()
     with pytest.raises(ConfigError, match="must be adamw"):
         replace(experiment(folders, "tiger"), optimizer=OptimizerConfig())
     with pytest.raises(ConfigError, match="needs valid_from"):

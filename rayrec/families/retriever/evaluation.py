@@ -3,10 +3,12 @@
 ``EachMethod`` and ``OnAxes`` are what comparisons ask of each trained retriever (see rayrec.runs.further).
 """
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
@@ -16,7 +18,7 @@ from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import Judgement, judge
 from rayrec.families.retriever.preferences import benchmark_features
 from rayrec.families.retriever.steering import AxisResult, judge_axes, popularity_ranks, ranks_of, star_plot
-from rayrec.families.retriever.task import HistoryItems
+from rayrec.families.retriever.task import HistoryItems, RetrievalTask
 from rayrec.reporting import Table
 from rayrec.reporting.page import number
 from rayrec.retrieval.searching import HEADS, Method
@@ -60,6 +62,17 @@ class EvaluateRetriever:
         """
         bundle, experiment = self._open(folder)
         task = experiment.task()
+        if self.sequences is not None:
+            seen = _seen_in_training(bundle)
+            if seen is None:
+                print(
+                    f"{bundle.path}: the sequences that it was trained on are gone: in_set and cold are told apart by what "
+                    f"{self.sequences} would train on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            else:
+                task = RetrievalTask(replace(task.catalogue, seen=seen), task.config)
         searcher = task.searcher(bundle.model)
         return [
             judge(experiment, task, searcher, method, split=self.split, beams=beams, history=history)
@@ -172,6 +185,16 @@ class EvaluateRetriever:
                 cells = (number(metrics[metric], 4) for metric in SHOWN)
                 rows.append((name, group, f"{metrics['users']:,.0f}", *cells, f"{one.milliseconds:.3f}"))
         return Table(("method", "targets", "users", *SHOWN, "ms/user"), tuple(rows))
+
+
+def _seen_in_training(bundle: RetrieverBundle) -> Tensor | None:
+    """(N + 1,) bool of the items, by what generates them or else by the sequences of training; None where these are gone."""
+    if bundle.model.generative is not None:
+        return bundle.model.generative.seen
+    trained = from_plain(RetrieverExperiment, dict(bundle.metadata.run_config), f"{bundle.path}: run_config")
+    if not trained.sequences.is_dir():
+        return None
+    return torch.from_numpy(trained.split.split(read_sequences(trained.sequences)).seen)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from rayrec.data.log.hashing import bucket_ids, hash_strings
 from rayrec.data.log.streams import StreamPosition
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
 from rayrec.data.preferences.streams import JudgedPool, PoolTraining, training_pool
-from rayrec.data.sequences import SequenceData, SequenceSplit, leave_one_out, read_sequences, temporal_split
+from rayrec.data.sequences import SequenceData, SequenceSplit, read_sequences
 from rayrec.data.sequences.batches import HistoryBatch
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
 from rayrec.families.retriever.blending import fit_blend
 from rayrec.families.retriever.bundle import RetrieverModules, SavedIds, SavedRetriever, retriever_parts
 from rayrec.families.retriever.preferences import PreferenceConfig, SavedPreferences, benchmark_features, prompts
 from rayrec.families.retriever.semantic_id_files import SavedSemanticIds, read_semantic_ids
+from rayrec.families.retriever.split_config import SplitConfig
 from rayrec.families.retriever.task import RetrievalConfig, RetrievalTask
 from rayrec.models.catalogue import Catalogue, ItemFeatures
 from rayrec.optim import OptimizerConfig
@@ -35,29 +36,6 @@ from rayrec.training.worker import TrainingData, Worker
 from rayrec.typed_json import ConfigError, to_plain
 
 SPLITS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """How a history is divided."""
-
-    method: Literal["leave_one_out", "temporal"] = "leave_one_out"
-    """Either "leave_one_out" (last item test, second last validation), or "temporal", by two moments."""
-    valid_from: int | None = None
-    """Temporal: the moment, in the unit of the timestamps, from which on events are for validation."""
-    test_from: int | None = None
-    """Temporal: the moment from which on events are for test."""
-
-    def __post_init__(self) -> None:
-        if self.method == "temporal" and (self.valid_from is None or self.test_from is None):
-            raise ConfigError("a temporal split needs valid_from and test_from")
-
-    def split(self, data: SequenceData) -> SequenceSplit:
-        if self.method == "leave_one_out":
-            return leave_one_out(data.interactions)
-        assert self.valid_from is not None
-        assert self.test_from is not None
-        return temporal_split(data.interactions, self.valid_from, self.test_from)
 
 
 @dataclass(frozen=True)
@@ -102,6 +80,16 @@ class RetrieverExperiment:
         if self.stream.augmentation.on and not self.retrieval.architecture.reads_windows:
             raise ConfigError(
                 f"stream.augmentation changes the windows of sasrec and depth; {self.retrieval.model!r} trains on prefixes"
+            )
+        ids = self.ids()
+        if (
+            ids is not None
+            and ids.record.split is not None
+            and ids.record.split.trains_on_what_is_judged_by(self.split)
+        ):
+            raise ConfigError(
+                f"{self.semantic_ids}: made of what {_shown(ids.record.split)} trains on, which may hold events that "
+                f"{_shown(self.split)} validates or tests on; make them anew by the experiment's own split"
             )
         self.task()
 
@@ -280,6 +268,10 @@ def catalogue(data: SequenceData, split: SequenceSplit, ids: SavedSemanticIds | 
     text = pad(items.embeddings, (0, 0, 1, 0))
     features = ItemFeatures(items.ids.item_tokens(), items.ids.num_tokens, text, seen)
     return Catalogue(interactions.num_items, seen, counts, features)
+
+
+def _shown(split: SplitConfig) -> str:
+    return split.method if split.valid_from is None else f"{split.method} from {split.valid_from}"
 
 
 @lru_cache(maxsize=2)

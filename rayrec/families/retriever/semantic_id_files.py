@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rayrec.families.retriever.split_config import SplitConfig
 from rayrec.files import whole_folder, write_text_atomically
 from rayrec.retrieval.semantic_ids import SemanticIdReport, SemanticIds
 from rayrec.retrieval.semantic_tokenizer import SemanticTokenizer, TokenizedItems, TokenizerConfig
@@ -23,6 +24,7 @@ class SemanticIdRecord:
 
     encoder: which text encoder made the embeddings, or "attributes" or "cooccurrence".
     catalogue: fingerprint of the items that they are of; None = made before there were fingerprints.
+    split: whose training part told which items are seen, and what co-occurs; None = made before that was kept.
     """
 
     tokenizer: TokenizerConfig
@@ -31,6 +33,7 @@ class SemanticIdRecord:
     encoder: str
     report: SemanticIdReport
     catalogue: str | None = None
+    split: SplitConfig | None = None
     format: int = 1
 
 
@@ -42,8 +45,10 @@ class SavedSemanticIds:
     items: TokenizedItems
 
 
-def write_semantic_ids(folder: Path, items: TokenizedItems, encoder: str, catalogue: str) -> Path:
-    """Write, whole or not at all, replacing ``folder``. catalogue: fingerprint of the items."""
+def write_semantic_ids(
+    folder: Path, items: TokenizedItems, encoder: str, catalogue: str, split: SplitConfig | None = None
+) -> Path:
+    """Write, whole or not at all, replacing ``folder``. catalogue: fingerprint of the items. split: as in the record."""
     with whole_folder(folder) as partial:
         save_file({"codes": items.ids.codes, "embeddings": items.embeddings}, partial / "semantic_ids.safetensors")
         state = {name: value.contiguous() for name, value in items.tokenizer.state_dict().items()}
@@ -55,6 +60,7 @@ def write_semantic_ids(folder: Path, items: TokenizedItems, encoder: str, catalo
             encoder,
             items.report,
             catalogue,
+            split,
         )
         write_text_atomically(partial / "semantic_ids.json", to_json(record))
     return folder
