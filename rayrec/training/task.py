@@ -110,7 +110,8 @@ class Task(Protocol[B, M]):
         ...
 
     def predict(self, model: M, batch: B) -> Tensor:
-        """What the metrics need of the model on this batch (logits, ranks, losses by token); called without gradients."""
+        """What the metrics need of the model on this batch (logits, ranks, losses by token); called without gradients, after
+        ``evaluation`` began the pass, within which no weight changes."""
         ...
 
     def evaluation(self, *, by_group: bool = False) -> Evaluation[B]:

@@ -251,6 +251,33 @@ def test_hybrid_ranks_cold_items_at_least_as_well_as_dense_alone(
     assert (recalls["generative"]["in_set"]["recall@5"] or 0.0) > 0.8
 
 
+def test_items_are_encoded_once_in_a_pass_and_anew_in_the_next(folders: tuple[Path, Path]) -> None:
+    wanted = experiment(folders, "dense")
+    wanted = replace(wanted, stream=replace(wanted.stream, evaluation_batch_size=64))
+    task = wanted.task()
+    model = task.build().eval()
+    encoded = []
+    whole = model.dense.item_vectors
+    model.dense.item_vectors = lambda *given: encoded.append(1) or whole(*given)
+    ranks = []
+    for _ in range(2):
+        evaluation, parts = task.evaluation(), []
+        for batch in wanted.data(Worker()).open_evaluation("test", 1).epoch_batches():
+            parts.append(task.predict(model, batch))
+            evaluation.update(parts[-1], batch)
+        assert len(parts) > 2
+        ranks.append(torch.cat(parts))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    assert len(encoded) == 2
+    assert not torch.equal(*ranks)
+    with torch.no_grad():  # as a search that has seen no other weights
+        batch = next(wanted.data(Worker()).open_evaluation("test", 1).epoch_batches())
+        task.evaluation()
+        assert torch.equal(task.predict(model, batch), task.ranks(task.searcher(model), batch, "dense"))
+
+
 def test_a_depth_retriever_with_a_dense_head_is_still_selected_by_what_it_generates(folders: tuple[Path, Path]) -> None:
     retrieval = replace(RETRIEVAL, model="depth", depth=replace(RETRIEVAL.depth, dense_weight=0.5))
     wanted = replace(experiment(folders, "depth"), retrieval=retrieval)

@@ -170,10 +170,9 @@ class RetrievalTask:
         return Loss(parts["loss"], {name: value.detach() for name, value in parts.items()})
 
     def predict(self, model: Retriever[Any], batch: HistoryBatch) -> Tensor:
-        """Ranks (B,) of the targets by the method that selects models."""
+        """Ranks (B,) of the targets by the method that selects models; by its weights of when ``evaluation`` was last called."""
         if self._searcher is None or self._searcher.model is not model:
             self._searcher = self.searcher(model)
-        self._searcher.weights_changed()  # the model may have been trained on since the last batch
         return self.ranks(self._searcher, batch, model.judged_by)
 
     def ranks(
@@ -206,6 +205,7 @@ class RetrievalTask:
 
     def evaluation(self, *, by_group: bool = False) -> "RetrievalEvaluation":
         """Sums by group are kept in any case."""
+        self._searcher = None  # the model may have been trained on since the last pass
         return RetrievalEvaluation(self.catalogue.seen, self.config.cutoffs)
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
