@@ -14,7 +14,7 @@ import numpy as np
 from torch.nn.functional import normalize
 
 from jobs.command_line import read
-from rayrec.data.preferences.benchmark import Benchmark, BenchmarkCard, count, write_benchmark
+from rayrec.data.preferences.benchmark import BENCHMARK_FILE, Benchmark, BenchmarkCard, count, write_benchmark
 from rayrec.data.preferences.pools import (
     AXES,
     SPLITS,
@@ -34,6 +34,7 @@ from rayrec.data.preferences.sentiment import ReviewColumns, read_negative_revie
 from rayrec.data.preferences.table import Preferences, read_preferences
 from rayrec.data.sequences import SequenceData, leave_one_out, read_sequences
 from rayrec.errors import told
+from rayrec.files import check_replaceable
 from rayrec.text.encoder import TextEncoder, TextEncoderConfig
 from rayrec.text.extractive import Phrases
 from rayrec.text.preferences import Names
@@ -69,6 +70,7 @@ class BuildBenchmark:
 
 def run(command: BuildBenchmark) -> Benchmark:
     """Build, write and print the card's counts."""
+    check_replaceable(command.out, BENCHMARK_FILE)
     data = read_sequences(command.sequences)
     preferences = read_preferences(command.preferences, data)
     described = data.items.titles if command.match == "title" else data.items.texts

@@ -13,6 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from jobs.command_line import read
+from rayrec.bundle import check_bundle_place
 from rayrec.data.log import Log
 from rayrec.errors import told
 from rayrec.item_features import ItemFeaturesError, PairFeature, write_item_features
@@ -52,6 +53,7 @@ def run(command: BundleItemFeatures) -> Path:
     """Write and register the bundle; prints what it holds. Raises ItemFeaturesError, SourceError, LogError."""
     if (command.table is None) == (command.log is None):
         raise ItemFeaturesError("give either --table or --log")
+    check_bundle_place(command.out, overwrite=command.overwrite)
     pairs = (*(_pair("joined", text) for text in command.joined), *(_pair("share", text) for text in command.share))
     if command.log is not None:
         raw = item_table(Log.open(command.log), command.split, command.item, command.codes, command.means)

@@ -18,9 +18,16 @@ import tyro
 
 from jobs.asking import asked
 from jobs.command_line import read_one_of
-from rayrec.data.preferences.table import PreferenceRecord, PreferenceRow, obeying, write_preferences
+from rayrec.data.preferences.table import (
+    PREFERENCES_FILE,
+    PreferenceRecord,
+    PreferenceRow,
+    obeying,
+    write_preferences,
+)
 from rayrec.data.sequences import SequenceData, read_sequences
 from rayrec.errors import told
+from rayrec.files import check_replaceable
 from rayrec.text.chat_endpoint import EndpointConfig
 from rayrec.text.extractive import BRAND, Phrases, extract
 from rayrec.text.preferences import NEEDED, Names, parsed
@@ -99,6 +106,7 @@ class Llm:
 
 def run(command: Extractive | Llm) -> Path | None:
     """Make, write and print what is there; None after a dry run. Raises ConfigError or ChatError that say what is wrong."""
+    check_replaceable(command.at.out, PREFERENCES_FILE)
     data = read_sequences(command.at.sequences)
     return _extractive(command, data) if isinstance(command, Extractive) else _asked(command, data)
 

@@ -12,6 +12,7 @@ import tyro
 
 from jobs.command_line import read_one_of
 from rayrec.data.content import ContentLog, write_content
+from rayrec.data.content.log import CONTENT_FILE
 from rayrec.data.public.content_bing import BingNews
 from rayrec.data.public.content_ebnerd import Ebnerd
 from rayrec.data.public.content_goodreads import GoodreadsOnce
@@ -21,6 +22,7 @@ from rayrec.data.public.content_movielens import MovielensTastes
 from rayrec.data.public.content_scientific import AmazonScientific
 from rayrec.data.public.content_table import OwnTables
 from rayrec.errors import told
+from rayrec.files import check_replaceable
 
 
 class Reader(Protocol):
@@ -113,6 +115,7 @@ COMMANDS: dict[str, Any] = {
 
 def run(command: Any) -> Path:
     """Import, write and print what is there."""
+    check_replaceable(command.out, CONTENT_FILE, overwrite=command.overwrite)
     log = command.reader.read(command.source)
     folder = write_content(command.out, log, overwrite=command.overwrite)
     shown = log.impressions

@@ -10,18 +10,20 @@ from pathlib import Path
 
 from jobs.command_line import read_one_of
 from rayrec.data.preferences.table import (
+    PREFERENCES_FILE,
     Origin,
     PreferenceColumns,
     PreferenceRecord,
     PreferenceRow,
+    check_rows,
     obeying,
     read_preference_table,
-    read_preferences,
     write_preferences,
 )
 from rayrec.data.public.movielens_tastes import read_tastes
 from rayrec.data.sequences import read_sequences
 from rayrec.errors import told
+from rayrec.files import check_replaceable
 from rayrec.text.preferences import Names
 
 
@@ -41,6 +43,11 @@ class Tastes:
     @property
     def maker(self) -> tuple[Origin, str]:
         return "llm", "movielens_tastes"
+
+    @property
+    def place(self) -> str:
+        """Of the rows, for messages."""
+        return str(self.source)
 
     def rows(self) -> Iterable[PreferenceRow]:
         return read_tastes(self.source)
@@ -65,17 +72,24 @@ class Table:
     def maker(self) -> tuple[Origin, str]:
         return "table", self.file.name
 
+    @property
+    def place(self) -> str:
+        """Of the rows, for messages."""
+        return str(self.file)
+
     def rows(self) -> Iterable[PreferenceRow]:
         return read_preference_table(self.file, self.columns)
 
 
 def run(command: Tastes | Table) -> Path:
     """Import, write and print what is there and what was refused."""
+    check_replaceable(command.out, PREFERENCES_FILE)
     data = read_sequences(command.sequences)
-    rows, refused = obeying(command.rows(), Names(), command.most)
+    given = list(command.rows())
+    check_rows(given, data, command.place)
+    rows, refused = obeying(given, Names(), command.most)
     folder = write_preferences(command.out, rows, PreferenceRecord(*command.maker, 0, refused))
-    found = read_preferences(folder, data)
-    print(f"{folder}: {len(found.texts):,} rows, {sum(map(len, found.texts)):,} preferences")
+    print(f"{folder}: {len(rows):,} rows, {sum(len(row.preferences) for row in rows):,} preferences")
     for rule, count in refused.items():
         print(f"left out, {rule}: {count:,}")
     return folder

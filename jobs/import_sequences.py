@@ -23,9 +23,11 @@ from rayrec.data.public.steam import read_steam
 from rayrec.data.public.yelp import read_yelp
 from rayrec.data.sequences import SequenceData, leave_one_out, write_sequences
 from rayrec.data.sequences.events import LEFT_OUT, EventFilter
+from rayrec.data.sequences.interactions import SEQUENCES_FILE
 from rayrec.data.sequences.log_events import LogEvents, read_log_events
 from rayrec.data.sequences.table import TableColumns, TableText, read_table
 from rayrec.errors import printable, told
+from rayrec.files import check_replaceable
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Destination:
     out: Path
     """Folder to write; it appears whole or not at all."""
     overwrite: bool = False
-    """Replace a folder of that name."""
+    """Replace a data set that is there."""
 
 
 To = Annotated[Destination, tyro.conf.arg(name="")]
@@ -201,6 +203,7 @@ Import = Amazon2014 | Amazon2018 | Amazon2018Raw | Steam | Yelp | MovieLens | Mo
 
 def run(command: Import) -> Path:
     """Import, write and print what is there."""
+    check_replaceable(command.to.out, SEQUENCES_FILE, overwrite=command.to.overwrite)
     data = command.read()
     folder = write_sequences(command.to.out, data, overwrite=command.to.overwrite)
     interactions, split = data.interactions, leave_one_out(data.interactions)

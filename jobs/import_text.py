@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jobs.command_line import read_one_of
+from rayrec.data.log import check_log_place
 from rayrec.data.public.amazon2018 import read_amazon2018_processed
 from rayrec.data.text_stream import TextImport, documents, text_files, write_blocks, write_documents
 from rayrec.errors import told
@@ -83,6 +84,7 @@ class ImportAmazon2018:
 
 def run(command: ImportParquet | ImportAmazon2018) -> Path:
     """Make the corpus; prints what it holds."""
+    check_log_place(command.options.out, overwrite=command.options.overwrite)
     with command.texts() as (files, column):
         return _import(_source(files, column, command.options), command.options)
 

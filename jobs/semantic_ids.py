@@ -18,8 +18,9 @@ from jobs.command_line import read
 from rayrec.data.sequences import SequenceData, SequenceSplit, read_sequences
 from rayrec.data.sequences.item_embeddings import read_embeddings
 from rayrec.errors import told
-from rayrec.families.retriever.semantic_id_files import write_semantic_ids
+from rayrec.families.retriever.semantic_id_files import SEMANTIC_IDS_FILE, write_semantic_ids
 from rayrec.families.retriever.split_config import SplitConfig
+from rayrec.files import check_replaceable
 from rayrec.reporting import Section, Table, write_page
 from rayrec.retrieval.attribute_embeddings import attribute_embeddings
 from rayrec.retrieval.cooccurrence_embeddings import cooccurrence_embeddings
@@ -57,7 +58,9 @@ class MakeSemanticIds:
 
 def run(command: MakeSemanticIds) -> TokenizedItems:
     """Fit, write and print the report."""
-    started, data = time.perf_counter(), read_sequences(command.sequences)
+    started = time.perf_counter()
+    check_replaceable(command.out, SEMANTIC_IDS_FILE)
+    data = read_sequences(command.sequences)
     split = command.split.split(data)
     raw, encoder = item_embeddings(data, split, command)
     items = fit_tokenizer(raw, command.tokenizer, _say, seen=torch.from_numpy(split.seen[1:]))

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from jobs.command_line import read
 from rayrec.data.content import Lists, read_content
-from rayrec.data.content.tokens import ContentTokens, item_tokens, token_record, write_tokens
+from rayrec.data.content.tokens import TOKENS_FILE, ContentTokens, item_tokens, token_record, write_tokens
 from rayrec.errors import told
+from rayrec.files import check_replaceable
 from rayrec.runs.cluster import connect
 from rayrec.text.content_tokenizer import load_tokenizer
 
@@ -44,7 +45,9 @@ class TokenizeContent:
 
 def run(command: TokenizeContent) -> Path:
     """Tokenize everything; prints what there is."""
-    started, log = time.perf_counter(), read_content(command.content)
+    started = time.perf_counter()
+    check_replaceable(command.out, TOKENS_FILE, overwrite=command.overwrite)
+    log = read_content(command.content)
     tokenizer = load_tokenizer(command.tokenizer)  # a wrong name is an error here, before anything is started
     connect()
     fields, most = log.items.fields, command.max_text_tokens

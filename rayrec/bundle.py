@@ -23,7 +23,7 @@ from torch import nn
 
 import rayrec
 from rayrec.errors import UserError
-from rayrec.files import whole_folder, write_text_atomically
+from rayrec.files import check_replaceable, whole_folder, write_text_atomically
 from rayrec.meta_device import on_meta_device
 from rayrec.typed_json import ConfigError, from_json, to_json, to_plain
 
@@ -88,12 +88,11 @@ def write_bundle(
 ) -> Path:
     """Write a bundle of any kind, whole or not at all: ``config.json``, the weights, the texts and files.
 
-    Raises BundleError when ``folder`` exists and ``overwrite`` is false.
+    Raises BundleError when ``folder`` exists and ``overwrite`` is false, or is anything but a bundle.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise BundleError(f"{folder}: exists already")
-    with whole_folder(folder) as partial:
+    check_bundle_place(folder, overwrite=overwrite)
+    with whole_folder(folder, CONFIG, overwrite=overwrite, error=BundleError) as partial:
         names = [*parts.texts, *parts.files]
         if parts.model is not None:
             names.insert(0, WEIGHTS)
@@ -115,6 +114,21 @@ def write_bundle(
         )
         write_text_atomically(partial / CONFIG, to_json(metadata))
     return folder
+
+
+def check_bundle_place(folder: Path, *, overwrite: bool) -> None:
+    """Raises BundleError unless a bundle may be written there.
+
+    With ``overwrite`` one of any kind and version may go, but no other folder with a config.json, as models of other libraries.
+    """
+    check_replaceable(folder, CONFIG, overwrite=overwrite, error=BundleError)
+    if (file := folder / CONFIG).is_file():
+        try:
+            found = json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            found = None
+        if not (isinstance(found, dict) and {"kind", "sha256", "rayrec"} <= found.keys()):
+            raise BundleError(f"{folder}: its {CONFIG} is no bundle's, so it is not overwritten; choose another name")
 
 
 def read_metadata(

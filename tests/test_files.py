@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rayrec.errors import DiskError
+from rayrec.errors import DiskError, UserError
 from rayrec.files import make_folder, scratch_folder, temporary_beside, whole_file, whole_folder, write_text_atomically
 
 
 def test_a_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with whole_folder(tmp_path / "model") as partial:
+        with whole_folder(tmp_path / "model", "weights") as partial:
             (partial / "weights").write_text(text)
     assert (tmp_path / "model" / "weights").read_text() == "new"
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
@@ -33,7 +34,7 @@ def test_what_ends_in_the_middle_leaves_the_old_one(tmp_path: Path, ended: BaseE
         partial.write_text("old")
 
     def write_folder() -> None:
-        with whole_folder(tmp_path / "model") as partial:
+        with whole_folder(tmp_path / "model", "weights") as partial:
             (partial / "weights").write_text("new")
             raise ended
 
@@ -47,6 +48,85 @@ def test_what_ends_in_the_middle_leaves_the_old_one(tmp_path: Path, ended: BaseE
             write()
     assert (tmp_path / "model" / "weights").read_text() == (tmp_path / "file").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"model", "file"}
+
+
+def test_only_an_empty_folder_or_one_of_the_same_writer_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    for _ in range(2):  # nothing, then an empty folder
+        with whole_folder(folder):
+            pass
+    (folder / "thesis.txt").write_text("words")
+    (tmp_path / "a file").write_text("words")
+    (tmp_path / "away").symlink_to(tmp_path / "not mounted")
+    refused = {
+        ("out", None): "out: holds files; it is not overwritten",
+        ("out", "weights"): "out: holds files and no weights, so it is no earlier output",
+        ("a file", None): "a file: is no folder",
+        ("away", None): "away: is no folder",
+        ("out/..", "out"): "expected a folder with a name of its own",
+    }
+    for (name, marker), told in refused.items():
+        with pytest.raises(UserError, match=told), whole_folder(tmp_path / name, marker):
+            pytest.fail("work began")
+    with (
+        pytest.raises(DiskError, match="choose another"),
+        whole_folder(folder, "weights", overwrite=False, error=DiskError),
+    ):
+        pytest.fail("work began")
+    assert (folder / "thesis.txt").read_text() == (tmp_path / "a file").read_text() == "words"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "a file", "away"}
+
+
+def test_what_came_to_its_place_while_a_folder_was_written_stays(tmp_path: Path) -> None:
+    def write() -> None:
+        with whole_folder(tmp_path / "model", "weights") as partial:
+            (partial / "weights").write_text("new")
+            (tmp_path / "model").mkdir()
+            (tmp_path / "model" / "thesis.txt").write_text("words")
+
+    with pytest.raises(UserError, match="holds files and no weights"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "thesis.txt"]
+
+
+_KILLED_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from rayrec.files import whole_folder
+rename = Path.rename
+def once(self, target):
+    rename(self, target)
+    if str(target).endswith(".old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = once
+with whole_folder(Path(sys.argv[1]), "weights") as partial:
+    (partial / "weights").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("name", ["model", "name [1].v2"])
+def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path, name: str) -> None:
+    with whole_folder(tmp_path / name, "weights") as partial:
+        (partial / "weights").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", _KILLED_BETWEEN, str(tmp_path / name)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / name).exists()
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / name, "weights") as partial:
+        raise RuntimeError("and the next one fails")
+    assert (tmp_path / name / "weights").read_text() == "old"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_of_several_that_replace_a_folder_at_once_each_succeeds_and_one_is_there(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        with whole_folder(tmp_path / "model", "weights") as partial:
+            for name in ("weights", "more"):
+                (partial / name).write_text(str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(400)))
+    assert (tmp_path / "model" / "weights").read_text() == (tmp_path / "model" / "more").read_text()
+    assert os.listdir(tmp_path) == ["model"]
 
 
 _KILLED = """

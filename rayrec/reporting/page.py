@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 110
+_PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,16 @@ class Section:
 
 
 def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
-    """Write ``<folder>/report.html`` and ``<folder>/<figure>.png``, whole or not at all; returns the page's path."""
+    """Write ``<folder>/report.html`` and ``<folder>/<figure>.png``, whole or not at all; returns the page's path.
+
+    Raises UserError for a folder that holds no earlier report.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("rayrec.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    with whole_folder(folder) as partial:
+    with whole_folder(folder, _PAGE) as partial:
         for section in sections:
             for name, figure in section.figures.items():
                 figure.savefig(partial / f"{name}.png", dpi=_DPI)
@@ -56,8 +60,8 @@ def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
             sections=sections,
             image=lambda name: base64.b64encode((partial / f"{name}.png").read_bytes()).decode(),
         )
-        (partial / "report.html").write_text(page, encoding="utf-8")
-    return folder / "report.html"
+        (partial / _PAGE).write_text(page, encoding="utf-8")
+    return folder / _PAGE
 
 
 def blank_figure(width: float, height: float) -> "Figure":

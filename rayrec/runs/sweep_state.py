@@ -68,7 +68,7 @@ def keep(written: Path, storage: Path, seen: dict[str, int]) -> dict[str, int]:
     files = [file for file in _files(written) if session is not None and file.stem.endswith(session)]
     now = {file.name: file.stat().st_mtime_ns for file in files}
     if now != seen:
-        with whole_folder(storage.with_name(KEPT)) as partial:
+        with whole_folder(storage.with_name(KEPT), _TUNER) as partial:
             for file in [storage / _TUNER, *files]:
                 shutil.copyfile(file, partial / file.name)
     return now

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayrec.data.log import Log, LogError, LogWriter
+from rayrec.data.log.folder import IMPORT_FILE
 from rayrec.data.log.schema import LogSchema, read_schema
 from rayrec.files import whole_folder
 from rayrec.traffic.decisions import POSITION, TIME, decision_tables, extra_types
@@ -101,7 +102,7 @@ def join(decisions: Path, feedback: Path, out: Path, config: JoinConfig, now_ms:
     bounds = _bounds(decisions, now_ms - window_ms, config)
     events = Events.read(feedback, schema, window_ms)
     counts = _Counts()
-    with whole_folder(out) as partial:
+    with whole_folder(out, f"labeled/{IMPORT_FILE}") as partial:
         writers = {n: LogWriter(partial / n, schema, extra_types=extra_types(schema)) for n in ("labeled", "unlabeled")}
         with writers["labeled"] as labeled, writers["unlabeled"] as unlabeled:
             for table in decision_tables(decisions):

@@ -9,7 +9,7 @@ import pytest
 
 from rayrec.data.log import Log, LogError, LogWriter
 from rayrec.data.log import folder as log_module
-from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel
+from rayrec.data.log.schema import CategoricalFeature, LogSchema, TaskLabel, write_schema
 
 SCHEMA = LogSchema("tiny", (CategoricalFeature("id", encoding="hash", buckets=9),), (TaskLabel("click"),))
 
@@ -59,6 +59,7 @@ def test_only_a_log_is_ever_overwritten(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("words")
-    with pytest.raises(LogError, match="is no log"):
+    write_schema(SCHEMA, precious / "schema.json")  # as it lies beside raw files
+    with pytest.raises(LogError, match=r"precious: holds files and no import\.json"):
         LogWriter(precious, SCHEMA, overwrite=True)
     assert (precious / "thesis.txt").read_text() == "words"

@@ -242,13 +242,14 @@ def test_what_a_killed_simulation_left_is_replaced(tmp_path: Path) -> None:
 def test_only_an_earlier_simulation_is_overwritten_and_only_when_asked(tmp_path: Path) -> None:
     few = replace(SMALL, requests=100)
     simulate(few, tmp_path / "ads")
-    with pytest.raises(LogError, match="ads: exists already; choose another name or overwrite"):
+    with pytest.raises(LogError, match="ads: exists already; choose another name or allow overwriting"):
         simulate(few, tmp_path / "ads")
     replaced = simulate(replace(few, seed=9), tmp_path / "ads", overwrite=True)
     assert SimulatedLogs.open(tmp_path / "ads").summary == replaced.summary
     assert replaced.summary.config.seed == 9
     (tmp_path / "precious").mkdir()
-    with pytest.raises(LogError, match="precious: is not a folder of simulated logs"):
+    (tmp_path / "precious" / "thesis.txt").write_text("words")
+    with pytest.raises(LogError, match=r"precious: holds files and no simulation\.json"):
         simulate(few, tmp_path / "precious", overwrite=True)
     with pytest.raises(LogError, match=r"precious: no simulated logs \(no simulation.json\)"):
         SimulatedLogs.open(tmp_path / "precious")

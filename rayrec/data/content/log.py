@@ -30,6 +30,7 @@ from rayrec.files import whole_folder, write_text_atomically
 from rayrec.typed_json import ConfigError, from_json, to_json
 
 FORMAT = 1
+CONTENT_FILE = "content.json"
 SPLITS = ("train", "valid", "test")
 Before = Literal["impressions", "valid", "test", "end"]
 _ROW_GROUP = 65_536
@@ -210,11 +211,9 @@ class _About:
 
 
 def write_content(folder: Path | str, log: ContentLog, *, overwrite: bool = False) -> Path:
-    """Write a log, whole or not at all. Raises ContentError when ``folder`` exists and ``overwrite`` is false."""
-    folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise ContentError(f"{folder}: exists already")
-    shown = log.impressions
+    """Write a log, whole or not at all. Raises ContentError when ``folder`` exists and ``overwrite`` is false, or is anything but
+    a content log."""
+    folder, shown = Path(folder), log.impressions
     tables = {
         "items": {"item": log.items.names, **{one.name: log.items.texts[one.name] for one in log.items.fields}},
         "users": {"user": log.users, "history": pa.array(log.current.astype(np.int32))},
@@ -224,7 +223,7 @@ def write_content(folder: Path | str, log: ContentLog, *, overwrite: bool = Fals
             "candidates": shown.candidates.to_arrow(), "labels": shown.labels.to_arrow(),
         },
     }  # fmt: skip
-    with whole_folder(folder) as partial:
+    with whole_folder(folder, CONTENT_FILE, overwrite=overwrite, error=ContentError) as partial:
         for name, columns in tables.items():
             table = pa.table(columns)
             pq.write_table(table, partial / f"{name}.parquet", compression="zstd", row_group_size=_ROW_GROUP)
@@ -233,7 +232,7 @@ def write_content(folder: Path | str, log: ContentLog, *, overwrite: bool = Fals
         summary = _Summary(
             log.source, log.items.fields, len(log.items), len(log.users), len(log.histories), len(shown), log.notes
         )
-        write_text_atomically(partial / "content.json", to_json(summary))
+        write_text_atomically(partial / CONTENT_FILE, to_json(summary))
     return folder
 
 
@@ -242,9 +241,7 @@ def add_user_texts(folder: Path, version: str, texts: UserTexts) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", version) or version.startswith("."):
         raise ContentError(f"version {version!r}: expected letters, digits, '_', '-' and '.', at most 60")
     place = folder / "user_texts" / version
-    if place.exists():
-        raise ContentError(f"{place}: exists already")
-    with whole_folder(place) as partial:
+    with whole_folder(place, overwrite=False, error=ContentError) as partial:
         pq.write_table(pa.table({"text": texts.texts}), partial / "texts.parquet", compression="zstd")
         about = _About(texts.generator, texts.notes, len(texts.texts), texts.before)
         write_text_atomically(partial / "about.json", to_json(about))
@@ -254,11 +251,11 @@ def add_user_texts(folder: Path, version: str, texts: UserTexts) -> Path:
 def read_content(folder: Path | str) -> ContentLog:
     """Read and check a log. Raises ContentError that names the file and what is wrong with it."""
     folder = Path(folder)
-    if not (folder / "content.json").is_file():
-        raise ContentError(f"{folder / 'content.json'}: no such file; is {folder} a log of jobs.import_content?")
-    summary = from_json(_Summary, (folder / "content.json").read_bytes(), str(folder / "content.json"))
+    if not (folder / CONTENT_FILE).is_file():
+        raise ContentError(f"{folder / CONTENT_FILE}: no such file; is {folder} a log of jobs.import_content?")
+    summary = from_json(_Summary, (folder / CONTENT_FILE).read_bytes(), str(folder / CONTENT_FILE))
     if summary.format != FORMAT:
-        raise ContentError(f"{folder / 'content.json'}: format {summary.format}, expected {FORMAT}")
+        raise ContentError(f"{folder / CONTENT_FILE}: format {summary.format}, expected {FORMAT}")
     lists = pa.list_(pa.int32())
     items = _table(folder, "items", {"item": pa.string(), **{one.name: pa.string() for one in summary.fields}})
     users = _table(folder, "users", {"user": pa.string(), "history": pa.int32()})

@@ -17,6 +17,8 @@ from rayrec.files import whole_folder, write_text_atomically
 from rayrec.text.content_tokenizer import ContentTokenizer
 from rayrec.typed_json import from_json, to_json
 
+TOKENS_FILE = "tokens.json"
+
 
 @dataclass(frozen=True)
 class TokenRecord:
@@ -69,22 +71,21 @@ def token_record(log: ContentLog, tokenizer: ContentTokenizer, name: str, max_te
 
 
 def write_tokens(folder: Path | str, tokens: ContentTokens, *, overwrite: bool = False) -> Path:
-    """Write, whole or not at all. Raises ContentError when ``folder`` exists and ``overwrite`` is false."""
+    """Write, whole or not at all. Raises ContentError when ``folder`` exists and ``overwrite`` is false, or is anything but
+    tokens."""
     folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise ContentError(f"{folder}: exists already")
-    with whole_folder(folder) as partial:
+    with whole_folder(folder, TOKENS_FILE, overwrite=overwrite, error=ContentError) as partial:
         for name, lists in {"items": tokens.items, **{f"{v}.texts": t for v, t in tokens.user_texts.items()}}.items():
             pq.write_table(pa.table({"tokens": lists.to_arrow()}), partial / f"{name}.parquet", compression="zstd")
         write_text_atomically(partial / "tokenizer.json", tokens.tokenizer.json)
-        write_text_atomically(partial / "tokens.json", to_json(tokens.record))
+        write_text_atomically(partial / TOKENS_FILE, to_json(tokens.record))
     return folder
 
 
 def read_tokens(folder: Path | str, log: ContentLog) -> ContentTokens:
     """Read and check against the log that they are of. Raises ContentError that names the file."""
     folder = Path(folder)
-    file = folder / "tokens.json"
+    file = folder / TOKENS_FILE
     if not file.is_file():
         raise ContentError(f"{file}: no such file; is {folder} a folder of jobs.tokenize_content?")
     record = from_json(TokenRecord, file.read_bytes(), str(file))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rayrec.data.importing.checking import CheckedChunk, RawSource, checked_chunks, positioned
 from rayrec.data.importing.progress import ImportProgress
 from rayrec.data.importing.reading import SourceError
-from rayrec.data.log import SPLITS, LogError, LogWriter
+from rayrec.data.log import SPLITS, LogWriter, check_log_place
 from rayrec.data.log.encoding import LogEncoder
 from rayrec.data.log.fitting import SchemaFitter
 from rayrec.data.log.row_checks import ColumnError
@@ -54,8 +54,7 @@ def import_log(
         if unknown or not made.tasks:
             named = f"names no task: {', '.join(unknown)}" if unknown else "names no task"
             raise SchemaError(f"made_of_labels {made.column!r} {named}; tasks: {', '.join(schema.task_names)}")
-    if out.exists() and not options.overwrite:
-        raise LogError(f"{out}: exists already; choose another name or allow overwriting")
+    check_log_place(out, overwrite=options.overwrite)
     started = time.monotonic()
     splitter = _prepared(source, schema, split, options)
     fitted, extra_types, first_bad = _fit(source, schema, splitter, options)

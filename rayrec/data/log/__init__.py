@@ -10,6 +10,7 @@ from rayrec.data.log.folder import (
     LogWriter,
     arrow_schema,
     check_columns,
+    check_log_place,
     read_footer,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "LogWriter",
     "arrow_schema",
     "check_columns",
+    "check_log_place",
     "read_footer",
 ]

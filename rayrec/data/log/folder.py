@@ -29,9 +29,17 @@ from rayrec.data.log.schema import (
     write_schema,
 )
 from rayrec.errors import UserError
-from rayrec.files import make_folder, put_in_place, raise_disk_error, temporary_beside, write_text_atomically
+from rayrec.files import (
+    check_replaceable,
+    make_folder,
+    put_in_place,
+    raise_disk_error,
+    temporary_beside,
+    write_text_atomically,
+)
 
 SPLITS = ("train", "valid", "test")
+IMPORT_FILE = "import.json"
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 64 << 20
 ROWS_PER_FILE = 1_048_576
@@ -144,6 +152,12 @@ def check_columns(file: Path | str, found: pa.Schema, schema: LogSchema) -> None
             raise LogError(f"{file}: column {wanted.name!r} is {found.field(index).type}, expected {wanted.type}")
 
 
+def check_log_place(path: Path, *, overwrite: bool) -> None:
+    """Raises LogError unless a log may be written at ``path``. Only a log, or an empty folder, is ever removed; raw files with a
+    schema.json beside them are none."""
+    check_replaceable(path, IMPORT_FILE, overwrite=overwrite, error=LogError)
+
+
 class LogWriter:
     """Writes a log shard by shard beside its place and renames it on success: a log is whole or not there.
 
@@ -169,16 +183,14 @@ class LogWriter:
         self.quarantined: Counter[str] = Counter()
         self._overwrite = overwrite
         self._rows_per_file = rows_per_file
-        self._partial = temporary_beside(self.path)
         self._buffers: dict[str, list[pa.Table]] = {}
         self._buffered: Counter[str] = Counter()
         self._buffered_bytes: Counter[str] = Counter()
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._file_rows: Counter[str] = Counter()
         self._file_count: Counter[str] = Counter()
-        if self.path.exists() and not overwrite:
-            raise LogError(f"{self.path}: exists already; choose another name or allow overwriting")
-        self._check_replaceable()
+        check_log_place(self.path, overwrite=overwrite)
+        self._partial = temporary_beside(self.path)
 
     def __enter__(self) -> "LogWriter":
         make_folder(self._partial)
@@ -210,19 +222,9 @@ class LogWriter:
             writer.close()
         write_schema(self.schema, self._partial / "schema.json")
         summary = {**details, "rows": dict(self.rows), "quarantined": dict(self.quarantined)}
-        write_text_atomically(self._partial / "import.json", json.dumps(summary, indent=2, default=str))
-        if self.path.exists():
-            if not self._overwrite:
-                raise LogError(f"{self.path}: appeared while this log was being written")
-            self._check_replaceable()
+        write_text_atomically(self._partial / IMPORT_FILE, json.dumps(summary, indent=2, default=str))
+        check_log_place(self.path, overwrite=self._overwrite)
         put_in_place(self._partial, self.path)
-
-    def _check_replaceable(self) -> None:
-        """Only a log, or an empty folder, is ever removed."""
-        if self.path.is_dir() and ((self.path / "schema.json").is_file() or not any(self.path.iterdir())):
-            return
-        if self.path.exists():
-            raise LogError(f"{self.path}: is no log (it has no schema.json), so it is not overwritten")
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -18,6 +18,7 @@ from rayrec.data.preferences.pools import AXES, SPLITS, Axis, Floats, Pool, Spli
 from rayrec.files import whole_folder, write_text_atomically
 from rayrec.typed_json import ConfigError, from_json, to_json
 
+BENCHMARK_FILE = "benchmark.json"
 _COLUMNS = ("users", "positions", "targets", "preferences", "negatives")
 _NAMES = ("user", "position", "target", "preference", "negative")
 
@@ -74,8 +75,11 @@ def count(pools: Mapping[tuple[Axis, Split], Pool]) -> tuple[Count, ...]:
 
 
 def write_benchmark(folder: Path, benchmark: Benchmark, item_names: list[str]) -> Path:
-    """Write, whole or not at all, replacing ``folder``. item_names: (N,), for the card's examples."""
-    with whole_folder(folder) as partial:
+    """Write, whole or not at all, replacing an earlier benchmark. item_names: (N,), for the card's examples.
+
+    Raises UserError for a folder of anything else.
+    """
+    with whole_folder(folder, BENCHMARK_FILE) as partial:
         flat = pa.array(np.ascontiguousarray(benchmark.vectors, np.float32).ravel())
         vectors = pa.FixedSizeListArray.from_arrays(flat, benchmark.card.dim)
         pq.write_table(pa.table({"text": list(benchmark.texts), "embedding": vectors}), partial / "texts.parquet")
@@ -90,17 +94,17 @@ def write_benchmark(folder: Path, benchmark: Benchmark, item_names: list[str]) -
             }
             parts.append(pa.table(kinds | columns))
         pq.write_table(pa.concat_tables(parts), partial / "pools.parquet", compression="zstd")
-        write_text_atomically(partial / "benchmark.json", to_json(benchmark.card))
+        write_text_atomically(partial / BENCHMARK_FILE, to_json(benchmark.card))
         write_text_atomically(partial / "card.md", _card(benchmark, item_names))
     return folder
 
 
 def read_benchmark(folder: Path, num_users: int, num_items: int) -> Benchmark:
     """Raises ConfigError that names the file and what is wrong, also when it is of other sequences."""
-    for name in ("benchmark.json", "texts.parquet", "pools.parquet"):
+    for name in (BENCHMARK_FILE, "texts.parquet", "pools.parquet"):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder / name}: no such file; make it with python -m jobs.build_preference_benchmark")
-    card = from_json(BenchmarkCard, (folder / "benchmark.json").read_bytes(), str(folder / "benchmark.json"))
+    card = from_json(BenchmarkCard, (folder / BENCHMARK_FILE).read_bytes(), str(folder / BENCHMARK_FILE))
     if (card.users, card.items) != (num_users, num_items):
         raise ConfigError(
             f"{folder}: a benchmark of {card.users:,} users and {card.items:,} items; the sequences have {num_users:,} users "

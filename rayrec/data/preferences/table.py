@@ -7,7 +7,7 @@
 all later ones, never an earlier one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from rayrec.text.preferences import Names, checked
 from rayrec.typed_json import ConfigError, from_json, to_json
 
 Origin = Literal["llm", "extractive", "table"]
+PREFERENCES_FILE = "preferences.json"
 _LINES = pacsv.ParseOptions(newlines_in_values=True)
 _SCHEMA = pa.schema([("user", pa.string()), ("position", pa.int32()), ("preferences", pa.list_(pa.string()))])
 
@@ -72,8 +73,11 @@ class Preferences:
 
 
 def write_preferences(folder: Path, rows: Iterable[PreferenceRow], record: PreferenceRecord) -> Path:
-    """Write, whole or not at all, replacing ``folder``; the record's count is set here."""
-    with whole_folder(folder) as partial:
+    """Write, whole or not at all, replacing earlier preferences; the record's count is set here.
+
+    Raises UserError for a folder of anything else.
+    """
+    with whole_folder(folder, PREFERENCES_FILE) as partial:
         count, writer = 0, pq.ParquetWriter(partial / "preferences.parquet", _SCHEMA, compression="zstd")
         with writer:
             batch: list[PreferenceRow] = []
@@ -85,40 +89,55 @@ def write_preferences(folder: Path, rows: Iterable[PreferenceRow], record: Prefe
             writer.write_table(_table(batch))
             count += len(batch)
         found = PreferenceRecord(record.origin, record.maker, count, dict(record.refused))
-        write_text_atomically(partial / "preferences.json", to_json(found))
+        write_text_atomically(partial / PREFERENCES_FILE, to_json(found))
     return folder
 
 
 def read_preferences(folder: Path, data: SequenceData) -> Preferences:
     """Of the users of ``data``. Raises ConfigError that names the file and the row that is wrong."""
-    for name in ("preferences.json", "preferences.parquet"):
+    for name in (PREFERENCES_FILE, "preferences.parquet"):
         if not (folder / name).is_file():
             raise ConfigError(
                 f"{folder / name}: no such file; make it with jobs.generate_preferences or jobs.import_preferences"
             )
-    record = from_json(PreferenceRecord, (folder / "preferences.json").read_bytes(), str(folder / "preferences.json"))
+    record = from_json(PreferenceRecord, (folder / PREFERENCES_FILE).read_bytes(), str(folder / PREFERENCES_FILE))
     file = folder / "preferences.parquet"
     try:
         table = pq.read_table(file, schema=_SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise ConfigError(f"{file}: {error}") from None
-    numbers = {name: row for row, name in enumerate(data.users.to_pylist())}
-    names = table.column("user").to_pylist()
-    unknown = next((i for i, name in enumerate(names) if name not in numbers), None)
-    if unknown is not None:
-        raise ConfigError(f"{file}, row {unknown}: user {names[unknown]!r} is not in the sequences")
-    users = np.array([numbers[name] for name in names], np.int64)
-    positions = table.column("position").to_numpy().astype(np.int64)
-    beyond = np.flatnonzero((positions < 0) | (positions > data.interactions.lengths[users]))
-    if len(beyond):
-        row = int(beyond[0])
-        length = data.interactions.lengths[users[row]]
-        raise ConfigError(f"{file}, row {row}: position {positions[row]} of a history of {length} items")
-    order = np.lexsort((positions, users))
-    if (np.diff(users[order]) == 0)[np.diff(positions[order]) == 0].any():
-        raise ConfigError(f"{file}: a user has two rows for one position")
+    users, positions, order = _placed(
+        table.column("user").to_pylist(), table.column("position").to_pylist(), data, str(file)
+    )
     texts = table.column("preferences").to_pylist()
     return Preferences(record, users[order], positions[order], tuple(tuple(texts[i]) for i in order))
+
+
+def check_rows(rows: Sequence[PreferenceRow], data: SequenceData, where: str) -> None:
+    """Raises ConfigError that names ``where`` and the row that does not fit the sequences."""
+    _placed([row.user for row in rows], [row.position for row in rows], data, where)
+
+
+def _placed(
+    names: list[str], positions: list[int], data: SequenceData, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(R,) each: rows of the sequences' users, positions, and the order of users and positions."""
+    numbers = {name: row for row, name in enumerate(data.users.to_pylist())}
+    lengths = data.interactions.lengths
+    for row, (name, position) in enumerate(zip(names, positions, strict=True)):
+        if name not in numbers:
+            raise ConfigError(f"{where}, row {row}: user {name!r} is not in the sequences")
+        if not 0 <= position <= (length := lengths[numbers[name]]):
+            raise ConfigError(f"{where}, row {row}: position {position} of a history of {length} items")
+    users, found = np.array([numbers[name] for name in names], np.int64), np.array(positions, np.int64)
+    order = np.lexsort((found, users))
+    twice = np.flatnonzero((np.diff(users[order]) == 0) & (np.diff(found[order]) == 0))
+    if len(twice):
+        first, second = sorted(order[twice[0] : twice[0] + 2].tolist())
+        raise ConfigError(
+            f"{where}, rows {first} and {second}: user {names[first]!r} has two rows for position {positions[first]}"
+        )
+    return users, found, order
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rayrec.data import public
 from rayrec.data.importing.importing import ImportOptions, import_log
 from rayrec.data.importing.public_dataset import PublicDataset
 from rayrec.data.importing.reading import SourceError
-from rayrec.data.log import Log
+from rayrec.data.log import Log, check_log_place
 from rayrec.data.log.splitting import HashSplit
 
 
@@ -53,6 +53,9 @@ def import_public(
     place = Path(source) if source is not None else default_source(dataset)
     if unlabeled is not None and dataset.open_unlabeled is None:
         raise SourceError(f"{name}: this data set has no unlabeled rows")
+    for log in (out, unlabeled):
+        if log is not None:
+            check_log_place(Path(log), overwrite=options is not None and options.overwrite)
     import_log(dataset.open_source(place), dataset.schema, dataset.split, Path(out), options)
     if unlabeled is not None and dataset.open_unlabeled is not None:
         everything = HashSplit(valid_share=0.0, test_share=0.0)

@@ -25,6 +25,7 @@ from rayrec.files import whole_folder, write_text_atomically
 from rayrec.typed_json import ConfigError
 
 FORMAT = 1
+SEQUENCES_FILE = "sequences.json"
 _ROW_GROUP = 65_536
 _ITEM_COLUMNS = ("item", "text", "attributes", "title", "labels")
 
@@ -154,12 +155,10 @@ class SequenceData:
 
 
 def write_sequences(folder: Path | str, data: SequenceData, *, overwrite: bool = False) -> Path:
-    """Write a data set, whole or not at all. Raises InteractionsError when ``folder`` exists and ``overwrite`` is false."""
-    folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise InteractionsError(f"{folder}: exists already; choose another name or allow overwriting")
-    interactions = data.interactions
-    with whole_folder(folder) as partial:
+    """Write a data set, whole or not at all. Raises InteractionsError when ``folder`` exists and ``overwrite`` is false, or is
+    anything but a data set."""
+    folder, interactions = Path(folder), data.interactions
+    with whole_folder(folder, SEQUENCES_FILE, overwrite=overwrite, error=InteractionsError) as partial:
         columns = {"user": data.users, "items": _lists(interactions.offsets, interactions.items)}
         if interactions.timestamps is not None:
             columns["timestamps"] = _lists(interactions.offsets, interactions.timestamps)
@@ -176,24 +175,24 @@ def write_sequences(folder: Path | str, data: SequenceData, *, overwrite: bool =
             "interactions": len(interactions.items),
             "notes": data.notes,
         }
-        write_text_atomically(partial / "sequences.json", json.dumps(summary, indent=2))
+        write_text_atomically(partial / SEQUENCES_FILE, json.dumps(summary, indent=2))
     return folder
 
 
 def read_sequences(folder: Path | str) -> SequenceData:
     """Read and check a data set. Raises InteractionsError that names the file and what is wrong with it."""
     folder = Path(folder)
-    for name in ("sequences.json", "users.parquet", "items.parquet"):
+    for name in (SEQUENCES_FILE, "users.parquet", "items.parquet"):
         if not (folder / name).is_file():
             raise InteractionsError(f"{folder / name}: no such file; is {folder} an imported sequence data set?")
     try:
-        summary = json.loads((folder / "sequences.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / SEQUENCES_FILE).read_text(encoding="utf-8"))
         users = pq.read_table(folder / "users.parquet", memory_map=True)
         items = pq.read_table(folder / "items.parquet", memory_map=True)
     except (json.JSONDecodeError, pa.ArrowInvalid) as error:
         raise InteractionsError(f"{folder}: {error}") from None
     if not isinstance(summary, dict) or summary.get("format") != FORMAT:
-        raise InteractionsError(f"{folder / 'sequences.json'}: not of format {FORMAT}")
+        raise InteractionsError(f"{folder / SEQUENCES_FILE}: not of format {FORMAT}")
     _check_columns(folder / "users.parquet", users, {"user": pa.string(), "items": pa.list_(pa.int32())})
     wanted = {"item": pa.string(), "text": pa.string(), "attributes": pa.list_(pa.int32())}
     later = {"title": pa.string(), "labels": pa.list_(pa.string())}  # folders of before have neither

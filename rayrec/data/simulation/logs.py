@@ -103,10 +103,7 @@ def simulate(
     overwrite: replace an ``out`` that an earlier simulation wrote. Raises LogError when ``out`` exists otherwise.
     """
     out = Path(out)
-    if out.exists() and not (overwrite and (out / _SUMMARY_FILE).is_file()):
-        hint = "is not a folder of simulated logs" if overwrite else "exists already; choose another name or overwrite"
-        raise LogError(f"{out}: {hint}")
-    with whole_folder(out) as partial:
+    with whole_folder(out, _SUMMARY_FILE, overwrite=overwrite, error=LogError) as partial:
         summary = _write_logs(config, partial, workers, rows_per_file, progress)
         for name in LOGS:
             write_student_view(Log.open(partial / name), partial / "student" / name)

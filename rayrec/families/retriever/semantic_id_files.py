@@ -17,6 +17,8 @@ from rayrec.retrieval.semantic_ids import SemanticIdReport, SemanticIds
 from rayrec.retrieval.semantic_tokenizer import SemanticTokenizer, TokenizedItems, TokenizerConfig
 from rayrec.typed_json import ConfigError, from_json, to_json
 
+SEMANTIC_IDS_FILE = "semantic_ids.json"
+
 
 @dataclass(frozen=True)
 class SemanticIdRecord:
@@ -48,8 +50,11 @@ class SavedSemanticIds:
 def write_semantic_ids(
     folder: Path, items: TokenizedItems, encoder: str, catalogue: str, split: SplitConfig | None = None
 ) -> Path:
-    """Write, whole or not at all, replacing ``folder``. catalogue: fingerprint of the items. split: as in the record."""
-    with whole_folder(folder) as partial:
+    """Write, whole or not at all, replacing earlier IDs. catalogue: fingerprint of the items. split: as in the record.
+
+    Raises UserError for a folder of anything else.
+    """
+    with whole_folder(folder, SEMANTIC_IDS_FILE) as partial:
         save_file({"codes": items.ids.codes, "embeddings": items.embeddings}, partial / "semantic_ids.safetensors")
         state = {name: value.contiguous() for name, value in items.tokenizer.state_dict().items()}
         save_file(state, partial / "tokenizer.safetensors")
@@ -62,16 +67,16 @@ def write_semantic_ids(
             catalogue,
             split,
         )
-        write_text_atomically(partial / "semantic_ids.json", to_json(record))
+        write_text_atomically(partial / SEMANTIC_IDS_FILE, to_json(record))
     return folder
 
 
 def read_semantic_ids(folder: Path) -> SavedSemanticIds:
     """Raises ConfigError that names the file and what is wrong with it."""
-    for name in ("semantic_ids.json", "semantic_ids.safetensors", "tokenizer.safetensors"):
+    for name in (SEMANTIC_IDS_FILE, "semantic_ids.safetensors", "tokenizer.safetensors"):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder / name}: no such file; make it with python -m jobs.semantic_ids")
-    record = from_json(SemanticIdRecord, (folder / "semantic_ids.json").read_bytes(), str(folder / "semantic_ids.json"))
+    record = from_json(SemanticIdRecord, (folder / SEMANTIC_IDS_FILE).read_bytes(), str(folder / SEMANTIC_IDS_FILE))
     try:
         tensors = load_file(folder / "semantic_ids.safetensors")
         ids = SemanticIds(tensors["codes"], record.level_sizes)
