@@ -188,6 +188,7 @@ class DecisionLog:
 
     def _write_part(self, number: int) -> None:
         journal = _journal(self.folder, number)
+        Journal(journal).close()  # keeps what is no whole record
         tables = list(_tables(journal))
         if tables:
             with whole_file(_part(self.folder, number)) as partial:

@@ -1,12 +1,16 @@
 """An append-only file of records, each on disk when ``append`` returns; what a crash left unfinished is cut off at opening, and
-a record that is damaged in front of whole ones, which no crash leaves, is refused: nothing that was accepted is cut off.
+a record that is damaged in front of whole ones, which no crash leaves, is refused: nothing that was accepted is lost.
 
-A record is its length and CRC-32 (4 bytes each, little-endian), then its bytes.
+A record is its length and CRC-32 (4 bytes each, little-endian), then its bytes. A damaged length, or damage to the last record,
+cannot be told from what a crash leaves: what is cut off at opening is kept beside the journal, in ``cut-<journal>-<time>``.
 """
 
 import fcntl
+import logging
 import os
+import shutil
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,8 +19,9 @@ from types import TracebackType
 from typing import BinaryIO
 
 from rayrec.errors import DiskError, UserError
-from rayrec.files import raise_disk_error
+from rayrec.files import raise_disk_error, whole_file
 
+logger = logging.getLogger(__name__)
 MAX_RECORD_BYTES = 64 << 20
 _HEAD = struct.Struct("<II")
 
@@ -40,13 +45,14 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.records, self._bytes = _whole_part(path)
+            self._keep_tail()
             self._cut()
             if new:
                 sync_folder(path.parent)
         except BlockingIOError:
             os.close(self._file)
             raise JournalError(f"{path}: another process writes this journal") from None
-        except JournalError:
+        except UserError:
             os.close(self._file)
             raise
         except OSError as error:
@@ -93,6 +99,24 @@ class Journal:
             return os.path.samestat(os.stat(self.path), os.fstat(self._file))
         except OSError:
             return False
+
+    def _keep_tail(self) -> None:
+        """Copies what stands behind the whole records, unless it is zeros, and says so in the log. Raises DiskError."""
+        with self.path.open("rb") as file:
+            file.seek(self._bytes)
+            if not any(piece.strip(b"\0") for piece in iter(lambda: file.read(1 << 20), b"")):
+                return
+            kept = self.path.with_name(f"cut-{self.path.name}-{time.time_ns()}")
+            file.seek(self._bytes)
+            with whole_file(kept) as partial, partial.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+        sync_folder(self.path.parent)
+        logger.warning(
+            "%s: no whole record begins at byte %d, after a crash or damage; the bytes from there on are kept in %s",
+            self.path, self._bytes, kept.name,
+        )  # fmt: skip
 
     def _cut(self) -> None:
         if os.fstat(self._file).st_size > self._bytes:

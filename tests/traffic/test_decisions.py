@@ -234,6 +234,48 @@ def test_a_damaged_record_with_whole_ones_behind_it_is_told_and_nothing_is_cut_o
         assert journal.records == 3
 
 
+def test_what_a_damaged_length_hides_is_kept_beside_the_journal_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, damaged_byte in (
+        ("journal", 3),
+        ("other", 0),
+    ):  # a length that no record has, one that ends behind the file
+        path = tmp_path / name
+        with Journal(path) as journal:
+            journal.append([b"first", b"second", b"third"])
+        damaged = bytearray(path.read_bytes())
+        damaged[damaged_byte] ^= 0x80
+        path.write_bytes(damaged)
+        for _ in range(2):
+            with Journal(path) as journal:
+                assert journal.records == 0
+        (kept,) = tmp_path.glob(f"cut-{name}-*")
+        assert kept.read_bytes() == damaged
+        assert f"{name}: no whole record begins at byte 0" in caplog.text
+        assert kept.name in caplog.text
+
+
+def test_a_journal_that_becomes_parquet_loses_nothing_that_a_damaged_length_hides(tmp_path: Path) -> None:
+    with open_log(tmp_path, roll_rows=10**6) as log:
+        log.append([decision(f"r{i}") for i in range(3)])
+    (path,) = tmp_path.glob("journal-*")
+    damaged = bytearray(path.read_bytes())
+    second = 8 + int.from_bytes(damaged[:4], "little")
+    damaged[second + 3] ^= 0x80
+    path.write_bytes(damaged)
+    path.with_name("journal-0000002").touch()  # the first one is sealed then
+    with open_log(tmp_path) as log:
+        log.append([decision("r3")])
+        log.roll()
+    assert [row for t in decision_tables(tmp_path) for row in t.column("served_request").unique().to_pylist()] == [
+        "r0",
+        "r3",
+    ]
+    (kept,) = tmp_path.glob("cut-*")
+    assert kept.read_bytes() == damaged[second:]
+
+
 def test_the_zeros_that_a_power_cut_leaves_are_no_records(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with Journal(path) as journal:
@@ -246,3 +288,4 @@ def test_the_zeros_that_a_power_cut_leaves_are_no_records(tmp_path: Path) -> Non
     with Journal(path) as journal:
         journal.append([b"second"])
     assert list(read_journal(path)) == [b"first", b"second"]
+    assert list(tmp_path.iterdir()) == [path]
