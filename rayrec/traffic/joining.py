@@ -54,7 +54,7 @@ class JoinSummary:
 
     impressions: labeled rows. candidates: unlabeled rows. open: impressions whose window has not closed, left for later.
     silent: impressions without any label. positives: by task. late: feedback that came after its window. unmatched: feedback on
-    what is no impression here.
+    what is no impression here, open or not.
     """
 
     impressions: int
@@ -106,11 +106,12 @@ def join(decisions: Path, feedback: Path, out: Path, config: JoinConfig, now_ms:
         writers = {n: LogWriter(partial / n, schema, extra_types=extra_types(schema)) for n in ("labeled", "unlabeled")}
         with writers["labeled"] as labeled, writers["unlabeled"] as unlabeled:
             for table in decision_tables(decisions):
-                closed = table.filter(pc.less_equal(table.column(TIME), now_ms - window_ms))
+                in_time = pc.less_equal(table.column(TIME), now_ms - window_ms)
+                closed, waiting = table.filter(in_time), table.filter(pc.invert(in_time))
+                waiting = waiting.filter(pc.greater_equal(waiting.column(POSITION), 0))
+                counts.open += waiting.num_rows
+                counts.matched += _said_of(events.of(waiting))
                 shown = pc.greater_equal(closed.column(POSITION), 0)
-                counts.open += pc.sum(pc.greater_equal(table.column(POSITION), 0)).as_py() - (
-                    pc.sum(shown).as_py() or 0
-                )
                 for split, rows in _by_split(closed.filter(pc.invert(shown)), bounds):
                     unlabeled.write(split, rows)
                 for split, rows in _by_split(events.label(closed.filter(shown), negatives, counts), bounds):
@@ -176,7 +177,7 @@ class Events:
     def label(self, shown: pa.Table, negatives: tuple[str, ...], counts: _Counts) -> pa.Table:
         """The impressions with their labels, less those without any."""
         schema, labels = self.schema, self.of(shown)
-        counts.matched += int((~np.isnan(labels)).any(1).sum())
+        counts.matched += _said_of(labels)
         place = {task: i for i, task in enumerate(schema.task_names)}
         for task in _parents_first(schema):
             if task.name in negatives:
@@ -195,6 +196,11 @@ class Events:
         labeled = ~np.isnan(labels).all(1)
         counts.silent += int((~labeled).sum())
         return shown.filter(pa.array(labeled))
+
+
+def _said_of(labels: NDArray[np.float32]) -> int:
+    """How many of the rows (n, T) something was said of."""
+    return int((~np.isnan(labels)).any(1).sum())
 
 
 def _parents_first(schema: LogSchema) -> list[Any]:
