@@ -202,7 +202,7 @@ def _splitter_by_time(
             f"column {column!r} is the same in all rows, but a split by time needs an order; try split:by-hash"
         )
     cuts = (1 - rule.test_share - rule.valid_share, 1 - rule.test_share)
-    end = int(times_kept[-1]) + 1
+    end = kept.last + 1
     valid, test = (
         int(times_kept[cut]) if (cut := round(len(times_kept) * share)) < len(times_kept) else end for share in cuts
     )
@@ -218,15 +218,20 @@ def _splitter_by_time(
 
 
 class TimeSample:
-    """All of the numbers added, or a fixed sample of at most ``most`` when there are more: memory is bounded."""
+    """All of the numbers added, or a fixed sample of at most ``most`` when there are more: memory is bounded.
+
+    last: the largest of all that were added, in the sample or not.
+    """
 
     def __init__(self, most: int = _KEPT_TIMES) -> None:
         self._most = most
+        self.last = np.iinfo(np.int64).min
         self._parts: list[tuple[NDArray[np.int64], NDArray[np.uint64]]] = []
         self._rows = 0
         self._highest_rank = (1 << 64) - 1  # halved whenever there are too many
 
     def add(self, values: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        self.last = max(self.last, int(values.max(initial=self.last)))
         ranks = mix(positions.astype(np.uint64))
         stay = ranks <= np.uint64(self._highest_rank)
         self._parts.append((values[stay], ranks[stay]))

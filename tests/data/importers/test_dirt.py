@@ -27,7 +27,7 @@ from rayrec.data.log.schema import (
     TaskLabel,
     TextFeature,
 )
-from rayrec.data.log.splitting import HashSplit, SplitRule, TimeSplit
+from rayrec.data.log.splitting import HashSplit, SplitInput, SplitRule, TimeSplit, prepare
 from rayrec.data.log.times import TimeSpelling
 from rayrec.typed_json import from_json, to_json
 
@@ -353,6 +353,13 @@ def test_rows_of_another_unit_are_found_among_good_ones_and_move_no_split(tmp_pa
         "time: is no time from 1990 to 2100 (looks like seconds)": 10
     }
     assert (log.rows("train"), log.rows("test")) == (72, 18)
+
+
+def test_a_split_by_time_without_a_test_gives_it_no_row_of_more_than_are_kept_in_memory() -> None:
+    rows = SplitInput(pa.table({"moment": np.arange(5_000_000)}), 0)
+    splitter = prepare(TimeSplit(0.1, 0.0, "moment"), None, lambda: iter([rows]))
+    _, valid = np.bincount(splitter.assign(rows))
+    assert abs(valid / 5_000_000 - 0.1) < 0.01
 
 
 def test_times_that_are_all_equal_give_no_order_to_split_by(tmp_path: Path) -> None:
