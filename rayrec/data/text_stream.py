@@ -31,7 +31,8 @@ _DOCUMENTS_AT_ONCE = 1024
 class TextImport:
     """files: Parquet files with one document a row in ``column``, a null or empty one left out.
 
-    block_tokens: T. valid_share, test_share: of the documents. reader: "ray" tokenizes with Ray Data, "in_process" here.
+    block_tokens: T. valid_share, test_share: of the documents. seed: of the draw of splits, from 0. reader: "ray" tokenizes with
+    Ray Data, "in_process" here.
     """
 
     files: tuple[Path, ...]
@@ -47,6 +48,8 @@ class TextImport:
             raise LogError("no files of documents are given")
         if self.block_tokens < 2:
             raise LogError(f"block_tokens must be at least 2, not {self.block_tokens}")
+        if not 0 <= self.seed < 2**63:
+            raise LogError(f"seed must lie in 0..{2**63 - 1}, not {self.seed}")
         if not (self.valid_share > 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
             raise LogError(
                 f"valid_share must be above 0 and leave something for training, not {self.valid_share} beside {self.test_share}"
@@ -60,7 +63,11 @@ def block_schema(block_tokens: int, vocabulary: int) -> LogSchema:
 
 
 def documents(source: TextImport, split: str) -> Iterator[str]:
-    """The texts of a split in order, one Parquet batch in memory at a time."""
+    """The texts of a split in order, one Parquet batch in memory at a time.
+
+    Raises LogError naming the file when one cannot be read, lacks the column, or holds text in it that is not UTF-8.
+    """
+    _check_files(source)
     wanted = SPLITS.index(split)
     for table in _tables(source):
         texts, splits = _texts_and_splits(table, source)
@@ -73,7 +80,8 @@ def write_blocks(
     """Tokenize all documents and write the log of blocks to ``out``, its tokenizer beside the schema.
 
     tokenizer_json: the ``tokenizers`` package's JSON; separator: id of the token after each document.
-    Raises LogError naming the file when one cannot be read or lacks the column, or when a needed split has no block.
+    Raises LogError naming the file when one cannot be read, lacks the column or holds text in it that is not UTF-8, or when a
+    needed split has no block.
     """
     vocabulary = int(Tokenizer.from_str(tokenizer_json).get_vocab_size())
     _check_files(source)
@@ -120,7 +128,12 @@ def _encoded(source: TextImport, tokenizer_json: str, separator: int) -> Iterato
     context = dataset.context
     context.enable_progress_bars = context.enable_operator_progress_bars = context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError:
+        for _ in _tables(source):  # a task knows no file: a text that is not UTF-8 is looked for here
+            pass
+        raise
 
 
 def _encode(table: pa.Table, *, source: TextImport, tokenizer_json: str, separator: int) -> pa.Table:
@@ -147,10 +160,27 @@ def _tables(source: TextImport) -> Iterator[pa.Table]:
     for file in source.files:
         try:
             with pq.ParquetFile(file) as parquet:
+                row = 0
                 for batch in parquet.iter_batches(_DOCUMENTS_AT_ONCE, columns=[source.column]):
-                    yield pa.table(batch)
+                    table = pa.table(batch)
+                    _check_utf8(table, source.column, file, row)
+                    yield table
+                    row += table.num_rows
         except (pa.ArrowException, OSError) as error:
             raise LogError(f"{file}: not a readable Parquet file: {error}") from None
+
+
+def _check_utf8(table: pa.Table, column: str, file: Path, first_row: int) -> None:
+    """Arrow takes any bytes of a Parquet file for text. Raises LogError."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, text in enumerate(table.column(column), first_row):
+            try:
+                text.as_py()
+            except UnicodeDecodeError as error:
+                raise LogError(f"{file}: column {column!r}, row {row:,} (from 0): not UTF-8: {error.reason}") from None
+        raise
 
 
 def _check_files(source: TextImport) -> None:

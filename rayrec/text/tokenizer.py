@@ -15,7 +15,7 @@ FILE = "tokenizer.json"
 
 
 class TokenizerError(UserError):
-    """A tokenizer file that is absent or not usable."""
+    """A tokenizer file that is absent or not usable, or a vocabulary too small to train one."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class TextTokenizer:
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TextTokenizer:
     """Byte-level BPE (every text can be encoded, nothing is unknown); texts are read once, as a stream.
 
-    Raises ValueError when ``vocabulary`` leaves no room for the 256 bytes and the separator.
+    Raises TokenizerError when ``vocabulary`` leaves no room for the 256 bytes and the separator.
     """
     if vocabulary < 257:
-        raise ValueError(f"a byte-level vocabulary needs at least 257 tokens, not {vocabulary}")
+        raise TokenizerError(f"a byte-level vocabulary needs at least 257 tokens, not {vocabulary}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,15 +73,18 @@ def read_tokenizer(folder: Path | str) -> TextTokenizer:
     file = Path(folder) / FILE
     if not file.is_file():
         raise TokenizerError(f"{file}: no such file")
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the package raises bare Exceptions
         raise TokenizerError(f"{file}: not a tokenizer: {error}") from None
     candidates = [SEPARATOR, "</s>"]
     config = Path(folder) / "tokenizer_config.json"
     if config.is_file():
-        named = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        try:
+            named = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise TokenizerError(f"{config}: not the JSON object of a tokenizer: {error}") from None
         candidates.insert(0, str(named.get("content") if isinstance(named, dict) else named))
     for candidate in candidates:
         separator = tokenizer.token_to_id(candidate)

@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.import_text import ImportOptions, ImportParquet, run
 from rayrec.data.log import Log, LogError
 from rayrec.data.text_stream import TextImport, documents, write_blocks
+from rayrec.errors import UserError
 from rayrec.text.tokenizer import TextTokenizer, TokenizerError, read_tokenizer, train_tokenizer
 
 WORDS = ("steel", "beaker", "glass", "µm", "filter", "10 mm", "Größe", "tube", "\n")
@@ -82,6 +85,9 @@ def test_a_tokenizer_folder_is_read_with_its_own_separator(tokenizer: TextTokeni
         read_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "[DOC]"}}')
     assert read_tokenizer(tmp_path).separator == tokenizer.separator
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: not the JSON object"):
+        read_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="not a tokenizer"):
         read_tokenizer(tmp_path)
@@ -97,3 +103,44 @@ def test_a_wrong_column_or_file_is_named(source: TextImport, tokenizer: TextToke
     with pytest.raises(LogError, match="too little text for one block"):
         write_blocks(replace(source, block_tokens=100_000), tokenizer.json, 0, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"column": "absent"}, r"own\.parquet: no column 'absent'; columns: text, words"),
+        ({"column": "words"}, r"own\.parquet: column 'words' is list.*, expected text"),
+        ({"seed": -2}, "seed must lie in 0.*, not -2"),
+        ({"vocabulary": 3}, "needs at least 257 tokens, not 3"),
+    ],
+)
+def test_the_job_refuses_what_it_cannot_make_a_corpus_of(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
+    pq.write_table(pa.table({"text": ["steel beaker"] * 50, "words": [["steel"]] * 50}), tmp_path / "own.parquet")
+    column = wrong.pop("column", "text")
+    with pytest.raises(UserError, match=told):
+        run(ImportParquet(tmp_path, ImportOptions(tmp_path / "out", reader="in_process", **wrong), column))
+    assert not (tmp_path / "out").exists()
+
+
+def not_utf8(file: Path) -> Path:
+    texts = [f"text {i}".encode() for i in range(1_500)]
+    texts[1_200] = b"caf\xe9"
+    lengths = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(lengths), pa.py_buffer(b"".join(texts))]
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), len(texts), buffers)}), file)
+    return file
+
+
+def test_text_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
+    file = not_utf8(tmp_path / "own.parquet")
+    with pytest.raises(LogError, match=r"own\.parquet: column 'text', row 1,200 \(from 0\): not UTF-8"):
+        run(ImportParquet(file, ImportOptions(tmp_path / "out", reader="in_process")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_ray_data_names_the_row_of_a_text_that_is_not_utf8_too(
+    ray_session: None, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    source = TextImport((not_utf8(tmp_path / "own.parquet"),), reader="ray")
+    with pytest.raises(LogError, match=r"own\.parquet: column 'text', row 1,200 \(from 0\): not UTF-8"):
+        write_blocks(source, tokenizer.json, tokenizer.separator, tmp_path / "out")
