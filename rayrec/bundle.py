@@ -258,7 +258,7 @@ def _read_header(file: Path) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ..
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
         return {name: (_DTYPES[t["dtype"]], tuple(map(int, t["shape"]))) for name, t in tensors.items()}, 8 + length
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{file}: no safetensors file of known dtypes: {type(error).__name__}: {error}") from None
 
 

@@ -153,6 +153,16 @@ def test_a_huge_sparse_file_is_refused_without_reading_it(saved, name: str) -> N
         load_bundle(saved[0])
 
 
+@pytest.mark.parametrize(
+    "header", [b"[" * 200_000, b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}']
+)
+def test_a_header_that_no_json_reader_gets_through_is_refused(saved, header: bytes) -> None:
+    (saved[0] / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    _resign(saved[0])
+    with pytest.raises(BundleError, match=r"model\.safetensors: no safetensors file"):
+        load_bundle(saved[0])
+
+
 def test_a_header_that_declares_a_huge_header_is_refused(saved) -> None:
     (saved[0] / "model.safetensors").write_bytes((2**50).to_bytes(8, "little"))
     _resign(saved[0])
