@@ -23,7 +23,7 @@ from rayrec.errors import told
 from rayrec.families.table import Family, family_of
 from rayrec.registry import Registry, ResolvedModel, resolve_model
 from rayrec.typed_json import ConfigError
-from serve_apps.deploying import connect_to_serve, serving
+from serve_apps.deploying import check_address, connect_to_serve, serving
 from serve_apps.example_request import curl_command
 from serve_apps.service.access import token_sha256
 from serve_apps.service.limits import ServiceLimits
@@ -68,6 +68,7 @@ def application_of(family: Family) -> Application:
 
 def run(command: Serve[Any], stop: threading.Event, connected: Callable[[], None] = lambda: None) -> None:
     """Serve until ``stop`` is set. connected: called once Ray is there, whose own signal handlers are set by then."""
+    check_address(command.service, command.host, command.port)
     with refusing_version(command.model):
         resolved = resolve_model(command.model)
         family = family_of(bundle_kind(resolved.path))

@@ -21,7 +21,7 @@ from rayrec.typed_json import ConfigError, from_json
 from serve_apps.cascade.application import CascadeService, example
 from serve_apps.cascade.served import ServedCascade, load_served_cascade
 from serve_apps.cascade.versions import PARTS, CascadeReferences, Experiment
-from serve_apps.deploying import DeployedService, connect_to_serve, serving
+from serve_apps.deploying import DeployedService, check_address, connect_to_serve, serving
 from serve_apps.service.model_reference import ModelReference
 from serve_apps.service.refusals import one_line, refusing_version
 
@@ -147,6 +147,7 @@ class Part:
 
 def run_cascade(command: ServeCascade, stop: threading.Event, connected: Callable[[], None] = lambda: None) -> None:
     """Serve until ``stop`` is set. connected: called once Ray is there, whose own signal handlers are set by then."""
+    check_address(command.service, command.host, command.port)
     asked = {name: getattr(command, name) for name in PARTS}
     tried = None if command.experiment is None else ExperimentFile(command.experiment)
     resolved = {}

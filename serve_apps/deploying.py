@@ -118,16 +118,10 @@ class DeployedService:
 def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedService]:
     """Serve's proxy on ``host:port`` while the context is open. Raises ConfigError for an open host without a token, and for an
     address that cannot be had."""
-    token = service.token_sha256 or token_sha256()
-    if token is None and not is_loopback(host):
-        raise ConfigError(
-            f"host {host} can be reached from other machines: set {TOKEN_VARIABLE}, or serve on 127.0.0.1"
-        )
-    if not joined_cluster():
-        _refuse_taken(host, port)
+    check_address(service, host, port)
     _start_serve(host, port)
     with tempfile.TemporaryDirectory(prefix="rayrec-serving-", ignore_cleanup_errors=True) as folder:
-        own = replace(service, token_sha256=token).in_folder(Path(folder))
+        own = replace(service, token_sha256=_token_of(service)).in_folder(Path(folder))
         try:
             yield DeployedService(f"http://{f'[{host}]' if ':' in host else host}:{port}", own)
         finally:
@@ -136,6 +130,22 @@ def serving(service: ServiceLimits, host: str, port: int) -> Iterator[DeployedSe
                 end_keeper(own.kept_items)
             if own.traffic_folder is not None:
                 end_traffic_keeper(own.traffic_folder)
+
+
+def check_address(service: ServiceLimits, host: str, port: int) -> None:
+    """What ``serving`` refuses, before anything is connected or loaded. Raises ConfigError."""
+    if _token_of(service) is None and not is_loopback(host):
+        raise ConfigError(
+            f"host {host} can be reached from other machines: set {TOKEN_VARIABLE}, or serve on 127.0.0.1"
+        )
+    if not 1 <= port <= 65_535:
+        raise ConfigError(f"port must lie in 1..65535, not {port}")
+    if not joined_cluster():
+        _refuse_taken(host, port)
+
+
+def _token_of(service: ServiceLimits) -> str | None:
+    return service.token_sha256 or token_sha256()
 
 
 def _refuse_taken(host: str, port: int) -> None:

@@ -1,10 +1,15 @@
 """How a deployment that does not come up is told."""
 
+import threading
+
 import pytest
 from ray.serve._private.application_state import ApplicationStatusInfo, StatusOverview
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusInfo, DeploymentStatusTrigger
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
+from jobs.serve import Serve, run
+from jobs.serve_cascade import ServeCascade, run_cascade
+from rayrec.typed_json import ConfigError
 from serve_apps import deploying
 from serve_apps.deploying import DeployedService, DeploymentError
 from serve_apps.ranker.application import RankerService
@@ -26,6 +31,14 @@ class Client:
             "Ranker", DeploymentStatus.UNHEALTHY, DeploymentStatusTrigger.REPLICA_STARTUP_FAILED, "no such folder"
         )
         return StatusOverview(ApplicationStatusInfo(self.status, "a deployment failed", 0.0), name, [replica])
+
+
+@pytest.mark.parametrize("port", [-1, 0, 70_000])
+def test_a_port_that_there_is_not_is_told_before_anything_is_loaded(port: int) -> None:
+    with pytest.raises(ConfigError, match=f"port must lie in .*65535, not {port}"):
+        run(Serve(RankerService(), "models:/nothing@serving", port=port), threading.Event())
+    with pytest.raises(ConfigError, match=f"port must lie in .*65535, not {port}"):
+        run_cascade(ServeCascade(port=port), threading.Event())
 
 
 @pytest.mark.parametrize("status", [ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DEPLOYING])
