@@ -17,7 +17,7 @@ import tyro
 
 from jobs.command_line import read
 from rayrec.errors import told
-from rayrec.files import write_text_atomically
+from rayrec.files import check_file_place, write_text_atomically
 from rayrec.reporting.page import Table, text_table
 from rayrec.traffic.arm_sums import Period, arms_of, shadow_books, sum_traffic
 from rayrec.traffic.comparing_arms import ArmsReport, compare_arms
@@ -65,6 +65,8 @@ class WholeReport:
 
 def compared(command: CompareArms, now_ms: int) -> WholeReport:
     """Raises UserError."""
+    if command.report is not None:
+        check_file_place(command.report)
     window_ms = round(1_000 * command.window_seconds)
     period = Period(window_ms, now_ms - window_ms, 0 if command.since is None else _unix_ms(command.since))
     assignment = None

@@ -22,7 +22,7 @@ from jobs.kuberay import ClusterOptions, JobOptions, ray_job, ray_service
 from jobs.serve import Serve
 from jobs.serve_cascade import ServeCascade
 from rayrec.errors import told
-from rayrec.files import write_text_atomically
+from rayrec.files import check_file_place, write_text_atomically
 from rayrec.training.experiment import ScalingOptions
 from rayrec.typed_json import ConfigError, from_json
 from serve_apps.cascade.versions import PARTS, CascadeReferences, Experiment
@@ -177,6 +177,7 @@ def main() -> None:
     own, local = (words[: (at := words.index("--"))], words[at + 1 :]) if "--" in words else (words, [])
     with told():
         command = read_one_of({"job": Job, "service": Service}, description=__doc__, arguments=own)
+        check_file_place(command.out)
         write_text_atomically(command.out, manifest(command, local))
         print(f"{command.out}: kubectl apply -f {shlex.quote(str(command.out))}")
 

@@ -18,7 +18,7 @@ from rayrec.data.log.streams import LogStream, StreamConfig
 from rayrec.errors import told
 from rayrec.families.ranker.bundle import load_bundle
 from rayrec.families.ranker.scoring import features_of
-from rayrec.files import write_text_atomically
+from rayrec.files import check_file_place, write_text_atomically
 from rayrec.methods.feature_selection import (
     FeatureSelectionConfig,
     influences,
@@ -64,6 +64,8 @@ class FeatureRanking:
 
 def run(command: SelectFeatures) -> FeatureRanking:
     """Rank, print and (where asked) write."""
+    if command.out is not None:
+        check_file_place(command.out)
     bundle, log = load_bundle(command.bundle), Log.open(command.log)
     view = Log(log.path, features_of(bundle.schema, log.schema, log.path))
     rows = min(command.rows, view.rows(command.split))

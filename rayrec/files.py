@@ -173,6 +173,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_file_place(path: Path) -> None:
+    """Before work whose result becomes the file ``path``: makes its folder. Raises UserError where a folder has its name,
+    DiskError."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected the name of a file to write")
+    make_folder(path.parent)
+
+
 def temporary_beside(path: Path) -> Path:
     """A new temporary name beside ``path``; leftovers of processes of this machine that are gone are removed first,
     SQLite's journals of them too."""

@@ -15,7 +15,15 @@ import torch
 from safetensors.torch import save_file
 
 from rayrec.errors import DiskError, UserError
-from rayrec.files import make_folder, scratch_folder, temporary_beside, whole_file, whole_folder, write_text_atomically
+from rayrec.files import (
+    check_file_place,
+    make_folder,
+    scratch_folder,
+    temporary_beside,
+    whole_file,
+    whole_folder,
+    write_text_atomically,
+)
 
 
 def test_a_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -212,6 +220,15 @@ def test_a_disk_that_is_mounted_read_only_is_one_line_with_the_folder(small_disk
         write_text_atomically(small_disk / "a", "x")
     with pytest.raises(DiskError, match=r"mounted read-only$"):
         make_folder(small_disk / "a" / "b")
+
+
+def test_a_file_that_is_written_after_much_work_is_looked_at_before_it(tmp_path: Path) -> None:
+    check_file_place(tmp_path / "new" / "folder" / "report.json")
+    write_text_atomically(tmp_path / "new" / "folder" / "report.json", "{}")
+    with pytest.raises(UserError, match="new: is a folder, expected the name of a file"):
+        check_file_place(tmp_path / "new")
+    with pytest.raises(DiskError, match="Not a directory"):
+        check_file_place(tmp_path / "new" / "folder" / "report.json" / "a" / "b")
 
 
 def test_a_folder_under_a_file_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from jobs import compare_arms
 from jobs.compare_arms import CompareArms, compared
+from rayrec.errors import UserError
 from rayrec.traffic.assignment import Assignment
 from rayrec.typed_json import ConfigError
 from tests.traffic.test_comparing_arms import EQUAL, Traffic, watched
@@ -101,6 +102,9 @@ def test_what_cannot_be_compared_is_refused_in_one_line(traffic: Traffic, tmp_pa
     (tmp_path / "empty.json").write_text('{"name": "e"}')
     with pytest.raises(ConfigError, match="has no arms to compare"):
         compared(CompareArms(traffic.folder, tmp_path / "empty.json"), NOW_MS)
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(UserError, match=r"report\.json: is a folder"):
+        compared(CompareArms(traffic.folder, report=tmp_path / "report.json"), NOW_MS)
     for wrong in ({"level": 1.0}, {"window_seconds": -1.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             CompareArms(traffic.folder, **wrong)  # type: ignore[arg-type]
