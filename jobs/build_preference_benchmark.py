@@ -67,6 +67,10 @@ class BuildBenchmark:
     seed: int = 0
     """Of the draws."""
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, not {self.seed}")
+
 
 def run(command: BuildBenchmark) -> Benchmark:
     """Build, write and print the card's counts."""

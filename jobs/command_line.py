@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from rayrec.errors import UserError
 from rayrec.typed_json import ConfigError
 
 T = TypeVar("T")
@@ -37,8 +38,8 @@ class _Taken(BaseException):
 def read(
     command: type[T], *, description: str | None = None, arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> T:
-    """A command of that dataclass. Raises ConfigError for a part that is asked for by halves; ends the process, with a message,
-    for options that there are not, and after --help."""
+    """A command of that dataclass. Raises ConfigError for a part that is asked for by halves, or with values that it refuses;
+    ends the process, with a message, for options that there are not, and after --help."""
     draft = _Draft(sys.argv[1:] if arguments is None else arguments)
     found: T = tyro.cli(
         command,
@@ -135,7 +136,17 @@ def _options_of(info: StructTypeInfo) -> StructConstructorSpec | None:
                     helptext=partial(_line, info.default, field.name),
                 )
             )
-    return StructConstructorSpec(instantiate=cls, fields=tuple(options))
+    return StructConstructorSpec(instantiate=partial(_made, cls), fields=tuple(options))
+
+
+def _made(cls: type[T], **values: Any) -> T:
+    """Raises ConfigError for what the dataclass itself refuses, by whichever ValueError: it is an option that is wrong."""
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _line(draft: Any, name: str) -> str | None:

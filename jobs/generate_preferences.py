@@ -55,7 +55,7 @@ class Moments:
     def __post_init__(self) -> None:
         for name in ("recent", "first", "newest", "users"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise ConfigError(f"{name} must be at least 1, not {value}")
 
     def each(self, data: SequenceData) -> Iterator[tuple[int, int, list[int]]]:
         """(user row, position, newest items before it, newest last)."""
@@ -80,6 +80,10 @@ class Extractive:
     """What the items are ("films")."""
     seed: int = 0
     """Of the choice among phrases."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, not {self.seed}")
 
 
 @dataclass(frozen=True)

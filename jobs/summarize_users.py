@@ -53,8 +53,9 @@ class Target:
     "The first so many; None = all."
 
     def __post_init__(self) -> None:
-        if min(self.newest, self.words, self.users or 1) < 1:
-            raise ValueError("newest, words and users must be at least 1")
+        for name in ("newest", "words", "users"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
 
 
 Into = Annotated[Target, tyro.conf.arg(name="")]

@@ -143,6 +143,8 @@ def test_what_cannot_be_done_leaves_nothing_behind(small_log: Path, tmp_path: Pa
     log = Log.open(small_log)
     with pytest.raises(ValueError, match="between 0 and 1, not 1"):
         keep_labels(log, 1.0, tmp_path / "all")
+    with pytest.raises(LogError, match="seed must be at least 0, not -1"):
+        keep_labels(log, 0.5, tmp_path / "seed", seed=-1)
     with pytest.raises(LogError, match="leaves 0 labeled"):
         keep_labels(log, 1e-9, tmp_path / "none")
     (tmp_path / "there").mkdir()

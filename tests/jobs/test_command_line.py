@@ -223,6 +223,19 @@ def test_a_part_asked_for_by_halves_is_one_line(options: str, words: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("command", "options", "told"),
+    [
+        (generate_preferences.Extractive, "--sequences s --out o --recent 0", "recent must be at least 1, not 0"),
+        (semantic_ids.MakeSemanticIds, "--sequences s --out o --components 0", "components must be at least 1, not 0"),
+        (summarize_users.Extractive, "--content c --version v --words 0", "words must be at least 1, not 0"),
+    ],
+)
+def test_values_that_a_command_refuses_are_a_users_error(command: Any, options: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        read(command, arguments=options.split())
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ("--ranking.perturbaton.loss lspr", "--ranking.perturbaton.loss"),

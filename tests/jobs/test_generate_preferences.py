@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.build_preference_benchmark import BuildBenchmark
 from jobs.generate_preferences import Extractive, Llm, Moments, names_of, run
 from rayrec.data.preferences.table import read_preferences
 from rayrec.data.sequences import Interactions, ItemTable, SequenceData, write_sequences
@@ -78,6 +79,13 @@ def test_extractive_preferences_obey_the_rules_know_nothing_later_and_are_the_sa
     run(Extractive(Moments(tmp_path / "seq", tmp_path / "last", newest=1, users=3)))
     last = read_preferences(tmp_path / "last", data)
     assert last.positions.tolist() == data.interactions.lengths[:3].tolist()
+
+
+def test_a_seed_that_no_draw_can_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed must be at least 0, not -1"):
+        Extractive(Moments(Path("seq"), Path("pref")), seed=-1)
+    with pytest.raises(ConfigError, match="seed must be at least 0, not -1"):
+        BuildBenchmark(Path("seq"), Path("pref"), Path("out"), seed=-1)
 
 
 def test_a_language_model_is_asked_once_for_each_and_a_dry_run_asks_nothing(

@@ -40,6 +40,8 @@ def keep_labels(
     """
     if not 0 < share < 1:
         raise LogError(f"the share of labels must lie between 0 and 1, not {share}")
+    if seed < 0:
+        raise LogError(f"seed must be at least 0, not {seed}")
     if folder.exists():
         raise LogError(f"{folder}: exists already; choose another name")
     generator = np.random.default_rng(seed)
