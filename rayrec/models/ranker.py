@@ -86,7 +86,8 @@ class RankerArchitecture:
     """Dropout on the looked-up rows and numbers."""
 
     def __post_init__(self) -> None:
-        sizes = (self.embedding_dim, *self.trunk, *self.expert, *self.tower, self.cross_rank or 1)
+        cross_rank = 1 if self.cross_rank is None else self.cross_rank
+        sizes = (self.embedding_dim, *self.trunk, *self.expert, *self.tower, cross_rank)
         if min(sizes) < 1:
             raise ValueError("embedding_dim, cross_rank and all layer sizes must be at least 1")
         if min(self.cross_layers, self.experts, self.dense_bins) < 0:

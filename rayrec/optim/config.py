@@ -1,5 +1,6 @@
 """Which optimizer trains a model: one for matrices and vectors, and row-wise Adagrad or the same one for embedding tables."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from rayrec.optim.eager import AdamW, Muon
 from rayrec.optim.galore import Galore
 from rayrec.optim.optimizer_chain import OptimizerChain
 from rayrec.optim.rowwise_adagrad import RowwiseAdagrad
+from rayrec.typed_json import ConfigError
 
 OptimizerName = Literal["adamw", "apollo", "apollo_mini", "galore", "muon"]
 
@@ -39,13 +41,13 @@ class ProjectionConfig:
         for name in ("rank", "period"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"projection.{name} must be at least 1, not {value}")
+                raise ConfigError(f"projection.{name} must be at least 1, not {value}")
         if not 0 < self.rank_share <= 1:
-            raise ValueError(f"projection.rank_share must lie in (0, 1], not {self.rank_share}")
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"projection.scale must be above 0, not {self.scale}")
-        if self.norm_growth is not None and not self.norm_growth >= 1:
-            raise ValueError(f"projection.norm_growth must be at least 1, or None, not {self.norm_growth}")
+            raise ConfigError(f"projection.rank_share must lie in (0, 1], not {self.rank_share}")
+        if self.scale is not None and not 0 < self.scale < math.inf:
+            raise ConfigError(f"projection.scale must be finite and above 0, not {self.scale}")
+        if self.norm_growth is not None and not 1 <= self.norm_growth < math.inf:
+            raise ConfigError(f"projection.norm_growth must be finite and at least 1, or None, not {self.norm_growth}")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"muon.momentum must lie in [0, 1), not {self.momentum}")
+            raise ConfigError(f"muon.momentum must lie in [0, 1), not {self.momentum}")
         if not 1 <= self.iterations <= 99:
-            raise ValueError(f"muon.iterations must lie between 1 and 99, not {self.iterations}")
+            raise ConfigError(f"muon.iterations must lie between 1 and 99, not {self.iterations}")
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,14 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "matrix_learning_rate", "embedding_learning_rate"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be finite and above 0, not {value}")
         for name in ("weight_decay", "embedding_weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+                raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, compiled: bool = False) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ Each family of models has one; ``rayrec.families.table`` lists them. Training un
 contract only.
 """
 
+import math
 from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -14,6 +15,7 @@ from rayrec.training.loop import LoopConfig, MetricLog, Say, finish_training, ru
 from rayrec.training.reporters import Reporter
 from rayrec.training.task import Task
 from rayrec.training.worker import TrainingData, Worker
+from rayrec.typed_json import ConfigError
 
 
 class Experiment(Protocol):
@@ -67,7 +69,15 @@ class ScalingOptions:
     cpus_per_worker: float | None = None
     """None = 1, or half a CPU where workers and the reading tasks would not fit otherwise."""
     max_failures: int = 3
-    """How many times a died worker group is started again from its last checkpoint."""
+    """How many times a died worker group is started again from its last checkpoint; -1 = without limit."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"workers must be at least 1, not {self.workers}")
+        if self.cpus_per_worker is not None and not 0 < self.cpus_per_worker < math.inf:
+            raise ConfigError(f"cpus_per_worker must be finite and above 0, or None, not {self.cpus_per_worker}")
+        if self.max_failures < -1:
+            raise ConfigError(f"max_failures must be at least 0, or -1 for no limit, not {self.max_failures}")
 
 
 def train_here(

@@ -73,10 +73,16 @@ class LoopConfig:
     units for it (measured: AMX); "auto" does so on GPUs that have them. Evaluations run in float32, as bundles answer."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps"):
+        for name in ("epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
+        if self.gradient_clip is not None and not 0 < self.gradient_clip < math.inf:
+            raise ConfigError(f"gradient_clip must be finite and above 0, or None, not {self.gradient_clip}")
+        if not 0 <= self.min_gain < math.inf:
+            raise ConfigError(f"min_gain must be finite and at least 0, not {self.min_gain}")
 
 
 Say = Callable[[str], None]

@@ -326,6 +326,7 @@ def test_two_workers_equal_one_worker_with_the_joint_batch(tmp_path: Path) -> No
         (lambda: Mgda(level="parameters", statistic="summed_gradient"), "summed_gradient"),
         (lambda: Multibalance(norm_rate=0.0), "norm_rate"),
         (lambda: Multibalance(step_size=float("nan")), "step_size"),
+        (lambda: Fixed(shares=(1.0, float("inf"))), "shares"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(make: Callable[[], object], message: str) -> None:

@@ -471,6 +471,7 @@ def test_dropout_on_the_inputs_leaves_the_wide_part_alone() -> None:
     [
         ({"embedding_dim": 0}, "must be at least 1"),
         ({"trunk": (8, 0)}, "must be at least 1"),
+        ({"cross_rank": 0}, "must be at least 1"),
         ({"experts": -1}, "must be at least 0"),
         ({"experts": 2, "expert": ()}, "at least one layer size in expert"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),

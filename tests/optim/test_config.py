@@ -1,6 +1,7 @@
 """From an optimizer's config to an optimizer that trains."""
 
 import io
+import math
 from typing import Any, get_args
 
 import pytest
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rayrec.optim import MuonConfig, OptimizerConfig, OptimizerName, ProjectionConfig, build_optimizer
 from rayrec.optim.apollo import Apollo
+from rayrec.typed_json import ConfigError
 
 NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
@@ -162,7 +164,16 @@ def test_adamw_without_a_matrix_rate_has_the_groups_that_old_checkpoints_hold() 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 0}, {"period": 0}, {"rank_share": 1.5}, {"scale": 0.0}, {"norm_growth": 0.9}]
+    "wrong",
+    [
+        {"rank": 0},
+        {"period": 0},
+        {"rank_share": 1.5},
+        {"scale": 0.0},
+        {"scale": math.inf},
+        {"norm_growth": 0.9},
+        {"norm_growth": math.inf},
+    ],
 )
 def test_wrong_projections_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"projection.{next(iter(wrong))} must"):
@@ -176,6 +187,14 @@ def test_wrong_settings_of_muon_are_refused_by_name(wrong: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "matrix_learning_rate", "embedding_learning_rate"])
-def test_a_rate_of_zero_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be above 0, not 0.0"):
-        OptimizerConfig(**{name: 0.0})  # type: ignore[arg-type]
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_rate_that_does_not_descend_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be finite and above 0, not {value}"):
+        OptimizerConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "embedding_weight_decay"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_decay_that_grows_or_ends_weights_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be finite and at least 0, not {value}"):
+        OptimizerConfig(**{name: value})  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """The ranking task's loss: masks, weights, and what the schema makes of the model's inputs."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig, RankingTask, ranker_inputs
 from rayrec.methods.means import masked_cross_entropy
 from rayrec.models.ranker import RankerArchitecture
@@ -62,6 +65,10 @@ def test_total_is_the_weighted_sum_of_the_named_parts(small_log) -> None:
 def test_a_weight_for_no_task_is_refused_by_name(small_log) -> None:
     with pytest.raises(ConfigError, match=r"clicks.*tasks: click, buy"):
         RankingTask(Log.open(small_log).schema, RankingConfig(task_weights={"clicks": 1.0}))
+    with pytest.raises(ConfigError, match="finite and at least 0: buy"):
+        RankingTask(Log.open(small_log).schema, RankingConfig(task_weights={"click": 1.0, "buy": math.inf}))
+    with pytest.raises(ConfigError, match="unlabeled_ratio must be finite and at least 0, not nan"):
+        RankerExperiment(log=small_log, unlabeled=small_log, unlabeled_ratio=math.nan)
 
 
 def test_bins_need_quantiles_of_every_number(small_log) -> None:

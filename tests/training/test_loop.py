@@ -1,9 +1,11 @@
 """The worker loop: learns, resumes bit for bit, stops early, keeps its best weights."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from rayrec.families.ranker.task import RankingConfig
 from rayrec.models.ranker import RankerArchitecture
 from rayrec.optim import OptimizerConfig
 from rayrec.training.checkpoint import best_weights, read_progress
-from rayrec.training.experiment import train_here
+from rayrec.training.experiment import ScalingOptions, train_here
 from rayrec.training.loop import LoopConfig, learning_rate_factor
 from rayrec.training.reporters import CheckpointWriter, FolderReporter
 from rayrec.training.worker import RunOptions, Worker
+from rayrec.typed_json import ConfigError
 
 
 class Killed(Exception):
@@ -128,10 +131,38 @@ def test_learning_rate_warms_up_then_decays_to_zero() -> None:
     assert factor(110) == 0.0
 
 
-@pytest.mark.parametrize("field", ["epochs", "evaluate_every_steps", "checkpoint_every_steps"])
+@pytest.mark.parametrize(
+    "field", ["epochs", "accumulate_batches", "evaluate_every_steps", "checkpoint_every_steps", "patience"]
+)
 def test_counts_below_one_are_refused_by_name(field: str) -> None:
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(ConfigError, match=f"^{field} must be at least 1, not 0"):
         LoopConfig(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"warmup_steps": -5},
+        {"gradient_clip": 0.0},
+        {"gradient_clip": -1.0},
+        {"gradient_clip": math.nan},
+        {"gradient_clip": math.inf},
+        {"min_gain": math.nan},
+        {"min_gain": math.inf},
+        {"min_gain": -0.1},
+    ],
+)
+def test_settings_that_would_not_train_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"^{name} must be .*, not "):
+        LoopConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"cpus_per_worker": 0.0}, {"max_failures": -2}])
+def test_a_scaling_that_cannot_be_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"^{name} must be .*, not "):
+        ScalingOptions(**wrong)
 
 
 @pytest.mark.parametrize("reports", [3, 4])

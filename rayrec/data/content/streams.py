@@ -36,9 +36,9 @@ class ContentStreamConfig:
     """Of the shuffling and of the negatives."""
 
     def __post_init__(self) -> None:
-        sizes = ("token_budget", "negatives", "positives", "max_histories")
-        if min(getattr(self, name) for name in sizes) < 1 or (self.valid_histories or 1) < 1 or self.seed < 0:
-            raise ValueError(f"{', '.join(sizes)} and valid_histories must be at least 1, seed at least 0")
+        sizes = ("token_budget", "negatives", "positives", "max_histories", "valid_histories")
+        if any(value is not None and value < 1 for value in (getattr(self, name) for name in sizes)) or self.seed < 0:
+            raise ValueError(f"{', '.join(sizes)} must be at least 1, seed at least 0")
 
 
 def budget_batches(lengths: Rows, slots: int, config: ContentStreamConfig) -> list[slice]:

@@ -39,7 +39,8 @@ class SequenceStreamConfig:
     """How training windows are changed at random; for models that train on windows (sasrec, depth)."""
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.evaluation_batch_size, self.valid_examples or 1) < 1 or self.seed < 0:
+        examples = 1 if self.valid_examples is None else self.valid_examples
+        if min(self.batch_size, self.evaluation_batch_size, examples) < 1 or self.seed < 0:
             raise ValueError("batch_size, evaluation_batch_size and valid_examples must be at least 1, seed at least 0")
 
 

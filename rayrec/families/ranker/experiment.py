@@ -1,5 +1,6 @@
 """A ranker experiment from config to bundle; see ``rayrec.training.experiment``."""
 
+import math
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,8 +61,8 @@ class RankerExperiment:
     kind: Literal["ranker"] = field(default="ranker", init=False)
 
     def __post_init__(self) -> None:
-        if self.unlabeled_ratio < 0:
-            raise ConfigError(f"unlabeled_ratio must be at least 0, not {self.unlabeled_ratio}")
+        if not 0 <= self.unlabeled_ratio < math.inf:
+            raise ConfigError(f"unlabeled_ratio must be finite and at least 0, not {self.unlabeled_ratio}")
         if self.unlabeled_ratio > 0 and self.unlabeled is None:
             raise ConfigError("unlabeled_ratio is above 0 but no unlabeled log is given")
         perturbation, distillation = self.ranking.perturbation, self.ranking.distillation

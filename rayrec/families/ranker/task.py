@@ -1,5 +1,6 @@
 """The ranking task: masked multi-task cross-entropy on a log, judged by normalized entropy, AUC and calibration."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
@@ -91,9 +92,9 @@ class RankingTask:
             raise ConfigError(
                 f"task_weights names no task: {', '.join(unknown)}; tasks: {', '.join(schema.task_names)}"
             )
-        negative = sorted(name for name, weight in config.task_weights.items() if not weight >= 0)
-        if negative:
-            raise ConfigError(f"task_weights must be at least 0: {', '.join(negative)}")
+        wrong = sorted(name for name, weight in config.task_weights.items() if not 0 <= weight < math.inf)
+        if wrong:
+            raise ConfigError(f"task_weights must be finite and at least 0: {', '.join(wrong)}")
         users = [feature.name for feature in schema.categorical]
         if config.user is not None and config.user not in users:
             raise ConfigError(

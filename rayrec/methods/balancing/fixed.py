@@ -1,5 +1,6 @@
 """Fixed factors of the tasks' gradients in the trunk; towers get their plain gradients, unlike with ``task_weights``."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,8 @@ class Fixed(Tracked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.shares or any(not share >= 0 for share in self.shares):
-            raise ValueError(f"shares: method fixed needs one number >= 0 a task, not {self.shares}")
+        if not self.shares or any(not 0 <= share < math.inf for share in self.shares):
+            raise ValueError(f"shares: method fixed needs one finite number >= 0 a task, not {self.shares}")
 
     def balancer(self, tasks: int, width: int) -> TrackedBalancer:
         if len(self.shares) != tasks:

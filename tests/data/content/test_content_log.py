@@ -19,6 +19,7 @@ from rayrec.data.content import (
     write_content,
 )
 from rayrec.data.content.drawing import CandidateDraw, Drawer, gather
+from rayrec.data.content.streams import ContentStreamConfig
 from rayrec.data.content.tokens import read_tokens, tokenize, write_tokens
 from rayrec.data.public.content_bing import BingNews
 from rayrec.data.public.content_goodreads import GoodreadsOnce
@@ -224,3 +225,8 @@ def test_popularity_and_bm25_rank_what_they_should() -> None:
     assert bm25(log, 60)(0, np.array([2, 4]))[0] > bm25(log, 60)(0, np.array([2, 4]))[1]
     assert popularity(log)(0, np.array([3, 4])).tolist() == [1, 0]
     assert judge_scores(log, bm25(log, 60), "test").metrics["impressions"]["auc"] == 1.0
+
+
+def test_a_sample_of_no_history_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="valid_histories must be at least 1"):
+        ContentStreamConfig(valid_histories=0)

@@ -97,3 +97,9 @@ def test_a_sample_of_examples_is_the_same_each_time() -> None:
 def test_too_few_examples_for_all_workers_are_refused() -> None:
     with pytest.raises(ValueError, match="too few for a batch on each of 50 workers"):
         open_stream(False, size=50)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "evaluation_batch_size", "valid_examples"])
+def test_sizes_of_0_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} .*must be at least 1"):
+        SequenceStreamConfig(**{name: 0})
