@@ -279,8 +279,10 @@ class _Loop(Generic[B]):
                 elif between is not None and state.progress.step % between == 0:
                     self._close_window(window, updates_per_epoch)
                     self._checkpoint()
-        if config.evaluate_every_steps is not None and state.progress.step % config.evaluate_every_steps != 0:
-            self._evaluate(validation, updates_per_epoch)  # the last steps count too
+        if not self._evaluated:  # the last steps count too
+            if window.steps:
+                self._close_window(window, updates_per_epoch)
+            self._evaluate(validation, updates_per_epoch)
 
     def finish(self) -> Progress:
         """Evaluate the best weights on every split but train and write the last checkpoint."""
@@ -378,6 +380,12 @@ class _Loop(Generic[B]):
         """Whether the evaluations so far end training."""
         patience = self.config.patience
         return patience is not None and self.state.progress.evaluations_without_gain >= patience
+
+    @property
+    def _evaluated(self) -> bool:
+        """Whether the weights of this step have been evaluated, in this process or before a kill."""
+        progress = self.state.progress
+        return any(point.split == "valid" and point.step == progress.step for point in progress.curve)
 
     @torch.no_grad()
     def _pass(self, batches: Iterator[B], *, by_group: bool = False) -> Evaluation[B]:

@@ -82,10 +82,21 @@ def test_it_learns_in_bfloat16_and_says_where_that_is_slow(
     assert all(x.dtype == torch.float32 for x in best_weights(latest).values() if x.is_floating_point())
 
 
-@pytest.mark.parametrize("reports", [1, 4, 5])
+@pytest.mark.parametrize(
+    ("every", "between", "reports"),
+    [
+        (None, 7, 1),
+        (None, 7, 4),
+        (None, 7, 5),
+        (10, 7, 11),  # after the evaluation of the last steps, 41 to 46
+        (10, 23, 6),  # between the last step's checkpoint and its evaluation
+    ],
+)
 def test_a_killed_run_ends_with_the_same_weights_as_an_undisturbed_one(
-    experiment: RankerExperiment, tmp_path: Path, reports: int
+    experiment: RankerExperiment, tmp_path: Path, every: int | None, between: int, reports: int
 ) -> None:
+    loop = replace(experiment.loop, evaluate_every_steps=every, checkpoint_every_steps=between)
+    experiment = replace(experiment, loop=loop)
     undisturbed, progress = train(experiment, tmp_path / "undisturbed")
     with pytest.raises(Killed):
         train_here(experiment, KilledAfter(tmp_path / "killed", reports), say=lambda text: None)
@@ -93,6 +104,16 @@ def test_a_killed_run_ends_with_the_same_weights_as_an_undisturbed_one(
     for name, tensor in best_weights(undisturbed).items():
         assert torch.equal(tensor, best_weights(resumed)[name]), name
     assert replace(resumed_progress, seconds=0) == replace(progress, seconds=0)
+
+
+def test_the_last_steps_are_in_the_curve_where_evaluations_do_not_divide_the_run(
+    experiment: RankerExperiment, tmp_path: Path
+) -> None:
+    loop = LoopConfig(epochs=1, evaluate_every_steps=10, patience=None)
+    _, progress = train(replace(experiment, loop=loop), tmp_path / "run")
+    assert progress.step == 23
+    for split in ("train", "valid"):
+        assert sorted({point.step for point in progress.curve if point.split == split}) == [10, 20, 23]
 
 
 def test_a_finished_run_is_not_trained_again(experiment: RankerExperiment, tmp_path: Path) -> None:
