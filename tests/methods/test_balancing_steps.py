@@ -1,14 +1,18 @@
 """One step of what balancers are made of, against numbers written out by hand."""
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayrec.methods.balancing import combining
 from rayrec.methods.balancing.combining import CombiningBalancer, rescaled
+from rayrec.methods.balancing.fixed import Fixed
 from rayrec.methods.balancing.gradnorm import Gradnorm, gradnorm_step
+from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.balancing.simplex import project_on_simplex
 from rayrec.methods.balancing.uncertainty import Uncertainty, uncertainty_step
 
@@ -23,8 +27,18 @@ def test_a_gradnorm_step_moves_each_norm_towards_the_mean_times_the_relative_pac
     gradnorm_step(weights, norms=norms, progress=progress, asymmetry=2.0, learning_rate=0.1, relative=relative)
     # Of the tasks seen the mean norm is 2, the mean progress 1: targets 2 * .25 and 2 * 2.25. So task 0 falls, task 1 rises.
     scale = 2.0 if relative else 1.0
-    moved = torch.tensor([0.5 - 0.1 * (1.0 / 0.5) / scale, 2.0 + 0.1 * (3.0 / 2.0) / scale, 0.5])
-    torch.testing.assert_close(weights, moved * 3 / moved.sum())
+    moved = torch.tensor([0.5 - 0.1 * (1.0 / 0.5) / scale, 2.0 + 0.1 * (3.0 / 2.0) / scale])
+    torch.testing.assert_close(weights, torch.cat([moved * 2.5 / moved.sum(), torch.tensor([0.5])]))
+
+
+def test_a_gradnorm_step_leaves_the_weights_of_tasks_without_a_gradient_alone() -> None:
+    weights = torch.ones(3)
+    settings = {"progress": torch.ones(3), "asymmetry": 1.5, "learning_rate": 0.1, "relative": False}
+    gradnorm_step(weights, norms=torch.tensor([1.0, 5.0, 0.0]), **settings)
+    torch.testing.assert_close(weights, torch.tensor([1.1, 0.5, 0.0]) * 2 / 1.6 + torch.tensor([0.0, 0.0, 1.0]))
+    kept = weights.clone()
+    gradnorm_step(weights, norms=torch.zeros(3), **settings)
+    assert torch.equal(weights, kept)
 
 
 def test_a_gradnorm_step_stops_at_a_weight_of_a_thousandth() -> None:
@@ -80,6 +94,26 @@ def test_rescaling_gives_the_length_of_the_plain_sum_and_blows_no_noise_up() -> 
     factors = rescaled(torch.tensor([0.75, 0.25]), opposite @ opposite.T)
     torch.testing.assert_close(factors, torch.tensor([0.75, 0.25]) * 2.0 / (1e-3 * 1.5))
     assert rescaled(torch.tensor([0.5, 0.5]), torch.zeros(2, 2)).tolist() == [0.0, 0.0]
+    absent = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert rescaled(torch.tensor([1.0, 0.0]), absent @ absent.T).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("level", ["representation", "parameters"])
+@pytest.mark.parametrize(
+    "config", [Fixed(shares=(1.0, 0.0), rescale=True), Multibalance(rescale=True)], ids=lambda config: config.method
+)
+def test_the_trunk_stays_where_all_weight_lies_on_tasks_that_a_batch_lacks(
+    config: Fixed | Multibalance, level: Literal["representation", "parameters"]
+) -> None:
+    trunk, x = nn.Linear(2, 2), torch.ones(1, 2)
+    balancer = replace(config, level=level).balancer(2, 2)
+    balancer.weights.copy_(torch.tensor([1.0, 0.0]))
+    h = trunk(x)
+    inputs = balancer.branch(h)
+    losses = inputs.square().sum((1, 2)) * torch.tensor([0.0, 1000.0])
+    balancer.total(losses, h, inputs, trunk.parameters()).backward()
+    assert trunk.weight.grad is not None
+    assert (trunk.weight.grad == 0).all()
 
 
 @pytest.mark.parametrize("mass", [0.0, 0.3, 2.0])

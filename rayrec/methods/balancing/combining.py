@@ -60,11 +60,13 @@ class CombiningBalancer(Balancer, ABC):
 
 def rescaled(factors: Tensor, gram: Tensor) -> Tensor:
     """The (T,) factors, brought to where the combination is as long as the plain sum of gradients: ours, in no paper; the
-    learning rate then keeps its meaning. A combination that is but noise is not blown up."""
+    learning rate then keeps its meaning. A combination that is but noise is not blown up, and one whose weight lies on tasks
+    without a gradient stays 0: it has no direction, and the others were given no say."""
     plain = gram.sum().clamp_min(0.0).sqrt()
     length = (factors @ gram @ factors).clamp_min(0.0).sqrt()
     parts = factors @ gram.diagonal().sqrt()
-    return factors * (plain / length.maximum(_STATIONARY * parts).clamp_min(torch.finfo(gram.dtype).tiny))
+    length = length.maximum(_STATIONARY * parts)
+    return factors * torch.where(length > 0.0, plain / length, 0.0)
 
 
 class _Branch(torch.autograd.Function):

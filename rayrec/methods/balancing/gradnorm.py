@@ -76,7 +76,7 @@ def gradnorm_step(
 
     norms: (T,) gradient norms G_t of the *weighted* losses. progress: (T,) loss now / loss at the start. Each G_t is drawn to the
     mean G times (relative progress)^asymmetry by a gradient step on sum |G_t - target_t|, the targets held fixed (relative:
-    divided by G); then the weights are brought back to sum T. Tasks with gradient 0 in this batch keep theirs.
+    divided by G); then these weights are scaled so that all sum to T. Tasks with gradient 0 in this batch keep theirs.
     """
     seen = norms > 0.0
     count = seen.sum().clamp_min(1)
@@ -86,5 +86,6 @@ def gradnorm_step(
     slope = torch.sign(norms - target) * norms / weights
     if relative:
         slope = slope / mean_norm.clamp_min(torch.finfo(norms.dtype).tiny)
-    moved = torch.where(seen, weights - learning_rate * slope, weights).clamp_min(1e-3)
-    return weights.copy_(moved * (len(weights) / moved.sum()))
+    moved = torch.where(seen, (weights - learning_rate * slope).clamp_min(1e-3), 0.0)
+    mass = len(weights) - torch.where(seen, 0.0, weights).sum()
+    return weights.copy_(torch.where(seen, moved * (mass / moved.sum()), weights))
