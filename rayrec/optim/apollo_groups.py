@@ -44,7 +44,7 @@ def apollo_param_groups(
 
     rank: an integer is cut to the smaller dimension of each matrix; a float is a share of it.
     embedding_lr: learning rate of tables; None = that of the rest. embedding_weight_decay: decoupled decay of all rows
-    (AdamW), or L2 on the rows that occur (row-wise Adagrad).
+    (AdamW), or L2 on the rows that get a gradient (row-wise Adagrad).
     scale: None = the paper's, 1 for "channel" and 128 for "tensor".
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}

@@ -95,7 +95,7 @@ class OptimizerConfig:
     embedding_learning_rate: float = 0.02
     """Of embedding tables."""
     embedding_weight_decay: float = 0.0
-    """L2 on looked-up rows (row-wise Adagrad) or decoupled decay of all rows (AdamW)."""
+    """L2 on rows that get a gradient (row-wise Adagrad) or decoupled decay of all rows (AdamW)."""
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     """How APOLLO, APOLLO-Mini and GaLore project gradients."""
     muon: MuonConfig = field(default_factory=MuonConfig)
@@ -141,7 +141,9 @@ def rate_share(parameter: nn.Parameter) -> float:
 def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Of ``apollo_param_groups``, where what ``config.optimizer`` trains is of kind "apollo"."""
     projection, mini = config.projection, config.optimizer == "apollo_mini"
-    rank = projection.rank if projection.rank is not None else 1 if mini else projection.rank_share
+    rank = (
+        projection.rank if projection.rank is not None else 1 if mini else float(projection.rank_share)
+    )  # the integer 1 would be a rank
     groups = apollo_param_groups(
         model,
         weight_decay=config.weight_decay,

@@ -25,6 +25,9 @@ extern "C" void rowwise_adagrad_step(
         }
         const float *g = gradients + i * d;
         float *row = table + rows[i] * d, squares = 0;
+        int64_t zeros = 0;
+        while (zeros < d && g[zeros] == 0) zeros++;
+        if (zeros == d) continue;  // looked up and without a gradient: it does not decay either
 #pragma omp simd reduction(+ : squares)
         for (int64_t j = 0; j < d; j++) {
             const float whole = weight_decay ? g[j] + weight_decay * row[j] : g[j];  // else 0 * inf is NaN

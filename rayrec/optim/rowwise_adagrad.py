@@ -23,7 +23,7 @@ _CHEAP_TO_LOOK_AT = ("cpu",)  # devices where finding the rows with a gradient m
 class RowwiseAdagrad(EagerOptimizer):
     """For 2-D parameters (V, d) with sparse or dense gradients; a row whose gradient is all zero stays as it is.
 
-    weight_decay: L2 added to the gradient of the touched rows only, so its strength on a row grows with how often it is seen.
+    weight_decay: L2 added to the gradient of rows that have one, so its strength on a row grows with how often it is seen.
     State: (V,) float32 a table. by_kernel: contiguous float32 tables on the CPU are updated by a kernel that a C++ compiler (CXX,
     else g++) builds in a second at the first step, eagerly where that fails. Raises ValueError for parameters that are not 2-D.
     """
@@ -96,7 +96,10 @@ def rowwise_adagrad_update(
         kernel(*gradient.shape, *places, lr, weight_decay, eps, torch.get_num_threads())
         return
     if weight_decay:
-        gradient = gradient.add(table.index_select(0, rows), alpha=weight_decay)
+        decayed = table.index_select(0, rows)
+        still = (gradient[:, 0] == 0.0).nonzero().squeeze(1)  # those looked up without a gradient: few begin with 0
+        decayed[still[~gradient[still].any(1)]] = 0.0
+        gradient = gradient.add(decayed, alpha=weight_decay)
     accumulated = sums.index_select(0, rows).add_(gradient.square().mean(1))
     sums.index_copy_(0, rows, accumulated)
     steps = gradient * (-lr / (accumulated.sqrt() + eps)).unsqueeze(1)

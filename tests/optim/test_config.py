@@ -95,6 +95,15 @@ def test_mini_has_rank_one_and_one_scaling_a_matrix_unless_told_otherwise() -> N
     }
 
 
+@pytest.mark.parametrize("name", ["apollo", "galore"])
+def test_a_rank_share_of_one_is_the_whole_rank_as_an_integer_too(name: OptimizerName) -> None:
+    for share in (1, 1.0):
+        optimizer = build_optimizer(
+            make_model(), OptimizerConfig(optimizer=name, projection=ProjectionConfig(rank_share=share))
+        )
+        assert optimizer.param_groups[0]["rank"] == 16
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_decay_as_told_and_biases_never(name: OptimizerName) -> None:
     model = make_model()

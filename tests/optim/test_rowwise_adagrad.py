@@ -82,12 +82,18 @@ def test_a_row_looked_up_twice_takes_one_step_with_the_sum_of_its_gradients() ->
     torch.testing.assert_close(sums[3], torch.tensor((4.0**2 + 1.0**2) / 2))
 
 
-@pytest.mark.parametrize("sparse", [True, False])
-def test_weight_decay_leaves_rows_without_a_gradient_alone(sparse: bool) -> None:
+@pytest.mark.parametrize("by_kernel", [False, True])
+@pytest.mark.parametrize("given", ["sparse", "dense", "elsewhere"])
+def test_weight_decay_leaves_rows_without_a_gradient_alone(
+    given: str, by_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 1 has a gradient; row 2 was looked up and has none."""
+    if given == "elsewhere":
+        monkeypatch.setattr(rowwise_adagrad, "_CHEAP_TO_LOOK_AT", ())
     table = nn.Parameter(torch.ones(4, 2))
-    gradient = torch.zeros(4, 2)
-    gradient[1] = 1.0
-    table.grad = gradient.to_sparse(1) if sparse else gradient
-    RowwiseAdagrad([table], lr=0.1, weight_decay=0.5).step()
+    table.grad = torch.sparse_coo_tensor([[1, 2]], [[1.0, 1.0], [0.0, 0.0]], (4, 2), check_invariants=True)
+    if given != "sparse":
+        table.grad = table.grad.to_dense()
+    RowwiseAdagrad([table], lr=0.1, weight_decay=0.5, by_kernel=by_kernel).step()
     assert torch.equal(table.detach()[[0, 2, 3]], torch.ones(3, 2))
     torch.testing.assert_close(table.detach()[1], torch.full((2,), 0.9))

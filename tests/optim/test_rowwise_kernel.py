@@ -37,6 +37,7 @@ def gradients(shape: tuple[int, int], sparse: bool) -> list[Tensor]:
     for _ in range(4):
         rows = torch.randint(0, shape[0] - 1, (1, shape[0]), generator=generator)
         values = torch.randn(shape, generator=generator)
+        values[rows[0] == 1] = 0.0  # looked up, without a gradient
         gradient = torch.sparse_coo_tensor(rows, values, shape, check_invariants=True)
         found.append(gradient if sparse else gradient.to_dense())
     return found
