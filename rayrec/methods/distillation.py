@@ -118,9 +118,18 @@ class Distillation(Method):
         return add
 
     def means(self, outputs: Tensor, batch: Batch, sizes: Tensor) -> Tensor:
-        """(H,) sums of losses over sizes (A,) at the heads that learn from the teacher, 0 at the others. outputs (n, H)."""
-        places = self.places.to(outputs.device)
-        losses, _ = distillation_terms(self.config, outputs[:, places], self._probabilities(batch))
+        """(H,) sums of losses over sizes (A,) at the heads that learn from the teacher, 0 at the others. outputs (n, H).
+
+        Raises ConfigError for a score outside of [0, 1], naming its column."""
+        places, probabilities = self.places.to(outputs.device), self._probabilities(batch)
+        outside = (probabilities < 0) | (probabilities > 1)
+        if bool(outside.any()):
+            row, task = outside.nonzero()[0].tolist()
+            raise ConfigError(
+                f"column {self.teacher_columns[task]!r}: a teacher's scores must be probabilities in [0, 1], found "
+                f"{float(probabilities[row, task]):g}"
+            )
+        losses, _ = distillation_terms(self.config, outputs[:, places], probabilities)
         if batch.weights is not None:
             losses = losses * batch.weights.unsqueeze(1)
         means = losses.sum(0) / sizes.to(losses.dtype).clamp_min(1e-12)
@@ -165,12 +174,10 @@ def distillation_terms(config: DistillationConfig, logits: Tensor, probabilities
     """Losses and what they count, both (n, A), of student logits (n, A) against teacher probabilities (n, A), NaN = no score.
 
     A row without a score has loss and count 0. Losses bear the confidence already, so that their mean is over scored rows and
-    not over the sum of confidences. Raises ValueError for a probability outside of [0, 1].
+    not over the sum of confidences.
     """
     scored = ~probabilities.isnan()
     targets = probabilities.nan_to_num(0.5).to(logits.dtype)
-    if bool(((targets < 0) | (targets > 1)).any()):
-        raise ValueError("a teacher's score lies outside of [0, 1]: the column must hold probabilities")
     softened = logits / config.temperature
     if config.loss == "squared_logit":
         wanted = torch.logit(targets, eps=_EDGE) / config.temperature

@@ -3,6 +3,7 @@
 Unbiased where that chance is known and depends only on what is logged; UKDSL's spec names it as a baseline.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rayrec.batch import Batch
 from rayrec.methods.method import Method, MethodConfig, Tasks
+from rayrec.typed_json import ConfigError
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,14 @@ class InversePropensity(MethodConfig):
             raise ValueError(f"floor must lie in (0, 1], not {self.floor}")
 
     def weights(self, propensities: Tensor) -> Tensor:
-        """(n,) float32 row weights. Raises ValueError for a propensity that is missing or outside of (0, 1]."""
-        if bool((~((propensities > 0) & (propensities <= 1))).any()):
-            raise ValueError(f"column {self.column!r}: a propensity is missing or lies outside of (0, 1]")
+        """(n,) float32 row weights. Raises ConfigError for a propensity that is missing (NaN) or outside of (0, 1]."""
+        wrong = ~((propensities > 0) & (propensities <= 1))
+        if bool(wrong.any()):
+            found = float(propensities[wrong][0])
+            raise ConfigError(
+                f"column {self.column!r}: propensities must lie in (0, 1], found "
+                + ("a missing one" if math.isnan(found) else f"{found:g}")
+            )
         return propensities.clamp_min(self.floor).reciprocal().to(torch.float32)
 
     def method(self, tasks: Tasks) -> "Weighing":

@@ -25,6 +25,7 @@ from rayrec.data.log.streams import (
     unlabeled_batch_size,
     unlabeled_beside,
 )
+from rayrec.typed_json import ConfigError
 
 SCHEMA = LogSchema(
     name="numbered",
@@ -302,7 +303,7 @@ def test_streams_that_do_not_belong_together_are_refused(log: Log, other_log: Lo
 
 @pytest.mark.parametrize("ratio", [-1.0, 0.001])
 def test_a_ratio_that_gives_no_rows_is_an_error(ratio: float) -> None:
-    with pytest.raises(ValueError, match="gives no rows beside batches of 64"):
+    with pytest.raises(ConfigError, match="gives no rows beside batches of 64"):
         unlabeled_batch_size(64, ratio)
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from rayrec.batch import Batch
 from rayrec.data.log import Log
 from rayrec.data.log.streams import LogStream, StreamConfig
+from rayrec.families.ranker.experiment import RankerExperiment
 from rayrec.families.ranker.task import RankingConfig, RankingTask
 from rayrec.methods.balancing.multibalance import Multibalance
 from rayrec.methods.distillation import DistillationConfig
@@ -162,3 +163,28 @@ def test_missing_scores_and_unknown_tasks_are_refused_by_name(small_log, labeled
         )
     with pytest.raises(ConfigError, match="clicks"):
         task_of(small_log, DistillationConfig(tasks=("clicks",)))
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.5])
+def test_a_score_that_is_no_probability_is_refused_with_its_column(small_log, labeled, unlabeled, score) -> None:
+    task = task_of(small_log, DistillationConfig())
+    unlabeled.extras["teacher_buy"][3] = score
+    with pytest.raises(ConfigError, match=rf"column 'teacher_buy': .* in \[0, 1\], found {score}"):
+        task.loss(task.build(), labeled, unlabeled)
+
+
+@pytest.mark.parametrize(("value", "found"), [(0.0, "0"), (1.25, "1.25"), (torch.nan, "a missing one")])
+def test_a_propensity_that_is_none_is_refused_with_its_column(small_log, labeled, value, found) -> None:
+    task = task_of(small_log, None, inverse_propensity=InversePropensity("teacher_click"))
+    labeled.extras["teacher_click"][3] = value
+    with pytest.raises(ConfigError, match=rf"column 'teacher_click': .* in \(0, 1\], found {found}$"):
+        task.loss(task.build(), labeled)
+
+
+def test_only_a_column_of_scores_is_said_to_be_a_teachers(small_log) -> None:
+    distilled = RankingConfig(distillation=DistillationConfig(labeled_weight=1.0, tasks=("click",)))
+    with pytest.raises(ConfigError, match=r"no column teacher_click .*scores \(teacher_click\) with .*score_log"):
+        RankerExperiment(log=small_log, ranking=distilled).check()
+    weighed = RankingConfig(inverse_propensity=InversePropensity())
+    with pytest.raises(ConfigError, match=r"no column propensity \(extras of its schema: none\)$"):
+        RankerExperiment(log=small_log, ranking=weighed).check()

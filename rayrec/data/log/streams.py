@@ -18,7 +18,7 @@ from rayrec.data.log.collate import batch_of
 from rayrec.data.log.packing import PackedRows, RowQueue, needed_columns
 from rayrec.data.log.slice_reader import SliceReader, read_in_background
 from rayrec.data.log.stream_plan import RowGroup, Slice, epoch_slices, rank_range, window_permutation
-from rayrec.typed_json import reads_earlier, without
+from rayrec.typed_json import ConfigError, reads_earlier, without
 
 
 @reads_earlier(without("reader", "read_ahead"))
@@ -305,10 +305,10 @@ class ZippedStreams:
 
 
 def unlabeled_batch_size(batch_size: int, ratio: float) -> int:
-    """Unlabeled rows beside ``batch_size`` labeled ones. Raises ValueError when a positive ratio gives none."""
+    """Unlabeled rows beside ``batch_size`` labeled ones. Raises ConfigError when a positive ratio gives none."""
     rows = round(ratio * batch_size)
     if ratio < 0 or (ratio > 0 and rows == 0):
-        raise ValueError(f"an unlabeled ratio of {ratio} gives no rows beside batches of {batch_size}")
+        raise ConfigError(f"an unlabeled ratio of {ratio:g} gives no rows beside batches of {batch_size}")
     return rows
 
 

@@ -21,6 +21,7 @@ from rayrec.data.sequences.batches import (
 )
 from rayrec.data.sequences.interactions import Interactions
 from rayrec.data.sequences.splits import Examples, SequenceSplit
+from rayrec.typed_json import ConfigError
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TrainingSequences:
     """A rank's share of the training windows (``windows``) or prefixes; see ``batches``. All ranks make equally many steps.
 
     tokens: (U,) of the users, for models that read them, which none does by windows.
-    Raises ValueError when prefixes should be augmented, or there are too few examples.
+    Raises ConfigError when prefixes should be augmented, or there are too few examples.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class TrainingSequences:
         rank: int = 0, world_size: int = 1, start: StreamPosition | None = None, tokens: NDArray[np.int64] | None = None,
     ) -> None:  # fmt: skip
         if config.augmentation.on and not windows:
-            raise ValueError("stream.augmentation changes windows; this model trains on prefixes")
+            raise ConfigError("stream.augmentation changes windows; this model trains on prefixes")
         self._interactions, self._config, self._length, self._tokens = interactions, config, length, tokens
         self._examples = TrainingWindows(split, length) if windows else TrainingPrefixes(split)
         self._rank, self._world_size = rank, world_size
@@ -66,7 +67,7 @@ class TrainingSequences:
             self._lengths = np.minimum(self._examples.locate(np.arange(len(self._examples))).positions, length)
         self.steps_per_epoch = -(-len(self._examples) // config.batch_size) // world_size
         if self.steps_per_epoch == 0:
-            raise ValueError(
+            raise ConfigError(
                 f"{len(self._examples):,} training examples are too few for a batch on each of {world_size} workers"
             )
 

@@ -12,6 +12,7 @@ from rayrec.batch import Batch
 from rayrec.metrics.perplexity import Perplexity
 from rayrec.models.llama import LlamaConfig, LlamaLanguageModel
 from rayrec.training.task import Evaluation, LeftOut, Loss, Summary
+from rayrec.typed_json import ConfigError
 
 TEXT = "text"  # the name under which a language model's metrics are reported
 
@@ -53,10 +54,10 @@ class LanguageModellingTask:
         return TextEvaluation()
 
     def objective(self, summary: Mapping[str, Mapping[str, float | None]]) -> float:
-        """Perplexity. Raises ValueError when no token was judged."""
+        """Perplexity. Raises ConfigError when no token was judged."""
         value = summary[TEXT]["perplexity"]
         if value is None:
-            raise ValueError("perplexity is undefined: the split has no block")
+            raise ConfigError("perplexity is undefined: the split has no block")
         return value
 
     @property

@@ -136,7 +136,7 @@ def open_logs(experiment: RankerExperiment) -> tuple[Log, Log | None]:
     for split in ("train", "valid"):
         log.files(split)
     task = experiment.task()
-    _check_columns(log, task.labeled_extras(taught=experiment.taught))
+    _check_columns(log, task.labeled_extras(taught=experiment.taught), task)
     if experiment.unlabeled is None or experiment.unlabeled_ratio == 0:
         return log, None
     unlabeled = Log.open(experiment.unlabeled)
@@ -144,7 +144,7 @@ def open_logs(experiment: RankerExperiment) -> tuple[Log, Log | None]:
     theirs, ours = unlabeled.schema.features, log.schema.features
     if len(theirs) != len(ours) or not all(map(encoded_alike, theirs, ours)):
         raise ConfigError(f"{unlabeled.path}: its features are not those of {log.path}; encode both with one schema")
-    _check_columns(unlabeled, task.unlabeled_extras(taught=experiment.taught))
+    _check_columns(unlabeled, task.unlabeled_extras(taught=experiment.taught), task)
     return log, unlabeled
 
 
@@ -231,12 +231,14 @@ def _with_tasks(log: Log, names: tuple[str, ...]) -> Log:
     return Log(log.path, replace(log.schema, tasks=tasks))
 
 
-def _check_columns(log: Log, columns: tuple[str, ...]) -> None:
+def _check_columns(log: Log, columns: tuple[str, ...], task: RankingTask) -> None:
+    """Raises ConfigError naming columns that methods of the task need and the log does not carry along."""
     absent = [name for name in columns if name not in log.schema.extras]
     if absent:
-        raise ConfigError(
-            f"{log.path}: has no column {', '.join(absent)}; write a teacher's scores with python -m jobs.score_log"
-        )
+        scores = [] if task.distillation is None else [c for c in absent if c in task.distillation.teacher_columns]
+        hint = f"; write the teacher's scores ({', '.join(scores)}) with python -m jobs.score_log" if scores else ""
+        there = ", ".join(log.schema.extras) or "none"
+        raise ConfigError(f"{log.path}: has no column {', '.join(absent)} (extras of its schema: {there}){hint}")
 
 
 def _check_teacher(experiment: RankerExperiment, teacher: LogSchema, logs: tuple[Log, Log | None]) -> None:

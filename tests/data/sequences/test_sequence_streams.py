@@ -10,6 +10,7 @@ from rayrec.data.log.streams import StreamPosition
 from rayrec.data.sequences import Interactions, leave_one_out
 from rayrec.data.sequences.streams import JudgedSequences, SequenceStreamConfig, TrainingSequences, sample_examples
 from rayrec.metrics.ranking import RankingMetrics
+from rayrec.typed_json import ConfigError
 
 CONFIG = SequenceStreamConfig(batch_size=8, evaluation_batch_size=7)
 
@@ -95,7 +96,7 @@ def test_a_sample_of_examples_is_the_same_each_time() -> None:
 
 
 def test_too_few_examples_for_all_workers_are_refused() -> None:
-    with pytest.raises(ValueError, match="too few for a batch on each of 50 workers"):
+    with pytest.raises(ConfigError, match="too few for a batch on each of 50 workers"):
         open_stream(False, size=50)
 
 
