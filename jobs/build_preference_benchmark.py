@@ -30,7 +30,13 @@ from rayrec.data.preferences.pools import (
     steering,
     usable_options,
 )
-from rayrec.data.preferences.sentiment import ReviewColumns, read_negative_reviews, review_pools, stand_in_pools
+from rayrec.data.preferences.sentiment import (
+    NegativeReviews,
+    ReviewColumns,
+    read_negative_reviews,
+    review_pools,
+    stand_in_pools,
+)
 from rayrec.data.preferences.table import Preferences, read_preferences
 from rayrec.data.sequences import SequenceData, leave_one_out, read_sequences
 from rayrec.errors import told
@@ -103,7 +109,8 @@ def run(command: BuildBenchmark) -> Benchmark:
 
 
 def build(data: SequenceData, preferences: Preferences, command: BuildBenchmark, encode: Encode, dim: int) -> Benchmark:
-    """All pools of a data set. ``encode``: texts to unit vectors (n, dim)."""
+    """All pools of a data set. ``encode``: texts to unit vectors (n, dim). Says how many reviews are used."""
+    reviews = None if command.reviews is None else _reviews(command.reviews, command.review_columns, data)
     interactions, split = data.interactions, leave_one_out(data.interactions)
     described = data.items.titles if command.match == "title" else data.items.texts
     items = np.concatenate([np.zeros((1, dim), np.float32), encode(described.to_pylist())])
@@ -122,12 +129,11 @@ def build(data: SequenceData, preferences: Preferences, command: BuildBenchmark,
             pools[axis, name] = steering(
                 interactions, examples, options, vectors, items, similar=similar, place=place, seed=command.seed
             )
-    if command.reviews is None:
+    if reviews is None:
         labels = data.items.labels.to_pylist()
         phrases = Phrases(labels, Names(titles=data.items.titles.to_pylist()), command.things)
         sentiment = stand_in_pools([phrases.of(i) for i in range(1, len(labels) + 1)], table, command.seed)
     else:
-        reviews = read_negative_reviews(command.reviews, command.review_columns, data)
         sentiment = review_pools(data, split, reviews, preferences, table, encode)
     for name, pool in sentiment.items():
         pools["sentiment", name] = pool
@@ -136,10 +142,23 @@ def build(data: SequenceData, preferences: Preferences, command: BuildBenchmark,
     record = preferences.record
     card = BenchmarkCard(
         data.source, interactions.num_users, interactions.num_items, record.origin, record.maker,
-        "stand-in" if command.reviews is None else "reviews", command.match, command.encoder.model, dim, command.seed,
+        "stand-in" if reviews is None else "reviews", command.match, command.encoder.model, dim, command.seed,
         count(ordered), without,
     )  # fmt: skip
     return Benchmark(card, tuple(table.texts), all_vectors, ordered)
+
+
+def _reviews(file: Path, columns: ReviewColumns, data: SequenceData) -> NegativeReviews:
+    found = read_negative_reviews(file, columns, data)
+    if not len(found.users):
+        raise ConfigError(
+            f"{file}: none of {found.outside:,} negative reviews is of an item in its user's history; without --reviews axis 2 "
+            "is the stand-in"
+        )
+    print(
+        f"{file}: {len(found.users):,} negative reviews; {found.outside:,} more are of no item in their user's history"
+    )
+    return found
 
 
 def main() -> None:

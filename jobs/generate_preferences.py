@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 import tyro
 
 from jobs.asking import asked
 from jobs.command_line import read_one_of
+from rayrec.data.importing.own_tables import read_own_table
 from rayrec.data.preferences.table import (
     PREFERENCES_FILE,
     PreferenceRecord,
@@ -97,7 +96,7 @@ class Llm:
     prompt: str = "preferences.v1"
     """A file of rayrec/text/prompts."""
     reviews: Path | None = None
-    """Table with columns user, item and review, which are shown with the items."""
+    """Table (Parquet or CSV) with columns user, item and review, which are shown with the items."""
     answers: int = 3
     """Most that are paid for one prompt, the refused ones included."""
     cache: Path | None = None
@@ -109,7 +108,8 @@ class Llm:
 
 
 def run(command: Extractive | Llm) -> Path | None:
-    """Make, write and print what is there; None after a dry run. Raises ConfigError or ChatError that say what is wrong."""
+    """Make, write and print what is there; None after a dry run. Raises ConfigError, SourceError or ChatError that say what is
+    wrong."""
     check_replaceable(command.at.out, PREFERENCES_FILE)
     data = read_sequences(command.at.sequences)
     return _extractive(command, data) if isinstance(command, Extractive) else _asked(command, data)
@@ -152,14 +152,15 @@ def _extractive(command: Extractive, data: SequenceData) -> Path:
 
 
 def _asked(command: Llm, data: SequenceData) -> Path | None:
-    names, template, reviews = names_of(data), read_prompt(command.prompt), _reviews(command.reviews)
+    names, template = names_of(data), read_prompt(command.prompt)
+    reviews = {} if command.reviews is None else _reviews(command.reviews, data)
     texts, item_names, users = (column.to_pylist() for column in (data.items.texts, data.items.names, data.users))
     moments = list(command.at.each(data))
     if not moments:
         raise ConfigError(f"{command.at.sequences}: no history has {command.at.first} items: nothing to ask")
 
     def line(user: int, item: int) -> str:
-        said = reviews.get((str(users[user]), str(item_names[item - 1])))
+        said = reviews.get((users[user], item_names[item - 1]))
         return f"- {texts[item - 1] or item_names[item - 1]}" + (f" Review: {said}" if said else "")
 
     questions = [
@@ -186,17 +187,19 @@ def _asked(command: Llm, data: SequenceData) -> Path | None:
     return folder
 
 
-def _reviews(file: Path | None) -> dict[tuple[str, str], str]:
-    if file is None:
-        return {}
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
-    table = pq.read_table(file) if file.suffix == ".parquet" else pacsv.read_csv(file)
-    for name in ("user", "item", "review"):
-        if name not in table.column_names:
-            raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
-    columns = [table.column(name).to_pylist() for name in ("user", "item", "review")]
-    return {(str(user), str(item)): str(text) for user, item, text in zip(*columns, strict=True) if text}
+def _reviews(file: Path, data: SequenceData) -> dict[tuple[str, str], str]:
+    """By user and item. Raises ConfigError when none is of the sequences; says how many are not."""
+    table = read_own_table(file, ("user", "item", "review"))
+    users, items = set(data.users.to_pylist()), set(data.items.names.to_pylist())
+    rows = zip(table.names("user"), table.names("item"), table.texts("review"), strict=True)
+    known = [((user, item), text) for user, item, text in rows if text and user in users and item in items]
+    if not known:
+        raise ConfigError(f"{file}: no review of a user and an item of the sequences")
+    if left := len(table) - len(known):
+        print(
+            f"{file}: {left:,} of {len(table):,} rows left out: no text, or not of a user and an item of the sequences"
+        )
+    return dict(known)
 
 
 def main() -> None:

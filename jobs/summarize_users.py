@@ -14,17 +14,16 @@ refused when they are to be read with them.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 import tyro
 
 from jobs.asking import asked
 from jobs.command_line import taken
 from rayrec.data.content import Before, ContentLog, UserTexts, add_user_texts, read_content
+from rayrec.data.importing.own_tables import read_own_table
 from rayrec.errors import told
 from rayrec.text.chat_endpoint import EndpointConfig
 from rayrec.text.prompts import read_prompt
@@ -106,7 +105,8 @@ class Table:
 
 
 def run(command: Extractive | Llm | Table) -> Path | None:
-    """Write a version and print what is there; None after a dry run. Raises ConfigError or ChatError that say what is wrong."""
+    """Write a version and print what is there; None after a dry run. Raises ConfigError, SourceError or ChatError that say what
+    is wrong."""
     log = read_content(command.into.content)
     if command.into.version in log.user_texts:
         raise ConfigError(f"{command.into.content}: user texts of version {command.into.version!r} are there already")
@@ -176,25 +176,14 @@ def _asked(command: Llm, contents: list[list[str]], histories: list[list[int]], 
 
 
 def _from_table(command: Table, log: ContentLog) -> UserTexts:
-    file = command.file
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
-    try:
-        table = pq.read_table(file) if file.suffix == ".parquet" else pacsv.read_csv(
-            file, parse_options=pacsv.ParseOptions(newlines_in_values=True)
-        )  # fmt: skip
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
     before = command.into.before
     key = "history" if before == "impressions" else "user"
-    for name in (key, "text"):
-        if name not in table.column_names:
-            raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
-    given = {str(u): str(t or "") for u, t in zip(table[key].to_pylist(), table["text"].to_pylist(), strict=True)}
-    keys = [str(row) for row in range(len(log.histories))] if key == "history" else log.users.to_pylist()
-    texts = [given.pop(one, "") for one in keys]
+    table = read_own_table(command.file, (key, "text"))
+    named: list[Any] = table.counts(key) if key == "history" else table.names(key)
+    given = dict(zip(named, table.texts("text"), strict=True))
+    texts = [given.pop(one, "") for one in (range(len(log.histories)) if key == "history" else log.users.to_pylist())]
     if not any(texts):
-        raise ConfigError(f"{file}: no text of a {key} of {command.into.content}")
+        raise ConfigError(f"{command.file}: no text of a {key} of {command.into.content}")
     about = UserTexts(command.generator, pa.array(texts, pa.string()), command.notes, before)
     if given:
         print(f"{len(given):,} texts of {_of(about)} that are not in the log are left out")

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from jobs.build_preference_benchmark import BuildBenchmark
 from jobs.generate_preferences import Extractive, Llm, Moments, names_of, run
+from rayrec.data.importing.reading import SourceError
 from rayrec.data.preferences.table import read_preferences
 from rayrec.data.sequences import Interactions, ItemTable, SequenceData, write_sequences
 from rayrec.text.chat_endpoint import ChatError, EndpointConfig
@@ -191,5 +193,26 @@ def test_answers_that_never_obey_are_told_and_data_without_labels_is_refused(
     write_sequences(tmp_path / "bare", bare)
     with pytest.raises(ConfigError, match="no labels"):
         run(Extractive(Moments(tmp_path / "bare", tmp_path / "p")))
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(SourceError, match="no such file"):
         run(Llm(moments, EndpointConfig(stub.url, "stub"), reviews=tmp_path / "absent.csv"))
+
+
+def test_reviews_are_shown_to_the_users_and_items_that_they_name(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = ItemTable.of(["007", "7", "08"], ["seven", "other seven", "eight"], None, ["A", "B", "C"])
+    interactions = Interactions(np.array([0, 2, 4], np.int64), np.array([1, 3, 2, 3], np.int32), 3)
+    write_sequences(tmp_path / "seq", SequenceData(interactions, items, pa.array(["007", "7"]), "named"))
+    reviews = tmp_path / "reviews.csv"
+    reviews.write_text('user,item,review\n007,007,"loud, and\nheavy"\n007,08,NA\n7,007,not his\n9,7,of nobody\n')
+    command = Llm(Moments(tmp_path / "seq", tmp_path / "pref"), EndpointConfig(stub.url, "stub"), reviews=reviews)
+    run(replace(command, dry_run=True, shown=9))
+    printed = capsys.readouterr().out
+    assert "- seven Review: loud, and\nheavy" in printed
+    assert "- eight Review: NA" in printed
+    assert printed.count("Review: ") == 2
+    assert "1 of 4 rows left out: no text, or not of a user and an item of the sequences" in printed
+    reviews.write_text("user,item,review\n0007,007,loud\n")
+    with pytest.raises(ConfigError, match=r"reviews\.csv: no review of a user and an item of the sequences"):
+        run(command)
+    assert not stub.seen

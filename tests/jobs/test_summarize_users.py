@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from rayrec.data.content.batches import ContentInputs
 from rayrec.data.content.drawing import gather
 from rayrec.data.content.streams import ContentStreamConfig, JudgedContents, TrainingContents
 from rayrec.data.content.tokens import tokenize
+from rayrec.data.importing.reading import SourceError
 from rayrec.text.asking import AnswerError
 from rayrec.text.chat_endpoint import EndpointConfig
 from rayrec.text.content_tokenizer import ContentTokenizer
@@ -110,8 +112,23 @@ def test_texts_from_elsewhere_keep_their_author(
     assert (len(texts.texts), texts.before, texts.texts[1].as_py()) == (16, "impressions", "Likes beaches.")
     assert "1 texts of histories that are not in the log" in capsys.readouterr().out
     (tmp_path / "t.csv").write_text("user,words\nu1,x\n")
-    with pytest.raises(ConfigError, match="column 'text' is missing; found user, words"):
+    with pytest.raises(SourceError, match="column 'text' is missing; found user, words"):
         run(Table(Target(content, "other"), tmp_path / "t.csv", "a friend"))
+
+
+def test_texts_are_of_the_users_that_they_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = small_log()
+    names = ["0042", "42", "NA", *(f"u{i}" for i in range(3, len(log.users)))]
+    content = write_content(tmp_path / "log", replace(log, users=pa.array(names)))
+    (tmp_path / "t.csv").write_text('user,text\n0042,"Likes travel,\nby train."\n42,Likes cars.\nNA,null\n')
+    run(Table(Target(content, "given"), tmp_path / "t.csv", "a friend"))
+    assert read_content(content).user_texts["given"].texts.to_pylist()[:4] == [
+        "Likes travel,\nby train.", "Likes cars.", "null", "",
+    ]  # fmt: skip
+    assert "not in the log" not in capsys.readouterr().out
+    (tmp_path / "h.csv").write_text("history,text\n0,Likes beaches.\nfirst,x\n")
+    with pytest.raises(SourceError, match=r"h\.csv: column 'history', row 2 holds 'first', expected a number"):
+        run(Table(Target(content, "each", "impressions"), tmp_path / "h.csv", "a friend"))
 
 
 WORDS = ("apple", "banana", "cherry", "damson")

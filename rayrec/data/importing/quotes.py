@@ -4,7 +4,8 @@ up to the next quote: thousands of rows may vanish into it. Here it is found by 
 from collections.abc import Iterable
 
 MANY_LINES = 3  # line ends within a value from which its inner lines are looked at
-STRAY = "swallowed by a stray quote (if quotes are part of the values: --no-quoting)"
+NO_QUOTING = " (if quotes are part of the values: --no-quoting)"
+STRAY = f"swallowed by a stray quote{NO_QUOTING}"
 
 
 def quote_behind_blank(lines: Iterable[str], delimiter: str) -> int | None:

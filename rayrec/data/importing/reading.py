@@ -35,7 +35,14 @@ _OTHER_ENCODING = "say its encoding, --encoding latin-1 or cp1252 for files of w
 
 
 class SourceError(UserError):
-    """Raw data that cannot be imported; names the file and, where there is one, the column."""
+    """Raw data that cannot be imported; names the file and, where there is one, the column.
+
+    option: the options of an import that may help, told behind ``problem``.
+    """
+
+    def __init__(self, problem: str, option: str = "") -> None:
+        super().__init__(f"{problem}; {option}" if option else problem)
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,14 @@ def read_delimited(
     split: Split | None = None,
     quoting: bool = True,
     encoding: str = "utf-8",
+    prose: bool = False,
 ) -> Iterator[RawChunk]:
     """Rows of a text file, all columns strings, empty = null. columns: the names, where the file has no header.
 
     quoting: values may stand in double quotes, with delimiters and line ends in them. A record with another number of fields is
-    rejected, and so are the lines of a value that holds what look like rows. Raises SourceError for a file that is absent, empty,
-    damaged or not of that encoding, with a quote that is never closed, or a header that repeats a name or has another delimiter.
+    rejected, and so are the lines of a value that holds what look like rows, but in ``prose``. Raises SourceError for a file that
+    is absent, empty, damaged or not of that encoding, with a quote that is never closed, or a header that repeats a name or has
+    another delimiter.
     """
     require_file(path)
     _require_text(path, encoding)
@@ -113,7 +122,7 @@ def read_delimited(
         table = pa.Table.from_batches([batch.rename_columns([name.strip() for name in batch.schema.names])])
         lines = _line_ends(table) if quoting else np.zeros(table.num_rows, np.int64)
         last_lines = int(lines[-1])
-        swallowed = _swallowed(table, lines, numbers, delimiter)
+        swallowed = () if prose else _swallowed(table, lines, numbers, delimiter)
         if swallowed:
             kept = ~np.isin(numbers, [row.row for row in swallowed])
             table, numbers, lines = table.filter(pa.array(kept)), numbers[kept], lines[kept]
@@ -203,7 +212,7 @@ def _require_text(path: Path, encoding: str = "utf-8") -> None:
         utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         where = f" (byte {error.start:,})" if isinstance(error, UnicodeDecodeError) else ""
         advice = "it looks like --encoding utf-16" if utf16 else _OTHER_ENCODING
-        raise SourceError(f"{path}: not {encoding.upper()} text{where}; {advice}") from None
+        raise SourceError(f"{path}: not {encoding.upper()} text{where}", advice) from None
     except (OSError, EOFError) as error:
         raise SourceError(f"{path}: damaged: {error}") from None
 
@@ -215,8 +224,8 @@ def _require_quotes_at_once(path: Path, delimiter: str, encoding: str) -> None:
         line = quote_behind_blank(islice(_text_lines(path, encoding), 1000), delimiter)
     if line is not None:
         raise SourceError(
-            f"{path}: line {line:,}: a quote behind a blank opens no value; take the blanks behind delimiters away, or give "
-            "--no-quoting if quotes are part of the values"
+            f"{path}: line {line:,}: a quote behind a blank opens no value",
+            "take the blanks behind delimiters away, or give --no-quoting if quotes are part of the values",
         )
 
 
@@ -282,7 +291,8 @@ def _require_closed(path: Path, delimiter: str, encoding: str, last_lines: int) 
         line = sum(1 for _ in _text_lines(path, encoding))
     if line is not None:
         raise SourceError(
-            f"{path}: line {line:,}: a quote is opened and never closed; if quotes are part of the values, give --no-quoting"
+            f"{path}: line {line:,}: a quote is opened and never closed",
+            "if quotes are part of the values, give --no-quoting",
         )
 
 
@@ -297,7 +307,7 @@ def _header(path: Path, delimiter: str, quoting: bool, encoding: str) -> list[st
     except csv.Error as error:
         raise SourceError(f"{path}: damaged: {error}") from None
     if len(names) == 1 and (guess := _guessed(names[0], delimiter, 0)):
-        raise SourceError(f"{path}: the header is one column, {names[0]!r:.80}; {guess}")
+        raise SourceError(f"{path}: the header is one column, {names[0]!r:.80}", guess)
     stripped = [name.strip() for name in names]
     repeated = sorted({name for name in stripped if stripped.count(name) > 1})
     if repeated:
@@ -337,15 +347,15 @@ def _batches(
         if column:
             name = names[int(column.group(1))]
             raise SourceError(
-                f"{path}: column {name!r} is not UTF-8 text, after row {rows:,}; {_OTHER_ENCODING}"
+                f"{path}: column {name!r} is not UTF-8 text, after row {rows:,}", _OTHER_ENCODING
             ) from None
         if rows == 0 and "Empty CSV" in text:
             raise SourceError(f"{path}: the file holds no rows") from None
         if "straddling" in text:
             _require_closed(path, parsing.delimiter, encoding, 1 if parsing.quote_char else 0)
-            stray = "; a stray quote? if quotes are part of the values, give --no-quoting" if parsing.quote_char else ""
+            stray = "a stray quote? if quotes are part of the values, give --no-quoting" if parsing.quote_char else ""
             raise SourceError(
-                f"{path}: a row is longer than {BLOCK_BYTES >> 20} MiB, after row {rows:,}{stray}"
+                f"{path}: a row is longer than {BLOCK_BYTES >> 20} MiB, after row {rows:,}", stray
             ) from None
         raise SourceError(f"{path}: cannot be read after row {rows:,}: {text}") from None
     except UnicodeError as error:

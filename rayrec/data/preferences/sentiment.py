@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
+from rayrec.data.importing.own_tables import OwnTable, read_own_table
+from rayrec.data.importing.reading import SourceError
+from rayrec.data.log.raw_columns import ColumnTypeError, as_numbers
 from rayrec.data.preferences.pools import SPLITS, Floats, Ints, Pool, Split, TextTable
 from rayrec.data.preferences.table import Preferences
 from rayrec.data.sequences.interactions import SequenceData
 from rayrec.data.sequences.splits import SequenceSplit
 from rayrec.text.preferences import inverted, is_negative
-from rayrec.typed_json import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ class ReviewColumns:
 
 @dataclass(frozen=True)
 class NegativeReviews:
-    """users, positions: (R,) where they stand in the histories. reviews: R texts. outside: of items not in the user's history."""
+    """users, positions: (R,) where they stand in the histories. reviews: R texts. outside: how many more there were, of users or
+    items that are not in the sequences, or items not in the user's history."""
 
     users: Ints
     positions: Ints
@@ -55,38 +55,31 @@ class NegativeReviews:
 
 
 def read_negative_reviews(file: Path, columns: ReviewColumns, data: SequenceData) -> NegativeReviews:
-    """The negative ones of a Parquet or CSV table. Raises ConfigError naming file and column."""
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
-    try:
-        table = pq.read_table(file) if file.suffix == ".parquet" else pacsv.read_csv(file)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{file}: {error}") from None
+    """The negative ones of a Parquet or CSV table. Raises SourceError naming file, column and row."""
     verdict = columns.sentiment or columns.rating
     assert verdict is not None
-    for name in (columns.user, columns.item, verdict, *(() if columns.review is None else (columns.review,))):
-        if name not in table.column_names:
-            raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
-    negative = np.array([_is_against(value, columns) for value in table.column(verdict).to_pylist()], bool)
-    table = table.filter(pa.array(negative))
+    table = read_own_table(
+        file, (columns.user, columns.item, verdict, *(() if columns.review is None else (columns.review,)))
+    )
+    negative = _negative(table, columns)
     interactions = data.interactions
     numbers = {name: row for row, name in enumerate(data.users.to_pylist())}
     items = {name: row + 1 for row, name in enumerate(data.items.names.to_pylist())}
-    texts = [""] * table.num_rows if columns.review is None else table.column(columns.review).to_pylist()
+    texts = [""] * len(table) if columns.review is None else table.texts(columns.review)
     found: list[tuple[int, int, str]] = []
-    for user, item, text in zip(
-        table.column(columns.user).to_pylist(), table.column(columns.item).to_pylist(), texts, strict=True
+    for against, user, item, text in zip(
+        negative.tolist(), table.names(columns.user), table.names(columns.item), texts, strict=True
     ):
-        row, number = numbers.get(str(user)), items.get(str(item))
-        if row is None or number is None:
+        row, number = numbers.get(user), items.get(item)
+        if not against or row is None or number is None:
             continue
         start, end = interactions.offsets[row], interactions.offsets[row + 1]
         places = np.flatnonzero(interactions.items[start:end] == number)
         if len(places):
-            found.append((row, int(places[-1]), text or ""))
+            found.append((row, int(places[-1]), text))
     found.sort()
     users, positions = (np.array([one[i] for one in found], np.int64) for i in (0, 1))
-    return NegativeReviews(users, positions, tuple(one[2] for one in found), table.num_rows - len(found))
+    return NegativeReviews(users, positions, tuple(one[2] for one in found), int(negative.sum()) - len(found))
 
 
 def review_pools(
@@ -155,7 +148,15 @@ def _is_target(reviews: NegativeReviews, users: Ints, positions: Ints) -> "np.nd
     return np.isin(reviews.users * width + reviews.positions, users * width + positions)
 
 
-def _is_against(value: object, columns: ReviewColumns) -> bool:
-    if columns.sentiment is not None:
-        return value < 0 if isinstance(value, int | float) else str(value).strip().lower() == "negative"
-    return isinstance(value, int | float) and value <= columns.negative_at_most
+def _negative(table: OwnTable, columns: ReviewColumns) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    """(n,) which reviews are; those without a verdict are not."""
+    if columns.sentiment is None:
+        assert columns.rating is not None
+        return table.numbers(columns.rating) <= columns.negative_at_most
+    verdicts = table.columns.column(columns.sentiment)
+    try:
+        below = as_numbers(verdicts).values < 0
+    except ColumnTypeError as error:
+        raise SourceError(f"{table.file}: column {columns.sentiment!r} {error}") from None
+    words = [isinstance(verdict, str) and verdict.strip().lower() == "negative" for verdict in verdicts.to_pylist()]
+    return below | np.array(words, bool)

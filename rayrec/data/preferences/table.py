@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayrec.data.importing.own_tables import read_own_table
 from rayrec.data.sequences.interactions import SequenceData
 from rayrec.files import whole_folder, write_text_atomically
 from rayrec.text.asking import AnswerError
@@ -26,7 +26,6 @@ from rayrec.typed_json import ConfigError, from_json, to_json
 
 Origin = Literal["llm", "extractive", "table"]
 PREFERENCES_FILE = "preferences.json"
-_LINES = pacsv.ParseOptions(newlines_in_values=True)
 _SCHEMA = pa.schema([("user", pa.string()), ("position", pa.int32()), ("preferences", pa.list_(pa.string()))])
 
 
@@ -153,29 +152,19 @@ class PreferenceColumns:
 
 
 def read_preference_table(file: Path, columns: PreferenceColumns) -> list[PreferenceRow]:
-    """The user's own, as Parquet or CSV. Raises ConfigError naming file, column and row."""
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
-    try:
-        table = pq.read_table(file) if file.suffix == ".parquet" else pacsv.read_csv(file, parse_options=_LINES)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{file}: {error}") from None
-    wanted = [name for name in (columns.user, columns.position, columns.preferences) if name is not None]
-    for name in wanted:
-        if name not in table.column_names:
-            raise ConfigError(f"{file}: column {name!r} is missing; found {', '.join(table.column_names)}")
-        if table.column(name).null_count:
-            raise ConfigError(f"{file}: column {name!r} holds nulls, expected none")
-    users = [str(user) for user in table.column(columns.user).to_pylist()]
-    positions = [0] * len(users) if columns.position is None else table.column(columns.position).to_pylist()
+    """The user's own, as Parquet or CSV. Raises SourceError naming file, column and row."""
+    table = read_own_table(
+        file, [name for name in (columns.user, columns.position, columns.preferences) if name is not None]
+    )
+    users = table.names(columns.user, needed=True)
+    positions = [0] * len(table) if columns.position is None else table.counts(columns.position)
+    table.require(columns.preferences)
     rows = []
-    for i, (user, position, given) in enumerate(
-        zip(users, positions, table.column(columns.preferences).to_pylist(), strict=True)
-    ):
+    for row, given in enumerate(table.columns.column(columns.preferences).to_pylist()):
         texts = given.splitlines() if isinstance(given, str) else given
-        if not isinstance(position, int) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise ConfigError(f"{file}, row {i}: expected a whole position and strings, found {position!r}, {given!r}")
-        rows.append(PreferenceRow(user, position, tuple(text for text in texts if text.strip())))
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise table.wrong(columns.preferences, row, f"holds {given!r:.80}, expected texts")
+        rows.append(PreferenceRow(users[row], positions[row], tuple(text for text in texts if text.strip())))
     return rows
 
 

@@ -5,21 +5,19 @@ histories     user, items (newest first): what each user has now
 impressions   split (train, valid or test), user, candidates, labels (1 engaged, 0 not); history (newest first) where it is
               another than the user's in histories
 
-Lists are lists in Parquet and JSON lines, and words separated by blanks in CSV.
+Lists are lists in Parquet and JSON lines, and words separated by blanks in CSV, where an empty history is that of histories and
+an empty cell of its items a history without any. Users and items stay as they are written: 0007 is not 7.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
-
 from rayrec.data.content import ContentError, ContentLog, ItemTexts, TextField
 from rayrec.data.content.assembling import Assembly
+from rayrec.data.importing.own_tables import read_own_table
 
 _DEFAULT_CAP = 64
 
@@ -34,9 +32,9 @@ class OwnTables:
     """Newest items kept."""
 
     def read(self, source: Path) -> ContentLog:
-        """Raises ContentError that names the file, row, column and value that is wrong."""
+        """Raises ContentError or SourceError that names the file, row, column and value that is wrong."""
         file, items = _table(source, "items", ("item",))
-        names = [str(one) for one in items["item"]]
+        names: list[str] = items["item"]
         numbers = {name: row + 1 for row, name in enumerate(names)}
         if len(numbers) != len(names):
             twice = next(name for row, name in enumerate(names) if numbers[name] != row + 1)
@@ -47,20 +45,20 @@ class OwnTables:
         file, histories = _table(source, "histories", ("user", "items"))
         own: dict[str, list[int]] = {}
         for row, (user, read) in enumerate(zip(histories["user"], histories["items"], strict=True)):
-            own[str(user)] = _numbers(file, row, "items", read, numbers)
+            own[user] = _numbers(file, row, "items", read, numbers)
         file, shown = _table(source, "impressions", ("split", "user", "candidates", "labels"))
         given = shown.get("history", [None] * len(shown["user"]))
         rows = zip(shown["split"], shown["user"], given, shown["candidates"], shown["labels"], strict=True)
         for row, (split, user, history, candidates, labels) in enumerate(rows):
-            read = own.get(str(user), []) if history is None else _numbers(file, row, "history", history, numbers)
+            read = own.get(user, []) if history is None else _numbers(file, row, "history", history, numbers)
             found, marks = _numbers(file, row, "candidates", candidates, numbers), [str(one) for one in _words(labels)]
             if len(found) != len(marks) or not set(marks) <= {"0", "1"}:
                 raise ContentError(
-                    f"{file}, row {row}: labels {labels!r}; expected 0 or 1 for each of {len(found)} candidates"
+                    f"{file}, row {row + 1}: labels {labels!r}; expected 0 or 1 for each of {len(found)} candidates"
                 )
             if split not in ("train", "valid", "test"):
-                raise ContentError(f"{file}, row {row}: split {split!r}; expected train, valid or test")
-            seen.impression(split, seen.history(str(user), read), found, [int(one) for one in marks])
+                raise ContentError(f"{file}, row {row + 1}: split {split!r}; expected train, valid or test")
+            seen.impression(split, seen.history(user, read), found, [int(one) for one in marks])
         for user, read in own.items():
             seen.history(user, read)
         return seen.log(ItemTexts.of(names, fields, texts), "own tables", {})
@@ -80,29 +78,51 @@ class OwnTables:
 
 
 def _table(source: Path, name: str, columns: Sequence[str]) -> tuple[Path, dict[str, list[Any]]]:
-    """The file and its columns."""
+    """The file and its columns; users and items as names."""
     files = [file for suffix in (".parquet", ".csv", ".jsonl") if (file := source / f"{name}{suffix}").is_file()]
     if len(files) != 1:
         found = "none" if not files else " and ".join(file.name for file in files)
         raise ContentError(f"{source}: expected one of {name}.parquet, {name}.csv and {name}.jsonl, found {found}")
     (file,) = files
-    try:
-        if file.suffix == ".parquet":
-            table = pq.read_table(file)
-        else:
-            table = pacsv.read_csv(file) if file.suffix == ".csv" else pajson.read_json(file)
-    except pa.ArrowInvalid as error:
-        raise ContentError(f"{file}: {str(error).splitlines()[0]}") from None
+    if file.suffix == ".jsonl":
+        values = _json_lines(file, columns)
+    else:
+        table = read_own_table(file, columns, others=True)
+        values = {column: table.columns.column(column).to_pylist() for column in table.columns.column_names}
+        values |= {column: table.names(column) for column in columns if column in ("user", "item")}
+    if file.suffix == ".csv" and "items" in columns:
+        values["items"] = [words or "" for words in values["items"]]
     for column in columns:
-        if column not in table.column_names:
-            raise ContentError(f"{file}: column {column!r} is missing; found {', '.join(table.column_names)}")
-        if table[column].null_count:
-            raise ContentError(f"{file}: column {column!r} holds nulls, expected none")
-    return file, {column: table[column].to_pylist() for column in table.column_names}
+        empty = "" if column in ("user", "item") else None
+        if empty in values[column]:
+            row = values[column].index(empty) + 1
+            raise ContentError(f"{file}: column {column!r}, row {row:,} holds nothing, expected a value")
+    return file, values
+
+
+def _json_lines(file: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of all fields, None where a line lacks one. Read one by one: Arrow takes a text like 2001-02-03 for a time."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                if line.strip():
+                    rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict):
+                        raise ValueError("no object")
+    except ValueError as error:
+        raise ContentError(f"{file}, row {len(rows) + 1}: expected a JSON object a line: {error}") from None
+    found = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    for column in columns:
+        if column not in found:
+            raise ContentError(f"{file}: column {column!r} is missing; found {', '.join(found)}")
+        if column in ("user", "item"):
+            found[column] = ["" if value is None else str(value).strip() for value in found[column]]
+    return found
 
 
 def _words(value: Any) -> list[Any]:
-    """A list, or the words of a text; a single number of a CSV column is a list of one."""
+    """A list, or the words of a text."""
     return value if isinstance(value, list) else str(value).split()
 
 
@@ -110,5 +130,5 @@ def _numbers(file: Path, row: int, column: str, value: Any, numbers: dict[str, i
     words = [str(one) for one in _words(value)]
     unknown = next((one for one in words if one not in numbers), None)
     if unknown is not None:
-        raise ContentError(f"{file}, row {row}: {column} holds {unknown!r}, which is no item")
+        raise ContentError(f"{file}, row {row + 1}: {column} holds {unknown!r}, which is no item")
     return [numbers[one] for one in words]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayrec.data.importing.own_tables import as_names
 from rayrec.data.importing.reading import RawChunk, SourceError, read_delimited, read_parquet
 from rayrec.data.importing.table import delimiter_of
-from rayrec.data.log.raw_columns import ColumnTypeError, as_codes
+from rayrec.data.log.raw_columns import ColumnTypeError
 from rayrec.data.log.times import TimeSpelling
 from rayrec.data.sequences.events import EventFilter, ItemDescriptions, sequences_of_events
 from rayrec.data.sequences.interactions import InteractionsError, SequenceData
@@ -143,7 +143,7 @@ def _require(file: Path, wanted: Sequence[str], there: Sequence[str]) -> None:
 def _names(file: Path, name: str, column: pa.ChunkedArray) -> tuple[pa.DictionaryArray, int]:
     """Names (n,), null or empty where there is none, and how many had blanks around them."""
     try:
-        codes = as_codes(column)
+        codes, blanks = as_names(column)
     except ColumnTypeError as error:
         raise InteractionsError(f"{file}: column {name!r} {error}") from None
     if codes.bad.any():
@@ -151,11 +151,8 @@ def _names(file: Path, name: str, column: pa.ChunkedArray) -> tuple[pa.Dictionar
         raise InteractionsError(
             f"{file}: column {name!r} holds {column[row].as_py()!r}, which is neither text nor whole"
         )
-    stripped = pc.utf8_trim_whitespace(codes.values)
-    changed = pc.and_(pc.not_equal(stripped, codes.values), pc.not_equal(stripped, ""))
-    changed = pc.fill_null(changed, False).to_numpy(zero_copy_only=False)
-    names = pa.DictionaryArray.from_arrays(pa.array(codes.index, pa.int32(), mask=codes.index < 0), stripped)
-    return names, int(np.append(changed, False)[codes.index].sum()) if changed.any() else 0
+    index = pa.array(codes.index, pa.int32(), mask=codes.index < 0)
+    return pa.DictionaryArray.from_arrays(index, codes.values), blanks
 
 
 def _times(

@@ -135,9 +135,9 @@ def test_what_is_wrong_with_own_tables_is_named(tmp_path: Path) -> None:
     shown_file = source / "impressions.jsonl"
     line = {"split": "train", "user": "u", "candidates": ["a"], "labels": [1]}
     for change, problem in (
-        ({"candidates": ["x"]}, "row 0: candidates holds 'x', which is no item"),
-        ({"labels": [1, 0]}, "row 0: labels .* 0 or 1 for each of 1"),
-        ({"split": "dev"}, "row 0: split 'dev'; expected train"),
+        ({"candidates": ["x"]}, "row 1: candidates holds 'x', which is no item"),
+        ({"labels": [1, 0]}, "row 1: labels .* 0 or 1 for each of 1"),
+        ({"split": "dev"}, "row 1: split 'dev'; expected train"),
     ):
         shown_file.write_text(json.dumps({**line, **change}) + "\n")
         with pytest.raises(ContentError, match=problem):
@@ -150,6 +150,44 @@ def test_what_is_wrong_with_own_tables_is_named(tmp_path: Path) -> None:
     (source / "items.jsonl").write_text('{"item": "a", "title": "A"}\n{"item": "a", "title": "B"}\n')
     with pytest.raises(ContentError, match="'a' stands there twice"):
         OwnTables().read(source)
+    (source / "items.jsonl").write_text('{"item": "a", "title": "A"}\n{"item": null, "title": "B"}\n')
+    with pytest.raises(ContentError, match=r"items\.jsonl: column 'item', row 2 holds nothing"):
+        OwnTables().read(source)
+    (source / "items.jsonl").write_text('{"item": "a", "title": "A"}\n{"item": \n')
+    with pytest.raises(ContentError, match=r"items\.jsonl, row 2: expected a JSON object a line"):
+        OwnTables().read(source)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_users_and_items_of_own_tables_stay_as_they_are_written(tmp_path: Path, suffix: str) -> None:
+    tables: dict[str, list[dict[str, Any]]] = {
+        "items": [
+            {"item": one, "title": two}
+            for one, two in (("007", "a\nb"), ("008", "NA"), ("7", "null"), ("2001-02-03", "2001-02-03"))
+        ],
+        "histories": [
+            {"user": "0042", "items": "007 008"},
+            {"user": "0043", "items": "7"},
+            {"user": "42", "items": ""},
+        ],
+        "impressions": [
+            {"split": "train", "user": "0042", "history": "7", "candidates": "008 2001-02-03", "labels": "1 0"},
+            {"split": "valid", "user": "0043", "history": None, "candidates": "007", "labels": "1"},
+        ],
+    }
+    for name, rows in tables.items():
+        if suffix == ".jsonl":
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+        else:
+            quoted = [[f'"{value}"' if value else "" for value in row.values()] for row in rows]
+            text = "\n".join(map(",".join, [list(rows[0]), *quoted])) + "\n"
+        (tmp_path / f"{name}{suffix}").write_text(text)
+    log = OwnTables().read(tmp_path)
+    assert log.items.names.to_pylist() == ["007", "008", "7", "2001-02-03"]
+    assert log.items.texts["title"].to_pylist() == ["a\nb", "NA", "null", "2001-02-03"]
+    assert sorted(log.users.to_pylist()) == ["0042", "0043", "42"]
+    assert shown(log, 0) == ("train", "0042", ["7"], {"008": 1, "2001-02-03": 0})
+    assert shown(log, 1) == ("valid", "0043", ["7"], {"007": 1})  # no history of its own: that of its user
 
 
 def test_scientific_is_split_in_time_against_products_that_the_user_never_bought(data_root: Path) -> None:

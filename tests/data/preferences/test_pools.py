@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.build_preference_benchmark import BuildBenchmark, build
+from rayrec.data.importing.reading import SourceError
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark, write_benchmark
 from rayrec.data.preferences.pools import AXES, SPLITS, Floats, Pool, pair_up
-from rayrec.data.preferences.sentiment import ReviewColumns
+from rayrec.data.preferences.sentiment import ReviewColumns, read_negative_reviews
 from rayrec.data.preferences.table import (
     PreferenceColumns,
     PreferenceRecord,
@@ -251,7 +252,7 @@ def test_sentiment_from_reviews_takes_the_complaint_nearest_to_the_review(
         assert len(pool)
         assert [(t, found.texts[w], found.texts[n]) for _, _, t, w, n in rows_of(pool)] == expected[split]
     assert found.card.sentiment == "reviews"
-    with pytest.raises(ConfigError, match="column 'stars' is missing"):
+    with pytest.raises(SourceError, match="column 'stars' is missing"):
         build(
             data,
             preferences,
@@ -259,6 +260,54 @@ def test_sentiment_from_reviews_takes_the_complaint_nearest_to_the_review(
             encode,
             DIM,
         )
+
+
+def named_data() -> SequenceData:
+    """Two users, three items, whose names are numbers as nobody writes numbers."""
+    items = ItemTable.of(["007", "7", "0205616461"], None, None, ["A", "B", "C"])
+    offsets, numbers = np.array([0, 2, 4], np.int64), np.array([1, 3, 2, 1], np.int32)
+    return SequenceData(Interactions(offsets, numbers, 3), items, pa.array(["0042", "42"]), "named")
+
+
+def test_reviews_are_of_the_users_and_items_that_they_name(tmp_path: Path) -> None:
+    data, file = named_data(), tmp_path / "reviews.csv"
+    long = "a line\n" * 200_000  # more than Arrow looks at to find out where a line ends
+    rows = ["0042,007,1,bad", f'0042,0205616461,2.0,"{long}"', "42,7,,none", " 42 ,7,1,poor", "42,0205616461,1,not his"]
+    file.write_text("\n".join(["user,item,rating,review", *rows, ",7,1,nobody's"]) + "\n")
+    found = read_negative_reviews(file, ReviewColumns(review="review"), data)
+    assert found.users.tolist() == [0, 0, 1]
+    assert found.positions.tolist() == [0, 1, 0]
+    assert found.reviews == ("bad", long, "poor")
+    assert found.outside == 2
+    table = pa.table({"user": ["0042", "42"], "item": ["007", "7"], "verdict": ["Negative", "-1"]})
+    pq.write_table(table, tmp_path / "verdicts.parquet")
+    for name in ("verdicts.parquet", "verdicts.csv"):
+        (tmp_path / "verdicts.csv").write_text("user,item,verdict\n0042,007,Negative\n42,7,-1\n42,007,1\n42,007,\n")
+        found = read_negative_reviews(tmp_path / name, ReviewColumns(sentiment="verdict"), data)
+        assert found.users.tolist() == [0, 1]
+        assert found.outside == 0
+
+
+def test_ratings_that_are_no_numbers_and_reviews_of_others_are_told(
+    data: SequenceData, preferences: Preferences, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("user,item,rating\nu0,i1,\nu0,i1,5 stars\n")
+    command = BuildBenchmark(Path("s"), Path("p"), Path("o"), file)
+    with pytest.raises(SourceError, match=r"reviews\.csv: column 'rating', row 2 holds '5 stars', expected a number"):
+        build(data, preferences, command, encode, DIM)
+    file.write_text("user,item,rating\nu0,i1,1,extra\n")
+    with pytest.raises(
+        SourceError, match=r"reviews\.csv: row 1: wrong number of fields: 4 instead of 3; expected UTF-8"
+    ):
+        build(data, preferences, command, encode, DIM)
+    file.write_text("user,item,rating\nstranger,i1,1\n")
+    with pytest.raises(ConfigError, match="none of 1 negative reviews is of an item in its user's history"):
+        build(data, preferences, command, encode, DIM)
+    own = item_at(data, 0, 0)
+    file.write_text(f"user,item,rating\nstranger,i1,1\nu0,i{own},1\n")
+    build(data, preferences, command, encode, DIM)
+    assert "1 negative reviews; 1 more are of no item in their user's history" in capsys.readouterr().out
 
 
 def test_a_benchmark_comes_back_from_disk_and_of_other_sequences_is_refused(
@@ -303,5 +352,29 @@ def test_a_table_of_preferences_is_read_filtered_and_refused_by_row(data: Sequen
         folder = write_preferences(tmp_path / "wrong", [changed], PreferenceRecord("table", "t", 0))
         with pytest.raises(ConfigError, match=problem):
             read_preferences(folder, data)
-    with pytest.raises(ConfigError, match="column 'at' is missing"):
+    with pytest.raises(SourceError, match="column 'at' is missing"):
         read_preference_table(tmp_path / "own.csv", PreferenceColumns(position="at"))
+
+
+def test_users_of_a_table_of_preferences_stay_as_they_are_written(tmp_path: Path) -> None:
+    lines = "\n".join(f"Find a, {letter}" for letter in "abcdef")  # each with as many commas as a row has
+    file = tmp_path / "own.csv"
+    file.write_text(f'user,preferences,at\n0042,"{lines}",1\n" 42 ",Find b c,0\n7,,0\n')
+    columns = PreferenceColumns(position="at")
+    with pytest.raises(SourceError, match=r"own\.csv: column 'preferences', row 3 holds nothing, expected a value"):
+        read_preference_table(file, columns)
+    file.write_text(f'user,preferences\n0042,"{lines}"\n" 42 ",Find b c\n')
+    expected = [PreferenceRow("0042", 0, tuple(lines.split("\n"))), PreferenceRow("42", 0, ("Find b c",))]
+    assert read_preference_table(file, PreferenceColumns()) == expected
+    for rows, problem in (
+        ("u,1.5,Find a b", "column 'at', row 1 holds '1.5', expected a whole number from 0 on"),
+        ("u,1,Find a b\nu,-1,Find a b", "column 'at', row 2 holds '-1', expected a whole number from 0 on"),
+        ("u,many,Find a b", "column 'at', row 1 holds 'many', expected a number"),
+        (" ,1,Find a b", "column 'user', row 1 holds nothing, expected a name"),
+    ):
+        file.write_text(f"user,at,preferences\n{rows}\n")
+        with pytest.raises(SourceError, match=problem):
+            read_preference_table(file, columns)
+    pq.write_table(pa.table({"user": [42, 7], "preferences": [["Find a b"], []]}), tmp_path / "own.parquet")
+    found = read_preference_table(tmp_path / "own.parquet", PreferenceColumns())
+    assert found == [PreferenceRow("42", 0, ("Find a b",)), PreferenceRow("7", 0, ())]
