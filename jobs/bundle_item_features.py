@@ -1,20 +1,21 @@
 """Make the table of item features that a cascade serves: python -m jobs.bundle_item_features --item ad --table FILE --out BUNDLE.
 
 Out of a table with one row an item (Parquet or CSV, raw values as in the log that the rankers were trained on), or out of a log
-(--log): then each item has the last value of the codes and the mean of the numbers that are named. The bundle is registered as a
-new version of a model, and served like one.
+(--log): then each item has the last value of the codes and the mean of the numbers that are named. A column of CSV of which every
+cell is a number or empty holds numbers, unless --codes names it; any other holds codes, as they are written ("NA", "True").
+The bundle is registered as a new version of a model, and served like one.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from jobs.command_line import read
 from rayrec.bundle import check_bundle_place
+from rayrec.data.importing.own_tables import read_own_table
 from rayrec.data.log import Log
+from rayrec.data.log.raw_columns import as_numbers
 from rayrec.errors import told
 from rayrec.item_features import ItemFeaturesError, PairFeature, write_item_features
 from rayrec.item_features.from_log import item_table
@@ -37,6 +38,8 @@ class BundleItemFeatures:
     """Of the log."""
     codes: tuple[str, ...] = ()
     """Of a table: columns of whole numbers that name categories. Of a log: features of which an item's last value is taken."""
+    missing: tuple[str, ...] = ()
+    """Of a CSV table: what stands for no number in a column of numbers, as the log's schema has it in missing_values."""
     means: tuple[str, ...] = ()
     """Of a log: numbers that are averaged over an item's rows. Patterns of names are allowed, as "early_signal_*"."""
     joined: tuple[str, ...] = ()
@@ -60,12 +63,15 @@ def run(command: BundleItemFeatures) -> Path:
         codes = frozenset[str]()
     else:
         assert command.table is not None
-        raw, codes = _read(command.table, {command.item, *command.codes}), frozenset(command.codes)
+        raw, codes = _read(command.table, {command.item, *command.codes}, command.missing), frozenset(command.codes)
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(command).items()}
     schema = write_item_features(
         command.out, raw, command.item, codes=codes, pairs=pairs, run_config=plain, overwrite=command.overwrite
     )
     print(f"{schema.rows:,} items, {len(schema.columns)} columns: {command.out}")
+    for kind in ("number", "code", "codes"):
+        if names := [column.name for column in schema.columns if column.kind == kind]:
+            print(f"{kind + ':':<8} {', '.join(names)}")
     if command.register is not None:
         tracker = Tracker()
         run_id = tracker.start(command.out.name, command)
@@ -84,17 +90,21 @@ def _pair(kind: str, text: str) -> PairFeature:
     return PairFeature(name, "joined" if kind == "joined" else "share", request, item)
 
 
-def _read(path: Path, codes: set[str]) -> pa.Table:
-    """Codes of a CSV file are read as they are written: 007 is not 7."""
-    if not path.is_file():
-        raise ItemFeaturesError(f"{path}: no such file")
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        options = pacsv.ConvertOptions(column_types=dict.fromkeys(codes, pa.string()), strings_can_be_null=True)
-        return pacsv.read_csv(path, convert_options=options)
-    except (pa.ArrowException, OSError) as error:
-        raise ItemFeaturesError(f"{path}: not a readable table: {' '.join(str(error).split())}") from None
+def _read(path: Path, codes: set[str], missing: tuple[str, ...]) -> pa.Table:
+    """As the import of a log reads it: of CSV, the text of each cell is a code unless it is a number as all of its column are."""
+    table = read_own_table(path, sorted(codes), others=True).columns
+    if path.suffix == ".parquet":
+        return table
+    return pa.table({name: table.column(name) if name in codes else _typed(table.column(name), missing)
+                     for name in table.column_names})  # fmt: skip
+
+
+def _typed(texts: pa.ChunkedArray, missing: tuple[str, ...]) -> pa.Array | pa.ChunkedArray:
+    """Numbers where every cell spells one or is missing, no type where none is there, else the texts as they are."""
+    if texts.null_count == len(texts):
+        return pa.nulls(len(texts))
+    numbers = as_numbers(texts, missing)
+    return texts if numbers.bad.any() else pa.array(numbers.values, from_pandas=True)  # NaN as null
 
 
 def main() -> None:

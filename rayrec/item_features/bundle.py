@@ -83,8 +83,9 @@ def write_item_features(
         raise ItemFeaturesError(f"column {item!r} names the items and is absent ({', '.join(raw.column_names[:50])})")
     columns = {name: _read(name, raw.column(name), as_code=name in codes or name == item) for name in raw.column_names}
     names = columns[item][1]
-    if names.null_count:
-        raise ItemFeaturesError(f"column {item!r}: row {names.is_null().to_pylist().index(True) + 1} names no item")
+    nameless = pc.index(pc.fill_null(pc.equal(names, ""), True), True).as_py()
+    if nameless >= 0:
+        raise ItemFeaturesError(f"column {item!r}: row {nameless + 1} names no item")
     hashes = hash_strings(names)
     order = np.argsort(hashes, kind="stable")
     table = pa.table({name: values for name, (_, values) in columns.items()}).take(pa.array(order))

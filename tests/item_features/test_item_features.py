@@ -14,6 +14,8 @@ import torch
 
 from jobs.bundle_item_features import BundleItemFeatures, run
 from rayrec.bundle import BundleError
+from rayrec.data.importing.importing import ImportOptions
+from rayrec.data.importing.table import TableFiles, import_table
 from rayrec.data.log import Log, LogWriter
 from rayrec.data.log.direct_encoding import DirectEncoder
 from rayrec.data.log.encoding import LogEncoder
@@ -25,6 +27,7 @@ from rayrec.data.log.schema import (
     SequenceFeature,
     TaskLabel,
 )
+from rayrec.data.log.splitting import HashSplit
 from rayrec.data.simulation import SimulationConfig, WorldConfig, simulate
 from rayrec.errors import UserError
 from rayrec.item_features import ItemFeaturesError, PairFeature, load_item_features, write_item_features
@@ -261,6 +264,53 @@ def test_the_job_writes_a_bundle_and_registers_it(tmp_path: Path, runs: Path) ->
     ):
         with pytest.raises(UserError, match=told):
             run(replace(wrong, out=tmp_path / "other"))
+
+
+def test_a_csv_of_items_has_the_codes_and_numbers_that_its_import_as_a_log_has(
+    tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "items.csv"
+    file.write_text(
+        "item,country,fresh,day,shop,price,rate,click\n007,NA,True,2001-02-03,007,1.5,?,1\n7, de ,False,,7,,1e3,0\n"
+        'NA,null,true,nan,NULL,nan,2,1\nnull,"",False,2001-02-03,,3,,0\n'
+    )
+    codes = ("item", "country", "fresh", "day", "shop")
+    schema = LogSchema(
+        "items",
+        (
+            *(CategoricalFeature(name) for name in codes),
+            DenseFeature("price"),
+            DenseFeature("rate", missing_values=("?",)),
+        ),
+        (TaskLabel("click"),),
+    )
+    everything = HashSplit(valid_share=0.0, test_share=0.0)
+    log = Log.open(
+        import_table(TableFiles((file,)), schema, everything, tmp_path / "log", options=ImportOptions(quiet=True))
+    )
+    command = BundleItemFeatures("item", tmp_path / "b", table=file, codes=("shop",), missing=("?",), register=None)
+    run(command)
+    printed = capsys.readouterr().out
+    assert "number:  price, rate, click\n" in printed
+    assert "code:    item, country, fresh, day, shop\n" in printed
+    table = load_item_features(tmp_path / "b", tmp_path / "mapped")
+    numbers, ids = [], []
+    for row in pq.read_table(log.files("train")[0]).to_pylist():
+        numbers.append([np.nan if row[name] is None else row[name] for name in ("price", "rate")])
+        ids.append([row[name] for name in codes])
+    encoded = encode_items(table, log.schema, tmp_path / "mapped").rows(table.rows(["007", "7", "NA", "null"]))
+    np.testing.assert_array_equal(np.stack([encoded[name] for name in codes], 1), ids)
+    np.testing.assert_array_equal(np.stack([encoded[name] for name in ("price", "rate")], 1), numbers)
+    run(replace(command, out=tmp_path / "c", missing=()))
+    assert "number:  price, click\n" in capsys.readouterr().out
+    for text, problem in (
+        ("item,shop,price\n ,1,2\n", "row 1 names no item"),
+        ("item,shop,price\na,1,\n", "column 'price' is null"),
+        ("item,price\na,1\n", r"items\.csv: column 'shop' is missing; found item, price"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=problem):
+            run(replace(command, out=tmp_path / "other"))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 300])
