@@ -23,7 +23,7 @@ from rayrec.data.log.fitting import SchemaFitter
 from rayrec.data.log.row_checks import ColumnError
 from rayrec.data.log.schema import LogSchema, SchemaError
 from rayrec.data.log.splitting import TRAIN, RowSplitter, SplitInput, SplitRule, prepare
-from rayrec.typed_json import to_plain
+from rayrec.typed_json import ConfigError, to_plain
 
 _OVER_LINES = "rows with a value over more than one line (if none should be: --no-quoting)"
 
@@ -38,6 +38,10 @@ class ImportOptions:
     """Replace a log of the same name."""
     quiet: bool = False
     """No progress lines."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_quarantined <= 1:
+            raise ConfigError(f"max_quarantined must lie in [0, 1], not {self.max_quarantined:g}")
 
 
 def import_log(
@@ -124,9 +128,10 @@ def _fit(
         raise SourceError(f"{last_file}: the raw data hold no rows")
     if bad_rows > options.max_quarantined * (good_rows + bad_rows) or good_rows == 0:
         reason, count = reasons.most_common(1)[0]
+        most = f", more than the share of {options.max_quarantined:g} that may be" if good_rows else ""
         raise SourceError(
-            f"{source.name}: {bad_rows:,} of {good_rows + bad_rows:,} rows are bad, more than the share of "
-            f"{options.max_quarantined:g} that may be; most often ({count:,} rows) {reason!r}, first in {first_bad[reason]}"
+            f"{source.name}: {bad_rows:,} of {good_rows + bad_rows:,} rows are bad{most}; most often ({count:,} rows) "
+            f"{reason!r}, first in {first_bad[reason]}"
         )
     if fitter.rows == 0 and not schema.fitted:
         raise SourceError(f"{source.name}: none of {good_rows:,} good rows falls into the training split")

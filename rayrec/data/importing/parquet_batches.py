@@ -37,7 +37,10 @@ def bounded_batches(file: pq.ParquetFile, columns: Sequence[str] | None, most_ro
 
 def text_columns(schema: pa.Schema) -> list[str]:
     """The columns to read as dictionaries."""
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    kinds = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+    )  # fmt: skip
     return [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
 
 

@@ -29,7 +29,7 @@ from rayrec.data.log.schema import (
 )
 from rayrec.data.log.splitting import HashSplit, SplitInput, SplitRule, TimeSplit, prepare
 from rayrec.data.log.times import TimeSpelling
-from rayrec.typed_json import from_json, to_json
+from rayrec.typed_json import ConfigError, from_json, to_json
 
 QUIET = ImportOptions(quiet=True)
 CLICK = TaskLabel("click")
@@ -258,6 +258,89 @@ def test_a_writer_of_long_texts_holds_few_of_them(tmp_path: Path, monkeypatch: p
     footer = read_footer(log.files("train")[0])
     assert footer.num_rows == 5000
     assert footer.num_row_groups >= 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf8", "UTF-8", "U8", "utf-8-sig"])
+def test_a_byte_order_mark_is_no_part_of_the_header_whatever_utf8_is_called(tmp_path: Path, encoding: str) -> None:
+    content = b"\xef\xbb\xbf" + with_lines().encode()
+    log = import_text(tmp_path, content, SHOP, text=TextFormat(encoding=encoding))
+    assert log.rows("train") == len(LINES)
+
+
+@pytest.mark.parametrize("encoding", ["hex", "rot13", "base64", "undefined"])
+def test_what_is_no_encoding_of_text_is_refused(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(SourceError, match=f"'{encoding}' is no encoding of text"):
+        import_text(tmp_path, with_lines(), SHOP, text=TextFormat(encoding=encoding))
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ('"us\ner",price,click', "a quote is opened in the header and not closed on its line; .*--no-quoting"),
+        ('user,price,"click', "a quote is opened in the header and not closed on its line"),
+        ("  \t\nuser,price,click", "its first line holds blanks alone, expected the names of the columns"),
+        ("   ", "its first line holds blanks alone"),
+    ],
+)
+def test_a_header_that_is_none_is_told(tmp_path: Path, header: str, problem: str) -> None:
+    with pytest.raises(SourceError, match=rf"raw\.csv: {problem}"):
+        import_text(tmp_path, "\n".join([header, *LINES]), SHOP)
+
+
+def test_empty_lines_before_the_header_are_none(tmp_path: Path) -> None:
+    assert import_text(tmp_path, "\n\r\n" + with_lines(), SHOP).rows("train") == len(LINES)
+
+
+def test_parquet_text_that_is_not_utf8_is_told_with_its_row(tmp_path: Path) -> None:
+    raw = pa.array([b"u1", b"u2", "köln".encode("latin-1"), b"u4"])
+    text = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 2, 4], pa.int32()), text)
+    file, clicks = tmp_path / "t.parquet", pa.array([0, 1, 0, 1])
+    pq.write_table(pa.table({"user": text, "click": clicks}), file)
+    schema = LogSchema("shop", (CategoricalFeature("user"),), (CLICK,))
+    with pytest.raises(SourceError, match=r"t\.parquet: column 'user', row 3: text that is not UTF-8"):
+        import_table(TableFiles((file,)), schema, ALL_TRAIN, tmp_path / "log", options=QUIET)
+    pq.write_table(pa.table({"viewed": lists, "click": clicks}), file)
+    schema = LogSchema("shop", (SequenceFeature("viewed"),), (CLICK,))
+    with pytest.raises(SourceError, match=r"t\.parquet: column 'viewed', row 4: text that is not UTF-8"):
+        import_table(TableFiles((file,)), schema, ALL_TRAIN, tmp_path / "log", options=QUIET)
+
+
+@pytest.mark.parametrize("rows", [10, 2000])
+def test_parquet_views_of_text_are_text(tmp_path: Path, rows: int) -> None:
+    schema = LogSchema("shop", (CategoricalFeature("user"), SequenceFeature("viewed"), DenseFeature("price")), (CLICK,))
+    columns = {
+        "user": [f"u{i % 7}" for i in range(rows)],
+        "viewed": [[f"i{i % 5}"] * (i % 3) for i in range(rows)],
+        "price": [str(i) for i in range(rows)],
+        "click": [i % 2 for i in range(rows)],
+    }
+    views = {"user": pa.string_view(), "viewed": pa.list_(pa.string_view()), "price": pa.string_view()}
+    logs = []
+    for name, table in (
+        ("plain", pa.table(columns)),
+        ("views", pa.table({name: pa.array(values, views.get(name)) for name, values in columns.items()})),
+    ):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        files = TableFiles((tmp_path / f"{name}.parquet",))
+        logs.append(Log.open(import_table(files, schema, ALL_TRAIN, tmp_path / name, options=QUIET)))
+    assert rows_of(logs[0]) == rows_of(logs[1])
+    assert logs[0].schema == logs[1].schema
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_of_bad_rows_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"max_quarantined must lie in \[0, 1\]"):
+        ImportOptions(max_quarantined=share)
+
+
+def test_when_no_row_is_good_no_share_is_blamed(tmp_path: Path) -> None:
+    (tmp_path / "raw.csv").write_text("user,price,click\nu,1,7\nu,2,9\nu,x,1\n")
+    with pytest.raises(SourceError, match=r"shop: 3 of 3 rows are bad; most often \(2 rows\)"):
+        import_table(
+            TableFiles((tmp_path / "raw.csv",)), SHOP, ALL_TRAIN, tmp_path / "log",
+            options=ImportOptions(max_quarantined=1.0, quiet=True),
+        )  # fmt: skip
 
 
 # Times
