@@ -112,7 +112,7 @@ def _benchmark(experiment: RetrieverExperiment) -> Benchmark:
     if experiment.preferences.benchmark is None:
         raise ConfigError("preferences.benchmark is missing; make it with python -m jobs.build_preference_benchmark")
     interactions = read_sequences(experiment.sequences).interactions
-    return read_benchmark(experiment.preferences.benchmark, interactions.num_users, interactions.num_items)
+    return read_benchmark(experiment.preferences.benchmark, interactions)
 
 
 def _shown(state: ComparisonState) -> dict[str, list[float | None]]:

@@ -20,7 +20,7 @@ from jobs.compare_steering import run as compare
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark, write_benchmark
 from rayrec.data.preferences.pools import AXES, Floats
 from rayrec.data.preferences.table import PreferenceRecord, PreferenceRow, read_preferences, write_preferences
-from rayrec.data.sequences import Interactions, ItemTable, SequenceData, write_sequences
+from rayrec.data.sequences import Interactions, ItemTable, SequenceData, read_sequences, write_sequences
 from rayrec.data.sequences.streams import SequenceStreamConfig
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.evaluation import EvaluateRetriever
@@ -153,7 +153,7 @@ def trained(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.fixture(scope="module")
 def benchmark(folders: Path) -> Benchmark:
-    return read_benchmark(folders / "bench", USERS, ITEMS)
+    return read_benchmark(folders / "bench", read_sequences(folders / "seq").interactions)
 
 
 def asked(bundle: RetrieverBundle, benchmark: Benchmark, wish: str, rows: int = 30) -> Steered:

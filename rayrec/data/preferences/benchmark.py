@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayrec.data.preferences.pools import AXES, SPLITS, Axis, Floats, Pool, Split
+from rayrec.data.sequences.interactions import Interactions
 from rayrec.files import whole_folder, write_text_atomically
 from rayrec.typed_json import ConfigError, from_json, to_json
 
@@ -99,8 +100,9 @@ def write_benchmark(folder: Path, benchmark: Benchmark, item_names: list[str]) -
     return folder
 
 
-def read_benchmark(folder: Path, num_users: int, num_items: int) -> Benchmark:
-    """Raises ConfigError that names the file and what is wrong, also when it is of other sequences."""
+def read_benchmark(folder: Path, interactions: Interactions) -> Benchmark:
+    """Raises ConfigError that names the file and what is wrong, also when it is of other sequences than ``interactions``."""
+    num_users, num_items = interactions.num_users, interactions.num_items
     for name in (BENCHMARK_FILE, "texts.parquet", "pools.parquet"):
         if not (folder / name).is_file():
             raise ConfigError(f"{folder / name}: no such file; make it with python -m jobs.build_preference_benchmark")
@@ -130,7 +132,25 @@ def read_benchmark(folder: Path, num_users: int, num_items: int) -> Benchmark:
         for split in SPLITS:
             rows = np.flatnonzero((axes == axis) & (splits == split))
             found[axis, split] = Pool(*(column[rows] for column in columns))
+            if axis != "sentiment":  # whose rows are of nobody's history
+                _check_histories(folder, axis, found[axis, split], interactions)
     return Benchmark(card, tuple(texts.column("text").to_pylist()), vectors, found)
+
+
+def _check_histories(folder: Path, axis: Axis, pool: Pool, interactions: Interactions) -> None:
+    """Raises ConfigError when a row's position lies outside of its user's history, or its target is not the item there, which it
+    is where no other item is asked for."""
+    asks_for_it = axis in ("recommendation", "consolidation")
+    wrong = (pool.positions < 0) | (pool.positions >= interactions.lengths[pool.users])
+    if not wrong.any() and asks_for_it:
+        wrong = interactions.items[interactions.offsets[pool.users] + pool.positions] != pool.targets
+    if wrong.any():
+        row = int(wrong.argmax())
+        what = f"item {pool.targets[row]} at position" if asks_for_it else "position"
+        raise ConfigError(
+            f"{folder}: a benchmark of other sequences: axis {axis}, the history of user row {pool.users[row]} has no {what} "
+            f"{pool.positions[row]}"
+        )
 
 
 def _card(benchmark: Benchmark, item_names: list[str]) -> str:

@@ -159,7 +159,7 @@ class EvaluateRetriever:
         assert self.benchmark is not None
         bundle, experiment = self._open(folder)
         interactions = read_sequences(experiment.sequences).interactions
-        benchmark = read_benchmark(self.benchmark, interactions.num_users, interactions.num_items)
+        benchmark = read_benchmark(self.benchmark, interactions)
         saved = bundle.saved.preferences
         if saved is not None and saved.texts is None:
             _check_encoder(self.benchmark, benchmark, saved.encoder, str(folder))
@@ -261,7 +261,7 @@ class OnAxes:
         """Raises ConfigError for a benchmark that is not there, is of other sequences or of another encoder than the model's."""
         interactions = read_sequences(experiment.sequences).interactions
         benchmark, own = (
-            read_benchmark(self.benchmark, interactions.num_users, interactions.num_items),
+            read_benchmark(self.benchmark, interactions),
             experiment.benchmark(),
         )
         if own is not None and experiment.encoder_texts() is None:

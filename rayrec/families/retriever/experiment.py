@@ -133,7 +133,7 @@ class RetrieverExperiment:
                 "models that read preferences train on the benchmark's pools: split.method must be leave_one_out"
             )
         interactions = _data(self.sequences).interactions
-        return read_benchmark(self.preferences.benchmark, interactions.num_users, interactions.num_items)
+        return read_benchmark(self.preferences.benchmark, interactions)
 
     def encoder_texts(self) -> EncoderTexts | None:
         """Of the text encoder in the model, if there is one."""

@@ -1,10 +1,12 @@
 """The five axes against a brute-force construction on a toy catalogue."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -314,7 +316,7 @@ def test_a_benchmark_comes_back_from_disk_and_of_other_sequences_is_refused(
     data: SequenceData, benchmark: Benchmark, tmp_path: Path
 ) -> None:
     folder = write_benchmark(tmp_path / "b", benchmark, data.items.names.to_pylist())
-    found = read_benchmark(folder, USERS, ITEMS)
+    found = read_benchmark(folder, data.interactions)
     assert found.card == benchmark.card
     assert found.texts == benchmark.texts
     np.testing.assert_array_equal(found.vectors, benchmark.vectors)
@@ -328,9 +330,23 @@ def test_a_benchmark_comes_back_from_disk_and_of_other_sequences_is_refused(
     test = benchmark.pools["recommendation", "test"].preferences.tolist()
     assert counts["recommendation", "test"].unseen == sum(wish not in known for wish in test)
     with pytest.raises(ConfigError, match="40 users and 30 items; the sequences have 40 users and 31"):
-        read_benchmark(folder, USERS, ITEMS + 1)
+        read_benchmark(folder, replace(data.interactions, num_items=ITEMS + 1))
     with pytest.raises(ConfigError, match="no such file"):
-        read_benchmark(tmp_path / "absent", USERS, ITEMS)
+        read_benchmark(tmp_path / "absent", data.interactions)
+    turned = np.concatenate([[0], np.cumsum(data.interactions.lengths[::-1])]).astype(np.int64)
+    for other in (
+        replace(data.interactions, items=np.ascontiguousarray(data.interactions.items[::-1])),
+        replace(data.interactions, offsets=turned),
+    ):
+        told = r"a benchmark of other sequences: axis recommendation, the history of user row \d+ has no item \d+ at"
+        with pytest.raises(ConfigError, match=told):
+            read_benchmark(folder, other)
+    pools = pq.read_table(folder / "pools.parquet")
+    far = pc.if_else(pc.equal(pools.column("axis"), "coarse"), 10, pools.column("position")).cast(pa.int32())
+    index = pools.schema.get_field_index("position")
+    pq.write_table(pools.set_column(index, "position", far), folder / "pools.parquet")
+    with pytest.raises(ConfigError, match=r"axis coarse, the history of user row \d+ has no position 10"):
+        read_benchmark(folder, data.interactions)
 
 
 def test_a_table_of_preferences_is_read_filtered_and_refused_by_row(data: SequenceData, tmp_path: Path) -> None:
