@@ -1,11 +1,15 @@
 """Rankings by scores of all items: against the searcher, against hand-written sums, and shares chosen on validation."""
 
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rayrec.data.sequences import leave_one_out, write_sequences
+from rayrec.data.sequences import Interactions, ItemTable, SequenceData, leave_one_out, write_sequences
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.item_scores import dense_scores, equal_sum, popularity, summed, text_neighbours
 from rayrec.families.retriever.judging import judge
@@ -108,6 +112,17 @@ def test_a_share_and_a_decay_are_those_that_rank_the_validation_targets_best(wan
     for item in range(1, 29):
         turned[item, item % 28] = 0.5  # nearest to the one behind it
     assert best_decay(wanted, turned, history="excluded", decays=(0.0, 1.0)) == 0.0
+
+
+def test_nothing_is_chosen_by_validation_targets_that_training_never_saw(tmp_path: Path) -> None:
+    offsets, items = np.arange(4, dtype=np.int64) * 4, np.tile(np.arange(1, 5, dtype=np.int32), 3)
+    table = ItemTable.of([str(item) for item in range(1, ITEMS + 1)])
+    data = SequenceData(Interactions(offsets, items, ITEMS), table, pa.array(["u", "v", "w"]))
+    experiment = RetrieverExperiment(
+        write_sequences(tmp_path / "sequences", data), retrieval=RetrievalConfig(sasrec=SASREC, beams=10)
+    )
+    with pytest.raises(ConfigError, match="no validation target was seen in training"):
+        best_decay(experiment, CIRCLE, history="ranked")
 
 
 def test_a_model_without_a_dense_head_has_no_scores_of_all_items() -> None:

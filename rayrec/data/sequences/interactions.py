@@ -200,7 +200,12 @@ def read_sequences(folder: Path | str) -> SequenceData:
     _check_columns(folder / "items.parquet", items, wanted)
     try:
         offsets, flat = _flat(users.column("items"))
-        timestamps = _flat(users.column("timestamps"))[1] if "timestamps" in users.column_names else None
+        timestamps = None
+        if "timestamps" in users.column_names:
+            _check_columns(folder / "users.parquet", users, {"timestamps": pa.list_(pa.int64())})
+            ends, timestamps = _flat(users.column("timestamps"))
+            if (other := np.flatnonzero(np.diff(ends) != np.diff(offsets))).size:
+                raise InteractionsError(f"user row {other[0]} has another number of timestamps than of items")
         return SequenceData(
             Interactions(offsets, flat, items.num_rows, timestamps),
             ItemTable.of(*(items.column(name).combine_chunks() if name in wanted else None for name in _ITEM_COLUMNS)),

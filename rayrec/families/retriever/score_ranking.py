@@ -17,6 +17,7 @@ from rayrec.families.retriever.item_scores import (
 from rayrec.families.retriever.task import HistoryItems
 from rayrec.training.judging import Judged
 from rayrec.training.worker import Worker
+from rayrec.typed_json import ConfigError
 
 K = TypeVar("K", bound=Hashable)
 SHARES = (0.0, 0.05, 0.1, 0.15, *(i / 10 for i in range(2, 11)))
@@ -55,9 +56,13 @@ def judge_scores(experiment: RetrieverExperiment, scores: Scores, *, split: str,
 def _best(
     experiment: RetrieverExperiment, each: Callable[[Tensor], Iterable[tuple[K, Tensor]]], history: HistoryItems
 ) -> K:
+    """Raises ConfigError when no validation target was seen in training."""
     objective = experiment.retrieval.objective
     found = {key: one.metrics["in_set"][objective] for key, one in _judge(experiment, each, "valid", history).items()}
-    return max(found, key=lambda key: found[key] or 0.0)  # the first of equals
+    judged = {key: value for key, value in found.items() if value is not None}
+    if not judged:
+        raise ConfigError("no validation target was seen in training: nothing to choose by")
+    return max(judged, key=judged.__getitem__)  # the first of equals
 
 
 def _judge(

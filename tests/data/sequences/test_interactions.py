@@ -86,3 +86,15 @@ def test_a_wrong_or_missing_column_names_the_file(tmp_path: Path) -> None:
         read_sequences(folder)
     with pytest.raises(InteractionsError, match="no such file"):
         read_sequences(tmp_path)
+
+
+def test_timestamps_are_whole_numbers_one_for_each_item(tmp_path: Path) -> None:
+    folder = write_sequences(tmp_path / "set", small())
+    columns = {"user": ["u", "v"], "items": pa.array([[1, 2, 3], [1, 2]], pa.list_(pa.int32()))}
+    stamps = pa.array([[1, 2], [3, 4, 5]], pa.list_(pa.int64()))
+    pq.write_table(pa.table(columns | {"timestamps": stamps}), folder / "users.parquet")
+    with pytest.raises(InteractionsError, match="set: user row 0 has another number of timestamps than of items"):
+        read_sequences(folder)
+    pq.write_table(pa.table(columns | {"timestamps": [["1", "2", "3"], ["4", "5"]]}), folder / "users.parquet")
+    with pytest.raises(InteractionsError, match=r"users\.parquet: column 'timestamps' is list<.*string>"):
+        read_sequences(folder)
