@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from jobs.command_line import read
 from rayrec.bundle import check_bundle_place
-from rayrec.data.importing.own_tables import read_own_table
+from rayrec.data.importing.own_tables import NO_NUMBER, read_own_table
 from rayrec.data.log import Log
 from rayrec.data.log.raw_columns import as_numbers
 from rayrec.errors import told
@@ -95,16 +95,27 @@ def _read(path: Path, codes: set[str], missing: tuple[str, ...]) -> pa.Table:
     table = read_own_table(path, sorted(codes), others=True).columns
     if path.suffix == ".parquet":
         return table
-    return pa.table({name: table.column(name) if name in codes else _typed(table.column(name), missing)
+    return pa.table({name: table.column(name) if name in codes else _typed(path, name, table.column(name), missing)
                      for name in table.column_names})  # fmt: skip
 
 
-def _typed(texts: pa.ChunkedArray, missing: tuple[str, ...]) -> pa.Array | pa.ChunkedArray:
-    """Numbers where every cell spells one or is missing, no type where none is there, else the texts as they are."""
+def _typed(path: Path, name: str, texts: pa.ChunkedArray, missing: tuple[str, ...]) -> pa.Array | pa.ChunkedArray:
+    """Numbers where every cell spells one or is missing, no type where none is there, else the texts as they are.
+
+    Raises ItemFeaturesError where all but what commonly spells a missing number are numbers: it may be meant either way.
+    """
     if texts.null_count == len(texts):
         return pa.nulls(len(texts))
     numbers = as_numbers(texts, missing)
-    return texts if numbers.bad.any() else pa.array(numbers.values, from_pandas=True)  # NaN as null
+    if not numbers.bad.any():
+        return pa.array(numbers.values, from_pandas=True)  # NaN as null
+    spelled = sorted(set(texts.filter(pa.array(numbers.bad)).to_pylist()))
+    if set(spelled) <= set(NO_NUMBER) and not (numbers.bad | numbers.null).all():
+        raise ItemFeaturesError(
+            f"{path}: column {name!r} holds numbers and {', '.join(spelled)}; give --missing {' '.join(spelled)} where that is a "
+            f"missing number, or --codes {name} where all are names"
+        )
+    return texts
 
 
 def main() -> None:

@@ -110,8 +110,9 @@ def put_in_place(partial: Path, folder: Path) -> None:
     except BaseException:
         _put_back(folder)
         raise
-    for old in moved:
-        _remove(old)
+    for old in moved:  # under a name that is never put back, before anything in it goes
+        with suppress(OSError):  # another process took it for a leftover
+            _remove(old.rename(old.with_suffix(".partial")))
 
 
 def _may_go(folder: Path, marker: str | None) -> bool:

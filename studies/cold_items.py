@@ -114,11 +114,14 @@ def run(command: ColdItems) -> dict[str, dict[int, Ranks]]:
 
 
 def _read(file: Path) -> dict[str, Ranks]:
+    """Raises ConfigError for a file of an earlier version, which knew users by the draw's rows."""
     ways: dict[str, dict[str, NDArray[np.int64]]] = {}
     with np.load(file, allow_pickle=False) as stored:
         for name in stored.files:
             way, _, column = name.rpartition("/")
             ways.setdefault(way, {})[column] = stored[name]
+    if any((np.diff(one["user"]) <= 0).any() for one in ways.values()):
+        raise ConfigError(f"{file}: made by an earlier version; remove it, or choose another folder")
     return dict(ways)
 
 

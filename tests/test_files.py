@@ -1,6 +1,7 @@
 """Whole or not there, whatever ends the writing: an error, a full disk, a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from rayrec.errors import DiskError, UserError
 from rayrec.files import (
     check_file_place,
+    check_replaceable,
     make_folder,
     scratch_folder,
     temporary_beside,
@@ -123,6 +125,20 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path, name: str) -> 
         raise RuntimeError("and the next one fails")
     assert (tmp_path / name / "weights").read_text() == "old"
     assert os.listdir(tmp_path) == [name]
+
+
+def test_what_was_replaced_does_not_come_back_when_a_kill_leaves_it_half_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("old", "new"):
+        with whole_folder(tmp_path / "model", "weights") as partial:
+            (partial / "weights").write_text(text)
+            monkeypatch.setattr(shutil, "rmtree", lambda path, **how: None)  # as killed in front of it
+    monkeypatch.undo()
+    assert len(os.listdir(tmp_path)) == 2
+    shutil.rmtree(tmp_path / "model")
+    check_replaceable(tmp_path / "model", "weights", overwrite=False)
+    assert not (tmp_path / "model").exists()
 
 
 def test_of_several_that_replace_a_folder_at_once_each_succeeds_and_one_is_there(tmp_path: Path) -> None:

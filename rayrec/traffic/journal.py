@@ -5,6 +5,7 @@ A record is its length and CRC-32 (4 bytes each, little-endian), then its bytes.
 cannot be told from what a crash leaves: what is cut off at opening is kept beside the journal, in ``cut-<journal>-<time>``.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -101,17 +102,30 @@ class Journal:
             return False
 
     def _keep_tail(self) -> None:
-        """Copies what stands behind the whole records, unless it is zeros, and says so in the log. Raises DiskError."""
+        """Copies what stands behind the whole records, unless it is zeros or the disk is full, and says so in the log.
+
+        A full disk is what commonly leaves a tail, of a record that was never accepted, and must not keep a service from
+        starting. Raises DiskError for other faults of the disk.
+        """
         with self.path.open("rb") as file:
             file.seek(self._bytes)
             if not any(piece.strip(b"\0") for piece in iter(lambda: file.read(1 << 20), b"")):
                 return
             kept = self.path.with_name(f"cut-{self.path.name}-{time.time_ns()}")
             file.seek(self._bytes)
-            with whole_file(kept) as partial, partial.open("wb") as copy:
-                shutil.copyfileobj(file, copy)
-                copy.flush()
-                os.fsync(copy.fileno())
+            try:
+                with whole_file(kept) as partial, partial.open("wb") as copy:
+                    shutil.copyfileobj(file, copy)
+                    copy.flush()
+                    os.fsync(copy.fileno())
+            except DiskError as error:
+                if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in (
+                    errno.ENOSPC,
+                    errno.EDQUOT,
+                ):
+                    raise
+                logger.warning("%s: what is cut off behind byte %d finds no room to be kept", self.path, self._bytes)
+                return
         sync_folder(self.path.parent)
         logger.warning(
             "%s: no whole record begins at byte %d, after a crash or damage; the bytes from there on are kept in %s",

@@ -266,6 +266,18 @@ def test_the_job_writes_a_bundle_and_registers_it(tmp_path: Path, runs: Path) ->
             run(replace(wrong, out=tmp_path / "other"))
 
 
+def test_numbers_of_which_one_is_na_are_asked_about(tmp_path: Path, runs: Path) -> None:
+    file = tmp_path / "items.csv"
+    file.write_text("item,price\n1,1.5\n2,NA\n")
+    command = BundleItemFeatures("item", tmp_path / "b", table=file, register=None)
+    with pytest.raises(ItemFeaturesError, match=r"items\.csv: column 'price' holds numbers and NA; give --missing NA"):
+        run(command)
+    run(replace(command, codes=("price",)))
+    assert [column.kind for column in load_item_features(tmp_path / "b", tmp_path / "m").schema.columns] == ["code"] * 2
+    run(replace(command, missing=("NA",), overwrite=True))
+    assert [column.kind for column in load_item_features(tmp_path / "b", tmp_path / "m").schema.columns][1] == "number"
+
+
 def test_a_csv_of_items_has_the_codes_and_numbers_that_its_import_as_a_log_has(
     tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,13 @@ def test_a_draw_holds_items_out_trains_without_them_and_goes_on_where_it_was(
     again = run(command)
     assert "done" not in capsys.readouterr().out
     assert all(np.array_equal(again[way][0]["rank"], draws[0]["rank"]) for way, draws in found.items())
+    file = tmp_path / "cold" / "draw-0" / "untrained.npz"
+    with np.load(file) as stored:
+        before = dict(stored)
+    np.savez(file, **{name: column[::-1] for name, column in before.items()})
+    with pytest.raises(ConfigError, match=r"untrained\.npz: made by an earlier version; remove it"):
+        run(command)
+    np.savez(file, **before)
     with pytest.raises(ConfigError, match=r"results here were made with share 0\.3, now 0\.4; neighbours 4, now 8"):
         run(replace(command, share=0.4, neighbours=8, draws=2))
     base.write_text(json.dumps(to_plain(with_dense(experiment((sequences, tmp_path / "none"), "liger", epochs=2)))))

@@ -256,6 +256,24 @@ def test_what_a_damaged_length_hides_is_kept_beside_the_journal_and_told(
         assert kept.name in caplog.text
 
 
+def test_a_torn_tail_keeps_no_journal_closed_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Journal(tmp_path / "journal") as journal:
+        journal.append([b"first"])
+    with (tmp_path / "journal").open("ab") as file:
+        file.write(b"torn")
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with Journal(tmp_path / "journal") as journal:
+        assert journal.records == 1
+    assert "finds no room to be kept" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["journal"]
+
+
 def test_a_journal_that_becomes_parquet_loses_nothing_that_a_damaged_length_hides(tmp_path: Path) -> None:
     with open_log(tmp_path, roll_rows=10**6) as log:
         log.append([decision(f"r{i}") for i in range(3)])

@@ -18,6 +18,8 @@ from rayrec.data.importing.quotes import NO_QUOTING
 from rayrec.data.importing.reading import SourceError, read_delimited, read_parquet, require_file
 from rayrec.data.log.raw_columns import Codes, ColumnTypeError, as_codes, as_numbers, as_text
 
+NO_NUMBER = ("NA", "N/A", "NaN", "nan", "NULL", "null", "None")
+"""How tables of numbers commonly spell that there is none."""
 _EXPECTED = "expected UTF-8, a comma between values, and double quotes around values with commas or line ends in them"
 
 
@@ -64,10 +66,10 @@ class OwnTable:
             raise SourceError(f"{self.file}: column {name!r} {error}") from None
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """(n,) float64, NaN where there is none. Raises SourceError for what is no number."""
+        """(n,) float64, NaN where there is none, also by one of ``NO_NUMBER``. Raises SourceError for what is no number."""
         column = self.columns.column(name)
         try:
-            numbers = as_numbers(column)
+            numbers = as_numbers(column, NO_NUMBER)
         except ColumnTypeError as error:
             raise SourceError(f"{self.file}: column {name!r} {error}") from None
         if numbers.bad.any():

@@ -279,8 +279,8 @@ def _require_quotes_at_once(path: Path, delimiter: str, encoding: str) -> None:
         line = quote_behind_blank(islice(_text_lines(path, encoding), 1000), delimiter)
     if line is not None:
         raise SourceError(
-            f"{path}: line {line:,}: a quote behind a blank opens no value",
-            "take the blanks behind delimiters away, or give --no-quoting if quotes are part of the values",
+            f"{path}: line {line:,}: a quote behind a blank opens no value; take the blanks behind delimiters away",
+            "or give --no-quoting if quotes are part of the values",
         )
 
 

@@ -5,8 +5,8 @@ histories     user, items (newest first): what each user has now
 impressions   split (train, valid or test), user, candidates, labels (1 engaged, 0 not); history (newest first) where it is
               another than the user's in histories
 
-Lists are lists in Parquet and JSON lines, and words separated by blanks in CSV, where an empty history is that of histories and
-an empty cell of its items a history without any. Users and items stay as they are written: 0007 is not 7.
+Lists are lists in Parquet and JSON lines, and words separated by blanks in CSV, where an empty cell is a list of nothing; a
+column history that is empty in all rows counts as none. Users and items stay as they are written: 0007 is not 7.
 """
 
 import json
@@ -90,8 +90,10 @@ def _table(source: Path, name: str, columns: Sequence[str]) -> tuple[Path, dict[
         table = read_own_table(file, columns, others=True)
         values = {column: table.columns.column(column).to_pylist() for column in table.columns.column_names}
         values |= {column: table.names(column) for column in columns if column in ("user", "item")}
-    if file.suffix == ".csv" and "items" in columns:
-        values["items"] = [words or "" for words in values["items"]]
+    if file.suffix == ".csv":
+        for column in {"items", "history"} & values.keys():
+            if column in columns or any(values[column]):
+                values[column] = [words or "" for words in values[column]]
     for column in columns:
         empty = "" if column in ("user", "item") else None
         if empty in values[column]:

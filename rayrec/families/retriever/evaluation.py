@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayrec.data.preferences.benchmark import Benchmark, read_benchmark
 from rayrec.data.sequences import read_sequences
+from rayrec.data.sequences.interactions import InteractionsError
 from rayrec.families.retriever.bundle import RetrieverBundle, load_retriever
 from rayrec.families.retriever.experiment import RetrieverExperiment
 from rayrec.families.retriever.judging import Judgement, judge
@@ -66,8 +67,8 @@ class EvaluateRetriever:
             seen = _seen_in_training(bundle)
             if seen is None:
                 print(
-                    f"{bundle.path}: the sequences that it was trained on are gone: in_set and cold are told apart by what "
-                    f"{self.sequences} would train on",
+                    f"{bundle.path}: the sequences that it was trained on are gone or others: in_set and cold are told apart by "
+                    f"what {self.sequences} would train on",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -188,13 +189,18 @@ class EvaluateRetriever:
 
 
 def _seen_in_training(bundle: RetrieverBundle) -> Tensor | None:
-    """(N + 1,) bool of the items, by what generates them or else by the sequences of training; None where these are gone."""
+    """(N + 1,) bool of the items, by what generates them or else by the sequences of training; None where these are gone, or
+    others of other items are in their place."""
     if bundle.model.generative is not None:
         return bundle.model.generative.seen
     trained = from_plain(RetrieverExperiment, dict(bundle.metadata.run_config), f"{bundle.path}: run_config")
-    if not trained.sequences.is_dir():
+    try:
+        data = read_sequences(trained.sequences)
+    except InteractionsError:
         return None
-    return torch.from_numpy(trained.split.split(read_sequences(trained.sequences)).seen)
+    if tuple(data.items.names.to_pylist()) != bundle.names:
+        return None
+    return torch.from_numpy(trained.split.split(data).seen)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,17 @@ def test_own_tables_are_read_in_three_forms(tmp_path: Path, suffix: str) -> None
     assert names(log, log.histories[int(log.current[user])]) == ["c"]
 
 
+def test_an_empty_history_in_a_csv_is_one_unless_all_are_empty(tmp_path: Path) -> None:
+    source = write_tables(tmp_path / "own", ".csv")
+    lines = "split,user,candidates,labels,history\ntrain,u,c a,1 0,{}\ntrain,u,c a,1 0,\n"
+    (source / "impressions.csv").write_text(lines.format("c"))
+    log = OwnTables().read(source)
+    assert [shown(log, row)[2] for row in (0, 1)] == [["c"], []]
+    (source / "impressions.csv").write_text(lines.format(""))
+    log = OwnTables().read(source)
+    assert [shown(log, row)[2] for row in (0, 1)] == [["b", "a"]] * 2
+
+
 def test_what_is_wrong_with_own_tables_is_named(tmp_path: Path) -> None:
     source = write_tables(tmp_path / "own", ".jsonl")
     with pytest.raises(ContentError, match="column 'colour' is missing; found item, title, note"):
@@ -187,7 +198,8 @@ def test_users_and_items_of_own_tables_stay_as_they_are_written(tmp_path: Path, 
     assert log.items.texts["title"].to_pylist() == ["a\nb", "NA", "null", "2001-02-03"]
     assert sorted(log.users.to_pylist()) == ["0042", "0043", "42"]
     assert shown(log, 0) == ("train", "0042", ["7"], {"008": 1, "2001-02-03": 0})
-    assert shown(log, 1) == ("valid", "0043", ["7"], {"007": 1})  # no history of its own: that of its user
+    # null: no history of its own, but that of its user; an empty cell beside full ones: a history of nothing
+    assert shown(log, 1) == ("valid", "0043", ["7"] if suffix == ".jsonl" else [], {"007": 1})
 
 
 def test_scientific_is_split_in_time_against_products_that_the_user_never_bought(data_root: Path) -> None:

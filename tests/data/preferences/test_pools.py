@@ -298,6 +298,9 @@ def test_ratings_that_are_no_numbers_and_reviews_of_others_are_told(
     command = BuildBenchmark(Path("s"), Path("p"), Path("o"), file)
     with pytest.raises(SourceError, match=r"reviews\.csv: column 'rating', row 2 holds '5 stars', expected a number"):
         build(data, preferences, command, encode, DIM)
+    file.write_text("user,item,rating\nu0,i1,NA\nu0,i2,many\n")  # the first is but without one
+    with pytest.raises(SourceError, match="row 2 holds 'many', expected a number"):
+        build(data, preferences, command, encode, DIM)
     file.write_text("user,item,rating\nu0,i1,1,extra\n")
     with pytest.raises(
         SourceError, match=r"reviews\.csv: row 1: wrong number of fields: 4 instead of 3; expected UTF-8"
