@@ -9,6 +9,7 @@ import pytest
 
 from jobs.command_line import _Taken
 from rayrec.bundle import BundleError
+from rayrec.data.importing.reading import SourceError
 from rayrec.data.log import LogError
 from rayrec.data.log.value_checks import ValueProblem
 from rayrec.errors import DiskError, UserError, disk_trouble, told
@@ -26,6 +27,7 @@ OF_THEIR_OWN = (
     ChatError("no such model", hopeless=True),
     Unavailable("traffic log", "the traffic log is away; ask again", 5),
     _Taken("a command"),
+    SourceError("a.csv: is no table", "try --encoding"),
 )
 
 
