@@ -97,9 +97,9 @@ def test_preferences_that_do_not_fit_leave_the_earlier_ones_and_those_that_do_re
 
     assert imported(["u0"], [2]) == [2]
     for users, positions, told in (
-        (["u0", "stranger"], [1, 1], r"own\.parquet, row 1: user 'stranger' is not in the sequences"),
-        (["u0", "u0"], [1, 9], r"own\.parquet, row 1: position 9 of a history of 3 items"),
-        (["u0", "u0", "u0"], [1, 2, 1], r"own\.parquet, rows 0 and 2: user 'u0' has two rows for position 1"),
+        (["u0", "stranger"], [1, 1], r"own\.parquet, row 2: user 'stranger' is not in the sequences"),
+        (["u0", "u0"], [1, 9], r"own\.parquet, row 2: position 9 of a history of 3 items"),
+        (["u0", "u0", "u0"], [1, 2, 1], r"own\.parquet, rows 1 and 3: user 'u0' has two rows for position 1"),
     ):
         with pytest.raises(ConfigError, match=told):
             imported(users, positions)

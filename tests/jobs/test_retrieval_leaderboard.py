@@ -28,13 +28,18 @@ from studies.retrieval_leaderboard import PROTOCOLS, Entry, Leaderboard, _parts,
 from tests.tasks.test_retrieval import ITEMS, experiment, sequence_data
 
 
-def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tmp_path: Path) -> None:
+def sequences_and_ids(folder: Path) -> tuple[Path, Path]:
+    """Imported sequences and semantic IDs of random embeddings."""
     data = sequence_data()
-    sequences = write_sequences(tmp_path / "sequences", data)
     torch.manual_seed(0)
     made = fit_tokenizer(torch.randn(ITEMS, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 6, iterations=5)))
-    ids = write_semantic_ids(tmp_path / "ids", made, "random", data.items.fingerprint)
-    arms = {name: experiment((sequences, ids), name, epochs=1).absolute() for name in ("sasrec", "dense")}  # type: ignore[arg-type]
+    ids = write_semantic_ids(folder / "ids", made, "random", data.items.fingerprint)
+    return write_sequences(folder / "sequences", data), ids
+
+
+def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tmp_path: Path) -> None:
+    folders = sequences_and_ids(tmp_path)
+    arms = {name: experiment(folders, name, epochs=1).absolute() for name in ("sasrec", "dense")}  # type: ignore[arg-type]
     asked = EvaluateRetriever(beams=(10,), history=PROTOCOLS)
     with pytest.raises(ConfigError, match="no such file; make the comparison with"):
         run(Leaderboard("small"))
@@ -103,14 +108,8 @@ def test_models_both_ways_stand_beside_what_is_untrained_and_sums(runs: Path, tm
 def test_arms_that_read_other_than_the_first_are_not_summed_and_codes_are_judged_by_what_a_model_reads(
     runs: Path, tmp_path: Path
 ) -> None:
-    data = sequence_data()
-    sequences = write_sequences(tmp_path / "sequences", data)
-    torch.manual_seed(0)
-    made = fit_tokenizer(torch.randn(ITEMS, 8), TokenizerConfig(kmeans=ResidualKMeansConfig(2, 6, iterations=5)))
-    ids = write_semantic_ids(tmp_path / "ids", made, "random", data.items.fingerprint)
-    sasrec, dense, tiger = (
-        experiment((sequences, ids), name, epochs=1).absolute() for name in ("sasrec", "dense", "tiger")
-    )
+    folders = sequences_and_ids(tmp_path)
+    sasrec, dense, tiger = (experiment(folders, name, epochs=1).absolute() for name in ("sasrec", "dense", "tiger"))
     short = replace(dense.retrieval, liger=replace(dense.retrieval.liger, max_length=3))
     users = replace(tiger.retrieval, tiger=replace(tiger.retrieval.tiger, user_tokens=40))
     arms = {

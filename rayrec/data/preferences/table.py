@@ -113,7 +113,7 @@ def read_preferences(folder: Path, data: SequenceData) -> Preferences:
 
 
 def check_rows(rows: Sequence[PreferenceRow], data: SequenceData, where: str) -> None:
-    """Raises ConfigError that names ``where`` and the row that does not fit the sequences."""
+    """Raises ConfigError that names ``where`` and the row (from 1) that does not fit the sequences."""
     _placed([row.user for row in rows], [row.position for row in rows], data, where)
 
 
@@ -125,16 +125,16 @@ def _placed(
     lengths = data.interactions.lengths
     for row, (name, position) in enumerate(zip(names, positions, strict=True)):
         if name not in numbers:
-            raise ConfigError(f"{where}, row {row}: user {name!r} is not in the sequences")
+            raise ConfigError(f"{where}, row {row + 1}: user {name!r} is not in the sequences")
         if not 0 <= position <= (length := lengths[numbers[name]]):
-            raise ConfigError(f"{where}, row {row}: position {position} of a history of {length} items")
+            raise ConfigError(f"{where}, row {row + 1}: position {position} of a history of {length} items")
     users, found = np.array([numbers[name] for name in names], np.int64), np.array(positions, np.int64)
     order = np.lexsort((found, users))
     twice = np.flatnonzero((np.diff(users[order]) == 0) & (np.diff(found[order]) == 0))
     if len(twice):
         first, second = sorted(order[twice[0] : twice[0] + 2].tolist())
         raise ConfigError(
-            f"{where}, rows {first} and {second}: user {names[first]!r} has two rows for position {positions[first]}"
+            f"{where}, rows {first + 1} and {second + 1}: user {names[first]!r} has two rows for position {positions[first]}"
         )
     return users, found, order
 

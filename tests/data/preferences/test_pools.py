@@ -365,8 +365,8 @@ def test_a_table_of_preferences_is_read_filtered_and_refused_by_row(data: Sequen
     (tmp_path / "own.csv").write_text('user,preferences\nu3,"' + "\n".join(good) + '"\n')
     assert read_preference_table(tmp_path / "own.csv", PreferenceColumns()) == [PreferenceRow("u3", 0, tuple(good))]
     for changed, problem in (
-        (PreferenceRow("stranger", 1, tuple(good)), "row 0: user 'stranger' is not in the sequences"),
-        (PreferenceRow("u0", 99, tuple(good)), "row 0: position 99 of a history of"),
+        (PreferenceRow("stranger", 1, tuple(good)), "row 1: user 'stranger' is not in the sequences"),
+        (PreferenceRow("u0", 99, tuple(good)), "row 1: position 99 of a history of"),
     ):
         folder = write_preferences(tmp_path / "wrong", [changed], PreferenceRecord("table", "t", 0))
         with pytest.raises(ConfigError, match=problem):
